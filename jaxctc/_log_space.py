@@ -1,0 +1,52 @@
+"""Adding probabilities that are kept as logarithms.
+
+Inside the recursion log 0 is a large finite number, `LOG_ZERO`, so that no difference of two
+logarithms is ever NaN; whoever reads a result turns what is below `LOG_ZERO / 2` back into a true zero.
+
+| a        | b        | log(e^a + e^b)        | share of a | share of b |
+| -------- | -------- | --------------------- | ---------- | ---------- |
+| finite   | finite   | between max and +ln 2 | e^(a - .)  | e^(b - .)  |
+| finite   | LOG_ZERO | a                     | 1          | 0          |
+| LOG_ZERO | finite   | b                     | 0          | 1          |
+| LOG_ZERO | LOG_ZERO | LOG_ZERO              | 1/2        | 1/2        |
+
+The shares are the derivatives. Those of the last row are never seen: whatever flows into two
+impossible states is itself zero.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+LOG_ZERO = -1e30
+"""Stands for log 0. Scores at or below it mean probability zero; a million of them still fit in float32."""
+
+
+def logaddexp_and_share(
+    a: Float[Array, "N W"], b: Float[Array, "N W"]
+) -> tuple[Float[Array, "N W"], Float[Array, "N W"]]:
+    """log(e^a + e^b), and e^a / (e^a + e^b): both from one exponential.
+
+    `log(1 + x)` serves as well as `log1p`: x lies in [0, 1] and the sum is added to a maximum.
+    Not meant to be differentiated; see `logaddexp`.
+    """
+    difference = a - b
+    x = jnp.exp(-jnp.abs(difference))
+    one_and_x = 1 + x
+    share = jnp.where(difference >= 0, 1, x) / one_and_x
+    return jnp.maximum(a, b) + jnp.log(one_and_x), share
+
+
+@jax.custom_jvp
+def logaddexp(a: Float[Array, "N W"], b: Float[Array, "N W"]) -> Float[Array, "N W"]:
+    """log(e^a + e^b), differentiable to every order, also where a equals b."""
+    return jnp.maximum(a, b) + jnp.log1p(jnp.exp(-jnp.abs(a - b)))
+
+
+@logaddexp.defjvp
+def _logaddexp_jvp(primals, tangents):
+    a, b = primals
+    a_dot, b_dot = tangents
+    # The logistic function is smooth at a == b, where max and abs are not: second derivatives need that.
+    share = jax.nn.sigmoid(a - b)
+    return logaddexp(a, b), b_dot + share * (a_dot - b_dot)
