@@ -1,27 +1,24 @@
-"""The words that every module shares: axis names, the reductions, the options of one problem.
+"""The words that every module shares: axis names, the reductions, the options of one call.
 
 Axis names in the annotations: T frames, N sequences, C classes (blank included), S labels of the
-longest target, W = min(S, T) + 1 columns of the lattice.
+longest target, W = min(S, T) + 1 columns of the lattice. A and B are T and N in the order in which
+the caller keeps them.
 """
 
-from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
-from jaxtyping import Array, Float, Int
+import jax
+from jaxtyping import Array, Int
 
 Reduction: TypeAlias = Literal["none", "mean", "sum"]
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 
-#: What the public functions take: JAX arrays, numpy arrays, or (for lengths) plain numbers.
 ArrayLike: TypeAlias = Any
-Lengths: TypeAlias = Array | Sequence[int] | int | Any
-
-Scores: TypeAlias = Float[Array, "A B C"]
-"""(T, N, C), or (N, T, C) with `batch_first`."""
+"""What the public functions take: JAX arrays, numpy arrays, nested sequences, plain numbers."""
 
 
 class Options(NamedTuple):
-    """What is static about one call: hashable, so that it can key a compilation."""
+    """What is static about one call: hashable, so that it keys a compilation."""
 
     blank: int = 0
     from_logits: bool = False
@@ -29,9 +26,10 @@ class Options(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """One batch in canonical form: everything checked that can be checked without tracing."""
+    """One batch in canonical form: whatever can be checked without tracing has been checked."""
 
-    scores: Float[Array, "A B C"]
+    scores: jax.Array
+    """(T, N, C), or (N, T, C) with `batch_first`."""
     targets: Int[Array, "N S"]
     input_lengths: Int[Array, " N"]
     target_lengths: Int[Array, " N"]

@@ -1,0 +1,130 @@
+"""From targets to the lattice of states that the recursion walks, and the scores along it.
+
+The lattice has W = min(S, T) + 1 columns: column s holds blank s and label s (see `_recursion`). A
+target of more than T labels can never be spelled in T frames, so nothing beyond T columns is kept.
+Padding slots take the blank's class and so does the last column, where no label can stand: one
+gather fetches the scores of all labels and, in the last column, of the blank.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxctc._log_space import LOG_ZERO
+from jaxctc._types import Options, Problem
+
+
+class Lattice(NamedTuple):
+    """The states of one batch. Whatever was illegal has been replaced by something harmless."""
+
+    labels: Int[Array, "N W"]
+    skip: Bool[Array, "N W"]
+    """Label s differs from label s - 1, so that the blank between them may be skipped."""
+    input_lengths: Int[Array, " N"]
+    target_lengths: Int[Array, " N"]
+    legal: Bool[Array, " N"]
+    """Lengths within their ranges, labels within [0, C) and none of them the blank."""
+    possible: Bool[Array, " N"]
+    """Enough frames: one a label, and one more for the blank between two equal labels."""
+
+
+class Emissions(NamedTuple):
+    """The scores of the lattice's labels, each frame relative to the best of them."""
+
+    scores: Float[Array, "T N W"]
+    """At most 0; 0 throughout in frames that are dead, poisoned or blocked."""
+    peak: Float[Array, "T N"]
+    """What was subtracted; 0 in those frames."""
+    live: Bool[Array, "T N"]
+    poisoned: Bool[Array, " N"]
+    """A NaN or +inf among the scores of some live frame."""
+    blocked: Bool[Array, " N"]
+    """Some live frame gives every label of the target, and the blank, probability zero."""
+
+
+def wide(x: Array) -> Array:
+    """Small integer types hold neither T nor C; wider ones must not be narrowed before they are checked."""
+    return x.astype(jnp.int32) if x.dtype.itemsize < 4 else x
+
+
+def narrow(x: Array, legal: Array) -> Int[Array, "..."]:
+    return jnp.where(legal, x, 0).astype(jnp.int32)
+
+
+def within(x: Array, stop: int) -> Bool[Array, "..."]:
+    """0 <= x <= stop, in any integer type."""
+    return (x >= 0) & (x <= stop)
+
+
+def legal_labels(
+    targets: Int[Array, "N S"], target_lengths: Int[Array, " N"], blank: int, classes: int
+) -> Bool[Array, "N S"]:
+    """Padding is always legal."""
+    padding = jnp.arange(targets.shape[1]) >= target_lengths[:, None]
+    return padding | (within(targets, classes - 1) & (targets != blank))
+
+
+def build(problem: Problem, options: Options) -> Lattice:
+    shape = problem.scores.shape
+    frames, classes = shape[1 if options.batch_first else 0], shape[2]
+    targets, input_lengths, target_lengths = (wide(x) for x in problem[1:])
+    longest = targets.shape[1]
+
+    in_range = within(input_lengths, frames) & within(target_lengths, longest)
+    input_lengths = narrow(input_lengths, in_range)
+    target_lengths = narrow(target_lengths, in_range)
+    allowed = legal_labels(targets, target_lengths, options.blank, classes)
+
+    inside = jnp.arange(longest) < target_lengths[:, None]
+    labels = jnp.where(inside & allowed, targets, options.blank).astype(jnp.int32)
+    repeats = inside[:, 1:] & (labels[:, 1:] == labels[:, :-1])
+    needed = target_lengths + repeats.sum(axis=1, dtype=jnp.int32)
+
+    columns = min(longest, frames) + 1
+    labels = jnp.pad(labels, ((0, 0), (0, 1)), constant_values=options.blank)[:, :columns]
+    labels = labels.at[:, -1].set(options.blank)
+    before = jnp.concatenate([jnp.full_like(labels[:, :1], -1), labels[:, :-1]], axis=1)
+    return Lattice(
+        labels=labels,
+        skip=labels != before,
+        input_lengths=input_lengths,
+        target_lengths=jnp.minimum(target_lengths, columns - 1),
+        legal=in_range & allowed.all(axis=1),
+        possible=input_lengths >= needed,
+    )
+
+
+def frames_first(x: jax.Array, options: Options) -> jax.Array:
+    """(N, T, ...) to (T, N, ...) where the caller keeps the batch first; its own inverse."""
+    return jnp.swapaxes(x, 0, 1) if options.batch_first else x
+
+
+def emissions(
+    scores: Float[Array, "A B C"],
+    offset: Float[Array, "A B"] | None,
+    lattice: Lattice,
+    options: Options,
+) -> Emissions:
+    """Gathers `scores - offset` at the labels of the lattice, and takes each frame's peak out.
+
+    Without the peaks the forward variables stay small for a confident model however long the
+    input is, and float32 keeps its digits.
+    """
+    sequence_axis = 0 if options.batch_first else 1
+    labels = jnp.expand_dims(lattice.labels, 1 - sequence_axis)
+    used = jnp.take_along_axis(scores, labels, axis=2, mode="promise_in_bounds")
+    used = used.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    if offset is not None:
+        used = used - offset[:, :, None]
+    used = frames_first(used, options)
+
+    live = jnp.arange(used.shape[0])[:, None] < lattice.input_lengths
+    peak = jax.lax.stop_gradient(used.max(axis=2))
+    poisoned = live & ~(peak < jnp.inf)
+    blocked = live & (peak <= LOG_ZERO)
+    sound = live & ~poisoned & ~blocked
+    peak = jnp.where(sound, peak, 0)
+    relative = jnp.where(sound[:, :, None], jnp.maximum(used - peak[:, :, None], LOG_ZERO), 0)
+    return Emissions(relative, peak, live, poisoned.any(axis=0), blocked.any(axis=0))
