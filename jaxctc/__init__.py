@@ -1,3 +1,25 @@
-"""Connectionist temporal classification for JAX."""
+r"""Connectionist temporal classification for JAX.
+
+A target of L labels is spelled by every path, one class a frame, that gives it once repeats are merged
+and blanks removed. The paths run through 2 L + 1 states, blank s and label s in turn. With
+:math:`b_t(s)` and :math:`l_t(s)` the log probability of all beginnings of paths that end in them at
+frame t, and :math:`\oplus` the logaddexp,
+
+.. math::
+
+    u_t(s) &= b_{t-1}(s) \oplus l_{t-1}(s - 1) \\
+    w_t(s) &= u_t(s) \text{ if label } s \ne \text{label } s - 1 \text{, else } b_{t-1}(s) \\
+    b_t(s) &= u_t(s) + \log p_t(\text{blank}) \\
+    l_t(s) &= (l_{t-1}(s) \oplus w_t(s)) + \log p_t(\text{label } s)
+
+and the loss is :math:`-(b_T(L) \oplus l_T(L - 1))`. Here the recursion starts from both ends of the
+input at once, and what it learns where the two meet flows back outward as probabilities, which is the
+gradient.
+"""
+
+from jaxctc._debug import check_batch as check_batch
+from jaxctc._functional import ctc_loss as ctc_loss
+from jaxctc._functional import ctc_loss_with_logits as ctc_loss_with_logits
 
 __version__ = "0.1.0"
+__all__ = ["check_batch", "ctc_loss", "ctc_loss_with_logits"]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxctc._lattice import frames_first
+from jaxctc._lattice import frames_first, row_of_indices
 from jaxctc._types import Options
 
 
@@ -32,14 +32,14 @@ def subtract_posterior(
 
     # Few labels among many classes: only the classes that occur are written, each once.
     same = labels[:, :, None] == labels[:, None, :]
-    first = jnp.argmax(same, axis=2)
+    first = jnp.argmax(same, axis=2).astype(jnp.int32)
     fold = jax.nn.one_hot(first, columns, dtype=posterior.dtype)
     folded = frames_first(_product(posterior, fold), options)
-    column = jnp.arange(columns)
+    column = row_of_indices(columns)
     # The columns that repeat an earlier one aim beyond the end, apart from each other, and are dropped.
     aim = jnp.where(first == column, labels, classes + column)
     a, b = jnp.ogrid[: base.shape[0], : base.shape[1]]
-    aim = aim[:, None, :] if options.batch_first else aim[None, :, :]
+    aim = jnp.expand_dims(aim, 1 if options.batch_first else 0)
     return base.at[a[:, :, None], b[:, :, None], aim].add(
         -folded, mode="drop", unique_indices=True
     )

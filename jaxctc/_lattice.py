@@ -44,16 +44,25 @@ class Emissions(NamedTuple):
     """Some live frame gives every label of the target, and the blank, probability zero."""
 
 
-def wide(x: Array) -> Array:
+def accumulator(dtype: jnp.dtype) -> jnp.dtype:
+    """What the scores are computed in: float64 stays, all else is float32."""
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
+def wide(x: Int[Array, "..."]) -> Int[Array, "..."]:
     """Small integer types hold neither T nor C; wider ones must not be narrowed before they are checked."""
     return x.astype(jnp.int32) if x.dtype.itemsize < 4 else x
 
 
-def narrow(x: Array, legal: Array) -> Int[Array, "..."]:
+def narrow(x: Int[Array, "..."], legal: Bool[Array, "..."]) -> Int[Array, "..."]:
     return jnp.where(legal, x, 0).astype(jnp.int32)
 
 
-def within(x: Array, stop: int) -> Bool[Array, "..."]:
+def row_of_indices(count: int) -> Int[Array, "1 count"]:
+    return jnp.arange(count, dtype=jnp.int32)[None]
+
+
+def within(x: Int[Array, "..."], stop: int) -> Bool[Array, "..."]:
     """0 <= x <= stop, in any integer type."""
     return (x >= 0) & (x <= stop)
 
@@ -62,7 +71,7 @@ def legal_labels(
     targets: Int[Array, "N S"], target_lengths: Int[Array, " N"], blank: int, classes: int
 ) -> Bool[Array, "N S"]:
     """Padding is always legal."""
-    padding = jnp.arange(targets.shape[1]) >= target_lengths[:, None]
+    padding = row_of_indices(targets.shape[1]) >= target_lengths[:, None]
     return padding | (within(targets, classes - 1) & (targets != blank))
 
 
@@ -77,7 +86,7 @@ def build(problem: Problem, options: Options) -> Lattice:
     target_lengths = narrow(target_lengths, in_range)
     allowed = legal_labels(targets, target_lengths, options.blank, classes)
 
-    inside = jnp.arange(longest) < target_lengths[:, None]
+    inside = row_of_indices(longest) < target_lengths[:, None]
     labels = jnp.where(inside & allowed, targets, options.blank).astype(jnp.int32)
     repeats = inside[:, 1:] & (labels[:, 1:] == labels[:, :-1])
     needed = target_lengths + repeats.sum(axis=1, dtype=jnp.int32)
@@ -115,12 +124,12 @@ def emissions(
     sequence_axis = 0 if options.batch_first else 1
     labels = jnp.expand_dims(lattice.labels, 1 - sequence_axis)
     used = jnp.take_along_axis(scores, labels, axis=2, mode="promise_in_bounds")
-    used = used.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    used = used.astype(accumulator(scores.dtype))
     if offset is not None:
         used = used - offset[:, :, None]
     used = frames_first(used, options)
 
-    live = jnp.arange(used.shape[0])[:, None] < lattice.input_lengths
+    live = row_of_indices(used.shape[0]).T < lattice.input_lengths[None]
     peak = jax.lax.stop_gradient(used.max(axis=2))
     poisoned = live & ~(peak < jnp.inf)
     blocked = live & (peak <= LOG_ZERO)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxctc import _lattice, _recursion
 from jaxctc._classes import subtract_posterior
-from jaxctc._lattice import Emissions, Lattice, frames_first
+from jaxctc._lattice import Emissions, Lattice, accumulator, frames_first
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._types import Options, Problem
 
@@ -33,12 +33,8 @@ class _Setting(NamedTuple):
     """The loss is +inf, known before any recursion."""
 
 
-def _accumulator(scores: jax.Array) -> jnp.dtype:
-    return jnp.promote_types(scores.dtype, jnp.float32)
-
-
 def _normaliser(logits: Float[Array, "A B C"]) -> _Normaliser:
-    peak = jax.lax.stop_gradient(logits.max(axis=2)).astype(_accumulator(logits))
+    peak = jax.lax.stop_gradient(logits.max(axis=2)).astype(accumulator(logits.dtype))
     shift = jnp.where(jnp.isneginf(peak), 0, peak)
     exponentials = jnp.exp(logits.astype(peak.dtype) - shift[:, :, None])
     return _Normaliser(peak, jnp.log(exponentials.sum(axis=2)))

@@ -53,11 +53,11 @@ def _from_right(x: Float[Array, "N W"], fill: float) -> Float[Array, "N W"]:
     return jnp.concatenate([x[:, 1:], jnp.full_like(x[:, :1], fill)], axis=1)
 
 
-def _start(column: Int[Array, " N"] | int, like: Float[Array, "N W"]) -> States:
+def _start(column: Int[Array, "N 1"] | int, like: Float[Array, "N W"]) -> States:
     """All probability in one blank state."""
     impossible = jnp.full_like(like, LOG_ZERO)
-    here = jnp.arange(like.shape[1]) == jnp.reshape(jnp.asarray(column), (-1, 1))
-    return States(jnp.where(here, jnp.zeros_like(like), impossible), impossible)
+    here = lax.broadcasted_iota(jnp.int32, like.shape, 1) == column
+    return States(jnp.where(here, 0, impossible), impossible)
 
 
 def _emit(state: States, emissions: Float[Array, "N W"]) -> States:
@@ -121,6 +121,8 @@ def _inward(
     frames = emissions.shape[0]
     middle = frames // 2
     like = jnp.zeros(emissions.shape[1:], emissions.dtype)
+    if frames == 0:  # a scan over no frames is traced all the same
+        emissions = like[None]
 
     def step(carry, i):
         forward, backward = carry
@@ -132,8 +134,8 @@ def _inward(
         backward = _select(t < input_lengths, _emit(back, emissions[t]), backward)
         return (forward, backward), (forward_share, backward_share) if keep_shares else None
 
-    ends = (_start(0, like), _start(target_lengths, like))
-    (forward, backward), shares = lax.scan(step, ends, jnp.arange(frames - middle))
+    ends = (_start(0, like), _start(target_lengths[:, None], like))
+    (forward, backward), shares = lax.scan(step, ends, jnp.arange(frames - middle, dtype=jnp.int32))
 
     joined, join = _advance(forward, skip)
     blank, label = joined.blank + backward.blank, joined.label + backward.label
@@ -173,8 +175,8 @@ def posterior(
     meeting = _inward(emissions, skip, input_lengths, target_lengths, keep_shares=True)
 
     def by_label(gamma: States) -> Float[Array, "N W"]:
-        last = jnp.arange(gamma.label.shape[1]) == gamma.label.shape[1] - 1
-        return jnp.where(last, gamma.blank.sum(axis=1, keepdims=True), gamma.label)
+        blank = gamma.blank.sum(axis=1, keepdims=True)
+        return jnp.concatenate([gamma.label[:, :-1], blank], axis=1)
 
     def step(carry, shares_and_i):
         (forward_share, backward_share), i = shares_and_i
@@ -186,7 +188,7 @@ def posterior(
         return (left, right), seen
 
     ends = (_undo_advance(meeting.posterior, meeting.join, skip), meeting.posterior)
-    steps = (meeting.shares, jnp.arange(frames - frames // 2))
+    steps = (meeting.shares, jnp.arange(frames - frames // 2, dtype=jnp.int32))
     _, (left, right) = lax.scan(step, ends, steps, reverse=True)
     return meeting.log_likelihood, jnp.concatenate([left[: frames // 2], right[::-1]])
 
@@ -219,6 +221,6 @@ def log_likelihood(
         return _select(t < input_lengths, ahead, alpha), None
 
     start = _start(0, jnp.zeros(emissions.shape[1:], emissions.dtype))
-    alpha, _ = lax.scan(step, start, (jnp.arange(emissions.shape[0]), emissions))
+    alpha, _ = lax.scan(step, start, (jnp.arange(emissions.shape[0], dtype=jnp.int32), emissions))
     total = logaddexp(alpha.blank, _from_left(alpha.label, LOG_ZERO))  # into the virtual last blank
-    return jnp.take_along_axis(total, target_lengths[:, None].astype(jnp.int32), axis=1)[:, 0]
+    return jnp.take_along_axis(total, target_lengths[:, None], axis=1)[:, 0]

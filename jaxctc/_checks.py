@@ -1,0 +1,206 @@
+"""What is raised, and what is said.
+
+Everything that can be known without tracing is checked here: types, ranks and shapes always, values
+where looking at them costs no device synchronisation (numpy arrays, Python numbers, JAX arrays on
+the CPU). Every message names the argument, the value, what is legal and what to do.
+"""
+
+import operator
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxctc._types import REDUCTIONS
+
+
+class Form(Enum):
+    """How the caller wrote the targets."""
+
+    PADDED = "(N, S)"
+    END_TO_END = "one-dimensional"
+    ONE = "(S,), one sequence"
+
+
+_FLOATS = ("float64", "float32", "bfloat16", "float16")
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def host_values(x: Any) -> np.ndarray | None:
+    """The values, where they are at hand: None for tracers and for arrays on an accelerator."""
+    if isinstance(x, np.ndarray | np.generic):
+        return np.asarray(x)
+    if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array):
+        return None
+    if x.is_fully_addressable and all(device.platform == "cpu" for device in x.devices()):
+        return np.asarray(x)
+    return None
+
+
+def as_array(name: str, x: Any, what: str) -> jax.Array | np.ndarray:
+    """Leaves JAX and numpy arrays alone; makes numpy arrays of numbers and sequences of numbers."""
+    if isinstance(x, jax.Array | np.ndarray):
+        return x
+    if isinstance(x, Sequence) and any(isinstance(item, jax.Array) for item in x):
+        return jnp.stack([jnp.asarray(item) for item in x])
+    try:
+        made = np.asarray(x)
+    except ValueError:
+        raise ValueError(
+            f"{name} is ragged: its rows differ in length. Pad them to one length, or pass {what}."
+        ) from None
+    if made.dtype == object:
+        raise TypeError(f"{name} must be {what}, got {type(x).__name__}.")
+    # An empty list has no type of its own.
+    return made.astype(np.int32) if made.size == 0 and not isinstance(x, np.generic) else made
+
+
+def scores(name: str, x: Any) -> jax.Array:
+    made = x if isinstance(x, jax.Array | np.ndarray) else np.asarray(x)
+    if made.dtype.name not in _FLOATS:
+        raise TypeError(
+            f"{name} must be of a floating-point type ({', '.join(_FLOATS)}), got {made.dtype.name}. "
+            f"Convert it, for instance with {name}.astype(jnp.float32)."
+        )
+    if made.ndim not in (2, 3):
+        raise ValueError(
+            f"{name} must have shape (T, N, C), or (T, C) for one sequence (frames, sequences, classes); "
+            f"got {_shape(made)}."
+        )
+    if made.shape[-1] == 0:
+        raise ValueError(
+            f"{name} has no classes: its shape is {_shape(made)}. The last axis holds one score a class, "
+            "the blank included, so C must be at least 1."
+        )
+    return jnp.asarray(made)
+
+
+def integers(name: str, x: Any, what: str) -> jax.Array | np.ndarray:
+    made = as_array(name, x, what)
+    if not jnp.issubdtype(made.dtype, jnp.integer):
+        raise TypeError(
+            f"{name} must be {what} of an integer type, got {made.dtype.name}. "
+            f"Convert it, for instance with {name}.astype(jnp.int32)."
+        )
+    return made
+
+
+def blank(value: Any, classes: int) -> int:
+    made = integer("blank", value, "the index of the blank class")
+    if not 0 <= made < classes:
+        raise ValueError(
+            f"blank is {made}, but there are C = {classes} {'class' if classes == 1 else 'classes'}: "
+            f"it must lie in [0, {classes})." + (" For the last class pass C - 1." if made < 0 else "")
+        )
+    return made
+
+
+def integer(name: str, value: Any, what: str) -> int:
+    if isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be {what}, a Python int; got the bool {value}.")
+    try:
+        return operator.index(value)
+    except jax.errors.TracerIntegerConversionError:
+        raise TypeError(
+            f"{name} must be {what}, a Python int known when tracing; got a traced value. "
+            f"Mark it static, for instance with jax.jit(..., static_argnames=({name!r},))."
+        ) from None
+    except TypeError:
+        raise TypeError(
+            f"{name} must be {what}, a Python int; got {value!r} of type {type(value).__name__}."
+        ) from None
+
+
+def flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(
+            f"{name} must be True or False, known when tracing; got {value!r} of type {type(value).__name__}."
+        )
+    return bool(value)
+
+
+def reduction(value: Any) -> str:
+    if not (isinstance(value, str) and value in REDUCTIONS):
+        names = ", ".join(map(repr, REDUCTIONS))
+        raise ValueError(f"reduction must be one of {names}; got {value!r}.")
+    return value
+
+
+def lengths(name: str, x: Any, sequences: int) -> jax.Array | np.ndarray:
+    """Integer, of shape (N,); one number serves all sequences."""
+    made = integers(name, x, "an int or an array")
+    if made.ndim == 0:
+        return np.broadcast_to(made, (sequences,)) if isinstance(made, np.ndarray) else (
+            jnp.broadcast_to(made, (sequences,))
+        )
+    if made.shape != (sequences,):
+        raise ValueError(
+            f"{name} has shape {_shape(made)}, but there are N = {_plural(sequences, 'sequence')}: "
+            f"it must have shape ({sequences},), or be one number that serves all."
+        )
+    return made
+
+
+def length_values(
+    name: str, values: np.ndarray | None, stop: int, limit: str, remedy: str, batched: bool
+) -> None:
+    """Every length must lie in [0, stop]."""
+    if values is None:
+        return
+    row = _first((values < 0) | (values > stop))
+    if row is not None:
+        raise ValueError(
+            f"{name}{f'[{row}]' if batched else ''} is {values[row]}, but {limit}: it must lie in "
+            f"[0, {stop}]. {remedy}"
+        )
+
+
+def label_values(
+    targets: np.ndarray, target_lengths: np.ndarray, blank: int, classes: int, form: Form
+) -> None:
+    """Every label within its target's length must be a class other than the blank."""
+    inside = np.arange(targets.shape[1]) < target_lengths[:, None]
+    for bad, why in (
+        (
+            (targets < 0) | (targets >= classes),
+            f"but there are C = {classes} classes: a label must lie in [0, {classes}).",
+        ),
+        (
+            targets == blank,
+            "which is the blank: a target holds labels only, and the loss puts blanks between them "
+            "itself. If the blank is another class, say so with blank=...",
+        ),
+    ):
+        where = _first(inside & bad)
+        if where is None:
+            continue
+        row, position = where
+        length = f"target_lengths[{row}]"
+        index, note = f"{row}, {position}", ""
+        if form is Form.ONE:
+            index, length = f"{position}", "target_lengths"
+        elif form is Form.END_TO_END:
+            index = f"{target_lengths[:row].sum() + position}"
+            note = f" (label {position} of sequence {row})"
+        raise ValueError(
+            f"targets[{index}]{note} is {targets[where]}, {why} If it is padding, {length} = "
+            f"{target_lengths[row]} is too long."
+        )
+
+
+def _first(bad: np.ndarray) -> Any:
+    """The index of the first True, or None."""
+    if not bad.any():
+        return None
+    index = tuple(int(i) for i in np.unravel_index(np.argmax(bad), bad.shape))
+    return index[0] if len(index) == 1 else index
+
+
+def _shape(x: Any) -> str:
+    return str(tuple(x.shape))
