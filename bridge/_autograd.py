@@ -1,0 +1,200 @@
+"""The losses as PyTorch's autograd sees them: differentiable twice, in either mode, and under vmap.
+
+Three functions, each the derivative of the one before: the losses, the gradient of each with respect
+to its own scores, and the product of that gradient's derivative with a direction. Each one's
+derivative calls the next through autograd, so that every transform of PyTorch finds its way.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from bridge import _operators
+from bridge._operators import Settings
+
+
+def losses(
+    scores: Tensor,
+    targets: Tensor,
+    input_lengths: Tensor,
+    target_lengths: Tensor,
+    settings: Settings,
+) -> Tensor:
+    """One loss a sequence, (N,). Shapes as in `_operators`."""
+    # The gradient comes almost free with the loss, but not quite: nobody should pay for it unasked.
+    wanted = torch.is_grad_enabled() and scores.requires_grad
+    loss, _ = _Losses.apply(scores, targets, input_lengths, target_lengths, settings, wanted)
+    return loss
+
+
+def _weigh(weights: Tensor, gradient: Tensor, batch_first: bool) -> Tensor:
+    """Each sequence's gradient times its weight, where a weight of 0 gives 0 even for a gradient of NaN."""
+    weights = weights.to(gradient.dtype)
+    weights = weights[:, None, None] if batch_first else weights[None, :, None]
+    return torch.where(weights == 0, 0, weights * gradient)
+
+
+class _Losses(Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        scores: Tensor,
+        targets: Tensor,
+        input_lengths: Tensor,
+        target_lengths: Tensor,
+        settings: Settings,
+        wanted: bool,
+    ) -> tuple[Tensor, Tensor]:
+        lattice = targets, input_lengths, target_lengths
+        if wanted:
+            return _operators.losses_and_gradient(scores, *lattice, *settings)
+        return _operators.losses(scores, *lattice, *settings[:3]), scores.new_empty(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *tensors, settings, _ = inputs
+        ctx.settings = settings
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, output[1])
+        ctx.save_for_forward(*tensors, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, weights: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if weights is None:
+            return (None,) * 6
+        gradient = _Gradient.apply(*ctx.saved_tensors, ctx.settings)
+        return _weigh(weights, gradient, ctx.settings[2]), *(None,) * 5
+
+    @staticmethod
+    def jvp(ctx: Any, direction: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:  # type: ignore[override]
+        if direction is None:
+            return None, None
+        gradient = _Gradient.apply(*ctx.saved_tensors, ctx.settings)
+        axes = (1, 2) if ctx.settings[2] else (0, 2)
+        terms = torch.where(gradient == 0, 0, gradient * direction)
+        wide = torch.float64 if direction.dtype == torch.float64 else torch.float32
+        return terms.sum(axes, dtype=wide), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
+        *tensors, settings, wanted = args
+        fold = _Fold(info.batch_size, settings[2])
+        folded = fold.problem(tensors, in_dims)
+        loss, gradient = _Losses.apply(*folded, settings, wanted)
+        loss = loss.reshape(info.batch_size, -1)
+        if not wanted:
+            return (loss, gradient), (0, None)
+        return (loss, fold.undo(gradient)), (0, fold.axis)
+
+
+class _Gradient(Function):
+    """The last tensor is the gradient itself where the losses have left it, or empty."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        scores: Tensor,
+        targets: Tensor,
+        input_lengths: Tensor,
+        target_lengths: Tensor,
+        known: Tensor,
+        settings: Settings,
+    ) -> Tensor:
+        if known.numel():
+            return known.detach()
+        return _operators.losses_and_gradient(scores, targets, input_lengths, target_lengths, *settings)[1]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        *tensors, _, settings = inputs
+        ctx.settings = settings
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return _HessianProduct.apply(direction, *ctx.saved_tensors, ctx.settings), *(None,) * 5
+
+    @staticmethod
+    def jvp(ctx: Any, direction: Tensor | None, *_: Any) -> Tensor | None:  # type: ignore[override]
+        if direction is None:
+            return None
+        return _HessianProduct.apply(direction, *ctx.saved_tensors, ctx.settings)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+        *tensors, known, settings = args
+        fold = _Fold(info.batch_size, settings[2])
+        if known.numel():
+            known = fold.scores(known, in_dims[4])
+        gradient = _Gradient.apply(*fold.problem(tensors, in_dims), known, settings)
+        return fold.undo(gradient), fold.axis
+
+
+class _HessianProduct(Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        direction: Tensor,
+        scores: Tensor,
+        targets: Tensor,
+        input_lengths: Tensor,
+        target_lengths: Tensor,
+        settings: Settings,
+    ) -> Tensor:
+        return _operators.hessian_product(
+            direction, scores, targets, input_lengths, target_lengths, *settings
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        _, *tensors, settings = inputs
+        ctx.settings = settings
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if ctx.needs_input_grad[1]:
+            raise RuntimeError(
+                "The bridge has no third derivative with respect to the scores. JAX has: differentiate jaxctc.ctc_loss."
+            )
+        # A matrix of second derivatives is symmetric.
+        return _HessianProduct.apply(direction, *ctx.saved_tensors, ctx.settings), *(None,) * 5
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+        direction, *tensors, settings = args
+        fold = _Fold(info.batch_size, settings[2])
+        folded = fold.problem(tensors, in_dims[1:])
+        product = _HessianProduct.apply(fold.scores(direction, in_dims[0]), *folded, settings)
+        return fold.undo(product), fold.axis
+
+
+class _Fold:
+    """Makes one batch of N of B batches of N, for `vmap`: sequences are independent as it is."""
+
+    def __init__(self, size: int, batch_first: bool) -> None:
+        self.size = size
+        self.axis = 0 if batch_first else 1
+
+    def problem(self, tensors: list[Tensor], in_dims: tuple[Any, ...]) -> list[Tensor]:
+        scores, *others = tensors
+        return [
+            self.scores(scores, in_dims[0]),
+            *(self._flat(x, dim, 0) for x, dim in zip(others, in_dims[1:4], strict=True)),
+        ]
+
+    def scores(self, x: Tensor, dim: int | None) -> Tensor:
+        return self._flat(x, dim, self.axis)
+
+    def _flat(self, x: Tensor, dim: int | None, axis: int) -> Tensor:
+        if dim is None:
+            x = x.unsqueeze(axis)
+            x = x.expand(*x.shape[:axis], self.size, *x.shape[axis + 1 :])
+        else:
+            x = x.movedim(dim, axis)
+        return x.flatten(axis, axis + 1)
+
+    def undo(self, x: Tensor) -> Tensor:
+        return x.unflatten(self.axis, (self.size, -1))

@@ -1,0 +1,64 @@
+"""The loss as a module."""
+
+from torch import Tensor, nn
+
+from bridge._functional import Lengths, ctc_loss
+from jaxctc._types import Reduction
+
+
+class CTCLoss(nn.Module):
+    """`torch.nn.CTCLoss`, computed by JAX.
+
+    Args:
+        blank: Index of the blank class.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        zero_infinity: Count infinite losses, and their gradient, as 0.
+        normalized: The scores are a distribution, so that PyTorch's gradient is right; see `ctc_loss`.
+        batch_first: `log_probs` is (N, T, C).
+
+    Example:
+        >>> import torch, bridge
+        >>> loss = bridge.CTCLoss(zero_infinity=True)
+        >>> log_probs = torch.zeros(4, 1, 3).log_softmax(2)
+        >>> round(loss(log_probs, torch.tensor([[1, 2]]), [4], [2]).item(), 4)
+        0.8432
+    """
+
+    def __init__(
+        self,
+        blank: int = 0,
+        reduction: Reduction = "mean",
+        zero_infinity: bool = False,
+        *,
+        normalized: bool = True,
+        batch_first: bool = False,
+    ) -> None:
+        super().__init__()
+        self.blank = blank
+        self.reduction = reduction
+        self.zero_infinity = zero_infinity
+        self.normalized = normalized
+        self.batch_first = batch_first
+
+    def forward(
+        self, log_probs: Tensor, targets: Tensor, input_lengths: Lengths, target_lengths: Lengths
+    ) -> Tensor:
+        """The loss; shapes as for `ctc_loss`."""
+        return ctc_loss(
+            log_probs,
+            targets,
+            input_lengths,
+            target_lengths,
+            self.blank,
+            self.reduction,
+            self.zero_infinity,
+            normalized=self.normalized,
+            batch_first=self.batch_first,
+        )
+
+    def extra_repr(self) -> str:
+        """What `print` shows between the parentheses."""
+        return (
+            f"blank={self.blank}, reduction={self.reduction!r}, zero_infinity={self.zero_infinity}, "
+            f"normalized={self.normalized}, batch_first={self.batch_first}"
+        )
