@@ -33,12 +33,12 @@ def _weigh(weights: Tensor, gradient: Tensor, batch_first: bool) -> Tensor:
     """Each sequence's gradient times its weight, where a weight of 0 gives 0 even for a gradient of NaN."""
     weights = weights.to(gradient.dtype)
     weights = weights[:, None, None] if batch_first else weights[None, :, None]
-    return torch.where(weights == 0, 0, weights * gradient)
+    return weights * torch.where((weights == 0) & gradient.isnan(), 0, gradient)
 
 
 class _Losses(Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         scores: Tensor,
         targets: Tensor,
         input_lengths: Tensor,
@@ -61,14 +61,14 @@ class _Losses(Function):
         ctx.save_for_forward(*tensors, output[1])
 
     @staticmethod
-    def backward(ctx: Any, weights: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, weights: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         if weights is None:
             return (None,) * 6
         gradient = _Gradient.apply(*ctx.saved_tensors, ctx.settings)
         return _weigh(weights, gradient, ctx.settings[2]), *(None,) * 5
 
     @staticmethod
-    def jvp(ctx: Any, direction: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:  # type: ignore[override]
+    def jvp(ctx: Any, direction: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
         if direction is None:
             return None, None
         gradient = _Gradient.apply(*ctx.saved_tensors, ctx.settings)
@@ -93,7 +93,7 @@ class _Gradient(Function):
     """The last tensor is the gradient itself where the losses have left it, or empty."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         scores: Tensor,
         targets: Tensor,
         input_lengths: Tensor,
@@ -113,11 +113,11 @@ class _Gradient(Function):
         ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
         return _HessianProduct.apply(direction, *ctx.saved_tensors, ctx.settings), *(None,) * 5
 
     @staticmethod
-    def jvp(ctx: Any, direction: Tensor | None, *_: Any) -> Tensor | None:  # type: ignore[override]
+    def jvp(ctx: Any, direction: Tensor | None, *_: Any) -> Tensor | None:
         if direction is None:
             return None
         return _HessianProduct.apply(direction, *ctx.saved_tensors, ctx.settings)
@@ -134,7 +134,7 @@ class _Gradient(Function):
 
 class _HessianProduct(Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         direction: Tensor,
         scores: Tensor,
         targets: Tensor,
@@ -142,9 +142,7 @@ class _HessianProduct(Function):
         target_lengths: Tensor,
         settings: Settings,
     ) -> Tensor:
-        return _operators.hessian_product(
-            direction, scores, targets, input_lengths, target_lengths, *settings
-        )
+        return _operators.hessian_product(direction, scores, targets, input_lengths, target_lengths, *settings)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
@@ -154,7 +152,7 @@ class _HessianProduct(Function):
         ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.needs_input_grad[1]:
             raise RuntimeError(
                 "The bridge has no third derivative with respect to the scores. JAX has: differentiate jaxctc.ctc_loss."

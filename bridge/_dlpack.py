@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 import torch
+import torch.utils.dlpack
 
 _WHOLE = torch.iinfo(torch.int32)
 
@@ -42,9 +43,7 @@ def _device(device: torch.device) -> jax.Device:
             "cuda": f'Install one, with pip install "jax[cuda{major}]" for this PyTorch, and let JAX_PLATFORMS, if it '
             "is set, name cuda; or move the tensors with .cpu().",
         }.get(platform, "Install one, or move the tensors with .cpu().")
-        raise RuntimeError(
-            f"log_probs is on {device}, but this JAX has no {platform} backend. {remedy}"
-        ) from error
+        raise RuntimeError(f"log_probs is on {device}, but this JAX has no {platform} backend. {remedy}") from error
 
 
 def to_jax(tensor: torch.Tensor) -> jax.Array:
@@ -71,4 +70,4 @@ def to_torch(array: jax.Array) -> torch.Tensor:
     """A tensor over the array's memory. The caller must let go of the array: the tensor is writable."""
     if array.size == 0:
         return torch.from_numpy(np.zeros(array.shape, np.float32)).to(getattr(torch, array.dtype.name))
-    return torch.from_dlpack(array)
+    return torch.utils.dlpack.from_dlpack(array)

@@ -163,7 +163,7 @@ def _evaluate(
 
     batched = scores.ndim == 3
     if not batched:
-        scores, targets = scores.unsqueeze(0 if batch_first else 1), _one_target(name, targets, lengths[1])
+        scores, targets = scores.unsqueeze(0 if batch_first else 1), _one_target(name, targets)
     sequences = scores.shape[0 if batch_first else 1]
     _check_shapes(name, targets, lengths, sequences)
     input_lengths, target_lengths = (x.reshape(-1).expand(sequences) for x in lengths)
@@ -176,10 +176,8 @@ def _evaluate(
     loss = losses(scores, targets, input_lengths, target_lengths, settings)
     if zero_infinity:
         loss = torch.where(loss == torch.inf, 0, loss)
-    if not batched:
-        return loss[0] if reduction != "mean" else loss[0] / _at_least_one(target_lengths, loss)[0]
     if reduction == "none":
-        return loss
+        return loss if batched else loss[0]
     if reduction == "sum":
         return loss.sum()
     return (loss / _at_least_one(target_lengths, loss)).mean()
@@ -198,9 +196,7 @@ def _check_scores(name: str, scores: Any, batch_first: bool) -> None:
         )
     if scores.ndim not in (2, 3):
         order = "(N, T, C)" if batch_first else "(T, N, C)"
-        raise RuntimeError(
-            f"{name} must have shape {order}, or (T, C) for one sequence; got {tuple(scores.shape)}."
-        )
+        raise RuntimeError(f"{name} must have shape {order}, or (T, C) for one sequence; got {tuple(scores.shape)}.")
     if scores.numel() == 0:
         raise RuntimeError(
             f"{name} must not be empty, got shape {tuple(scores.shape)}: at least one frame, one sequence and one "
@@ -243,13 +239,11 @@ def _tensor(name: str, x: Any) -> Tensor:
     try:
         return torch.as_tensor(x)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"{name} must be a tensor of integers, got {type(x).__name__} ({error})."
-        ) from None
+        raise TypeError(f"{name} must be a tensor of integers, got {type(x).__name__} ({error}).") from None
 
 
-def _one_target(name: str, targets: Tensor, target_length: Tensor) -> Tensor:
-    """(S,) or (1, S) to (1, S)."""
+def _one_target(name: str, targets: Tensor) -> Tensor:
+    """(S,) is taken for end to end: like PyTorch, the bridge wants no padding there."""
     if not (targets.ndim == 1 or (targets.ndim == 2 and targets.shape[0] == 1)):
         raise RuntimeError(
             f"targets must have shape (S,) or (1, S) for one sequence, that is {name} of shape (T, C); got "

@@ -40,9 +40,7 @@ class CTCLoss(nn.Module):
         self.normalized = normalized
         self.batch_first = batch_first
 
-    def forward(
-        self, log_probs: Tensor, targets: Tensor, input_lengths: Lengths, target_lengths: Lengths
-    ) -> Tensor:
+    def forward(self, log_probs: Tensor, targets: Tensor, input_lengths: Lengths, target_lengths: Lengths) -> Tensor:
         """The loss; shapes as for `ctc_loss`."""
         return ctc_loss(
             log_probs,

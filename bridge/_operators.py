@@ -32,10 +32,10 @@ def _problem(
     from_logits: bool,
     batch_first: bool,
 ) -> tuple[Problem, Options]:
-    integers = (integers_to_jax(x, scores.device) for x in (targets, input_lengths, target_lengths))
+    labels, frames, counts = (integers_to_jax(x, scores.device) for x in (targets, input_lengths, target_lengths))
     name = "logits" if from_logits else "log_probs"
     try:
-        problem, options, _ = canonical(name, to_jax(scores), *integers, blank, batch_first, None)
+        problem, options, _ = canonical(name, to_jax(scores), labels, frames, counts, blank, batch_first, None)
     except ValueError as error:  # PyTorch raises RuntimeError for illegal values
         raise RuntimeError(str(error)) from None
     return problem, options
@@ -54,7 +54,7 @@ def _gradient_of(options: Options, normalized: bool, problem: Problem) -> tuple[
     scores = problem.scores
     infinite = jnp.isposinf(value)
     frames = scores.shape[1 if options.batch_first else 0]
-    live = row_of_indices(frames).T < problem.input_lengths[None]
+    live = problem.input_lengths[None] > row_of_indices(frames).T
     nan = frames_first(live & infinite[None], options)[:, :, None]
     live = frames_first(live, options)[:, :, None]
     probabilities = jnp.exp(scores.astype(accumulator(scores.dtype))).astype(scores.dtype)
@@ -64,9 +64,7 @@ def _gradient_of(options: Options, normalized: bool, problem: Problem) -> tuple[
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _losses_and_gradient(
-    options: Options, normalized: bool, *problem: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _losses_and_gradient(options: Options, normalized: bool, *problem: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _gradient_of(options, normalized, Problem(*problem))
 
 
@@ -74,9 +72,7 @@ def _losses_and_gradient(
 def _hessian_product(
     options: Options, normalized: bool, direction: jax.Array, scores: jax.Array, *rest: jax.Array
 ) -> jax.Array:
-    return jax.jvp(
-        lambda x: _gradient_of(options, normalized, Problem(x, *rest))[1], (scores,), (direction,)
-    )[1]
+    return jax.jvp(lambda x: _gradient_of(options, normalized, Problem(x, *rest))[1], (scores,), (direction,))[1]
 
 
 @torch.library.custom_op("jaxctc::losses", mutates_args=())
@@ -90,9 +86,7 @@ def losses(
     batch_first: bool,
 ) -> Tensor:
     with crossing(scores):
-        problem, options = _problem(
-            scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first
-        )
+        problem, options = _problem(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first)
         return to_torch(_losses(options, *problem))
 
 
@@ -108,9 +102,7 @@ def losses_and_gradient(
     normalized: bool,
 ) -> tuple[Tensor, Tensor]:
     with crossing(scores):
-        problem, options = _problem(
-            scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first
-        )
+        problem, options = _problem(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first)
         value, gradient = _losses_and_gradient(options, normalized, *problem)
         return to_torch(value), to_torch(gradient)
 
@@ -129,9 +121,7 @@ def hessian_product(
 ) -> Tensor:
     """Each loss's matrix of second derivatives times its own part of `direction`."""
     with crossing(scores):
-        problem, options = _problem(
-            scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first
-        )
+        problem, options = _problem(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first)
         return to_torch(_hessian_product(options, normalized, to_jax(direction), *problem))
 
 

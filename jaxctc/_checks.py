@@ -112,9 +112,7 @@ def integer(name: str, value: Any, what: str) -> int:
             f"Mark it static, for instance with jax.jit(..., static_argnames=({name!r},))."
         ) from None
     except TypeError:
-        raise TypeError(
-            f"{name} must be {what}, a Python int; got {value!r} of type {type(value).__name__}."
-        ) from None
+        raise TypeError(f"{name} must be {what}, a Python int; got {value!r} of type {type(value).__name__}.") from None
 
 
 def flag(name: str, value: Any) -> bool:
@@ -125,19 +123,20 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def reduction(value: Any) -> str:
+def reduction(value: Any) -> None:
     if not (isinstance(value, str) and value in REDUCTIONS):
         names = ", ".join(map(repr, REDUCTIONS))
         raise ValueError(f"reduction must be one of {names}; got {value!r}.")
-    return value
 
 
 def lengths(name: str, x: Any, sequences: int) -> jax.Array | np.ndarray:
     """Integer, of shape (N,); one number serves all sequences."""
     made = integers(name, x, "an int or an array")
     if made.ndim == 0:
-        return np.broadcast_to(made, (sequences,)) if isinstance(made, np.ndarray) else (
-            jnp.broadcast_to(made, (sequences,))
+        return (
+            np.broadcast_to(made, (sequences,))
+            if isinstance(made, np.ndarray)
+            else (jnp.broadcast_to(made, (sequences,)))
         )
     if made.shape != (sequences,):
         raise ValueError(
@@ -147,23 +146,18 @@ def lengths(name: str, x: Any, sequences: int) -> jax.Array | np.ndarray:
     return made
 
 
-def length_values(
-    name: str, values: np.ndarray | None, stop: int, limit: str, remedy: str, batched: bool
-) -> None:
+def length_values(name: str, values: np.ndarray | None, stop: int, limit: str, remedy: str, batched: bool) -> None:
     """Every length must lie in [0, stop]."""
     if values is None:
         return
     row = _first((values < 0) | (values > stop))
     if row is not None:
         raise ValueError(
-            f"{name}{f'[{row}]' if batched else ''} is {values[row]}, but {limit}: it must lie in "
-            f"[0, {stop}]. {remedy}"
+            f"{name}{f'[{row}]' if batched else ''} is {values[row]}, but {limit}: it must lie in [0, {stop}]. {remedy}"
         )
 
 
-def label_values(
-    targets: np.ndarray, target_lengths: np.ndarray, blank: int, classes: int, form: Form
-) -> None:
+def label_values(targets: np.ndarray, target_lengths: np.ndarray, blank: int, classes: int, form: Form) -> None:
     """Every label within its target's length must be a class other than the blank."""
     inside = np.arange(targets.shape[1]) < target_lengths[:, None]
     for bad, why in (

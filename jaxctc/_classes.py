@@ -40,6 +40,4 @@ def subtract_posterior(
     aim = jnp.where(first == column, labels, classes + column)
     a, b = jnp.ogrid[: base.shape[0], : base.shape[1]]
     aim = jnp.expand_dims(aim, 1 if options.batch_first else 0)
-    return base.at[a[:, :, None], b[:, :, None], aim].add(
-        -folded, mode="drop", unique_indices=True
-    )
+    return base.at[a[:, :, None], b[:, :, None], aim].add(-folded, mode="drop", unique_indices=True)

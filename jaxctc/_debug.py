@@ -1,5 +1,7 @@
 """Finding the illegal row where values cannot be looked at beforehand."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax.experimental import checkify
 from jaxtyping import Array, Bool
@@ -68,7 +70,8 @@ def check_batch(
         if legal.size == 0:
             return
         row = jnp.argmin(legal)
-        checkify.check(legal.all(), message, row=row, **{k: v[row] for k, v in values.items()})
+        at_row: dict[str, Any] = {name: value[row] for name, value in values.items()}
+        checkify.check(legal.all(), message, row=row, **at_row)
 
     check(
         _lattice.within(input_lengths, frames),

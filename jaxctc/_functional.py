@@ -164,20 +164,17 @@ def _evaluate(
     batch_first: bool,
     max_target_length: int | None,
 ) -> jax.Array:
-    reduction = _checks.reduction(reduction)
+    _checks.reduction(reduction)
     zero_infinity = _checks.flag("zero_infinity", zero_infinity)
     problem, options, batched = canonical(
         name, scores, targets, input_lengths, target_lengths, blank, batch_first, max_target_length
     )
-    if not batched:
-        return _reduced(problem, options, "none", zero_infinity)[0]
-    return _reduced(problem, options, reduction, zero_infinity)
+    loss = _reduced(problem, options, reduction, zero_infinity)
+    return loss if batched else loss.reshape(())
 
 
 @functools.partial(jax.jit, static_argnames=("options", "reduction", "zero_infinity"))
-def _reduced(
-    problem: Problem, options: Options, reduction: Reduction, zero_infinity: bool
-) -> Float[Array, "..."]:
+def _reduced(problem: Problem, options: Options, reduction: Reduction, zero_infinity: bool) -> Float[Array, "..."]:
     loss = losses(options, *problem)
     if zero_infinity:
         loss = jnp.where(jnp.isposinf(loss), 0, loss)

@@ -129,7 +129,7 @@ def emissions(
         used = used - offset[:, :, None]
     used = frames_first(used, options)
 
-    live = row_of_indices(used.shape[0]).T < lattice.input_lengths[None]
+    live = lattice.input_lengths[None] > row_of_indices(used.shape[0]).T
     peak = jax.lax.stop_gradient(used.max(axis=2))
     poisoned = live & ~(peak < jnp.inf)
     blocked = live & (peak <= LOG_ZERO)

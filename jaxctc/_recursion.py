@@ -87,9 +87,7 @@ def _undo_advance(posterior: States, share: States, skip: Bool[Array, "N W"]) ->
     stepped = posterior.label - stayed
     through_u = posterior.blank + jnp.where(skip, stepped, 0)
     blank = through_u * share.blank
-    return States(
-        blank + jnp.where(skip, 0, stepped), stayed + _from_right(through_u - blank, 0.0)
-    )
+    return States(blank + jnp.where(skip, 0, stepped), stayed + _from_right(through_u - blank, 0.0))
 
 
 def _undo_retreat(posterior: States, share: States, skip: Bool[Array, "N W"]) -> States:
@@ -142,9 +140,7 @@ def _inward(
     peak = jnp.maximum(blank.max(axis=1), label.max(axis=1))[:, None]
     blank, label = jnp.exp(blank - peak), jnp.exp(label - peak)
     total = (blank.sum(axis=1) + label.sum(axis=1))[:, None]
-    return _Meeting(
-        (peak + jnp.log(total))[:, 0], States(blank / total, label / total), join, shares
-    )
+    return _Meeting((peak + jnp.log(total))[:, 0], States(blank / total, label / total), join, shares)
 
 
 def forward_log_likelihood(
@@ -153,10 +149,8 @@ def forward_log_likelihood(
     input_lengths: Int[Array, " N"],
     target_lengths: Int[Array, " N"],
 ) -> Float[Array, " N"]:
-    """log p(target), from both ends at once: T / 2 steps, nothing stored. Not differentiable itself."""
-    return _inward(
-        emissions, skip, input_lengths, target_lengths, keep_shares=False
-    ).log_likelihood
+    """The log likelihood, from both ends at once: T / 2 steps, nothing stored. Not differentiable itself."""
+    return _inward(emissions, skip, input_lengths, target_lengths, keep_shares=False).log_likelihood
 
 
 @jax.custom_jvp
@@ -166,7 +160,7 @@ def posterior(
     input_lengths: Int[Array, " N"],
     target_lengths: Int[Array, " N"],
 ) -> tuple[Float[Array, " N"], Float[Array, "T N W"]]:
-    """log p(target), and the probability of every label at every frame given the target.
+    """The log likelihood, and the probability of every label at every frame given the target.
 
     The last column holds the blank, all its states summed; each live frame sums to one, the frames
     beyond a sequence's length hold nothing of use. Only the second result is differentiable.
@@ -211,9 +205,9 @@ def log_likelihood(
     input_lengths: Int[Array, " N"],
     target_lengths: Int[Array, " N"],
 ) -> Float[Array, " N"]:
-    """log p(target) by the forward recursion alone: differentiable to every order by JAX itself."""
+    """The log likelihood by the forward recursion alone: differentiable to every order by JAX itself."""
 
-    def step(alpha: States, frame):
+    def step(alpha, frame):
         t, e = frame
         u = logaddexp(alpha.blank, _from_left(alpha.label, LOG_ZERO))
         w = jnp.where(skip, u, alpha.blank)

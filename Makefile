@@ -1,0 +1,35 @@
+# Everything runs in a virtual environment of its own; nothing but Python and make is expected.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export JAX_PLATFORMS ?= cpu
+export MPLBACKEND ?= Agg
+
+.PHONY: demo test lint examples-fast clean
+
+demo: $(VENV)/examples.installed  ## train a recogniser of handwritten lines
+	$(BIN)/python examples/handwritten_lines.py
+
+test: $(VENV)/dev.installed  ## run the tests
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/dev.installed  ## run every check that runs no code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+examples-fast: $(VENV)/dev.installed  ## run the examples in their short form
+	$(BIN)/python examples/handwritten_lines.py --fast
+	$(BIN)/python examples/handwritten_lines_torch.py --fast
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+
+$(VENV)/%.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable . --group $*
+	touch $@
