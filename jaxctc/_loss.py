@@ -95,9 +95,10 @@ def _gradient(
     scores = problem.scores
     lattice, emissions, normaliser, _, _ = setting
     # Where an illegal length hides the live frames, all of them must show that the row is broken.
-    live = emissions.live | ~lattice.legal
-    counts = frames_first(live & ~jnp.isposinf(losses), options)[:, :, None]
-    posterior = jnp.where((live & ~jnp.isposinf(losses))[:, :, None], posterior, 0)
+    live = emissions.live | ~lattice.legal[None]
+    finite = live & ~jnp.isposinf(losses)[None]
+    counts = frames_first(finite, options)[:, :, None]
+    posterior = jnp.where(finite[:, :, None], posterior, 0)
     if normaliser is None:
         base = jnp.zeros(scores.shape, posterior.dtype)
     else:
@@ -108,7 +109,7 @@ def _gradient(
     gradient = subtract_posterior(base, posterior, lattice.labels, options)
     if normaliser is None:
         counts = counts & (gradient != 0)
-    nan = frames_first(live & jnp.isnan(losses), options)[:, :, None]
+    nan = frames_first(live & jnp.isnan(losses)[None], options)[:, :, None]
     return jnp.where(nan, jnp.nan, gradient), counts | nan
 
 
