@@ -152,11 +152,11 @@ def draw(path: Path, losses: list[float], errors: list[tuple[int, Errors]], scor
     image.spines[:].set_visible(False)
     image.set_title("A held-out line, and the posterior of its labels", loc="left", fontweight="bold")
 
-    centres = np.arange(frames) + 0.5
-    bottom.fill_between(centres, gamma[:, BLANK], step="mid", color=QUIET, alpha=0.15, linewidth=0)
+    edges = np.arange(frames + 1)
+    bottom.stairs(gamma[:, BLANK], edges, fill=True, color=QUIET, alpha=0.15)
     for digit in sorted(set(target.tolist())):
-        bottom.fill_between(centres, gamma[:, digit], step="mid", color=COLOURS[digit], alpha=0.35, linewidth=0)
-        bottom.step(centres, gamma[:, digit], where="mid", color=COLOURS[digit], linewidth=1.4)
+        bottom.stairs(gamma[:, digit], edges, fill=True, color=COLOURS[digit], alpha=0.35)
+        bottom.stairs(gamma[:, digit], edges, color=COLOURS[digit], linewidth=1.4)
     found = peaks(gamma, target)
     for digit, frame in found:
         bottom.text(
