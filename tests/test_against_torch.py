@@ -88,7 +88,9 @@ def test_real_speech(shared_data):
         with jax.enable_x64(dtype == jnp.float64):
             loss, gradient = run(dtype)
         np.testing.assert_allclose(loss, expected[0], rtol=rtol, atol=rtol)
-        np.testing.assert_allclose(np.exp(log_softmax(logits)) - np.asarray(gradient), posterior[:, 0], rtol=0, atol=atol)
+        np.testing.assert_allclose(
+            np.exp(log_softmax(logits)) - np.asarray(gradient), posterior[:, 0], rtol=0, atol=atol
+        )
 
 
 def test_a_target_of_1100_labels():
