@@ -1,0 +1,79 @@
+"""Every message names the argument, the value, the legal range and the remedy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+
+import jaxctc
+
+SCORES = np.zeros((5, 2, 4), np.float32)
+TARGETS = np.array([[1, 2], [3, 3]])
+LEGAL = {"scores": SCORES, "targets": TARGETS, "input_lengths": [5, 5], "target_lengths": [2, 2]}
+
+ILLEGAL = [
+    ({"input_lengths": [6, 1]}, ValueError, r"input_lengths\[0\] is 6, .* T = 5 frames: .* \[0, 5\]"),
+    ({"input_lengths": [1, -1]}, ValueError, r"input_lengths\[1\] is -1, .* \[0, 5\]"),
+    ({"target_lengths": [2, 3]}, ValueError, r"target_lengths\[1\] is 3, .* S = 2 slots: .* \[0, 2\]"),
+    ({"max_target_length": 1}, ValueError, r"target_lengths\[0\] is 2, but max_target_length is 1"),
+    ({"max_target_length": -1}, ValueError, r"max_target_length is -1: it must be at least 0"),
+    ({"input_lengths": [1, 2, 3]}, ValueError, r"input_lengths has shape \(3,\), .* N = 2 .* \(2,\)"),
+    ({"input_lengths": [1.0, 2]}, TypeError, r"input_lengths must be .* integer type, got float64"),
+    ({"target_lengths": None}, TypeError, r"target_lengths must be .* got NoneType"),
+    ({"blank": 4}, ValueError, r"blank is 4, .* C = 4 classes: .* \[0, 4\)"),
+    ({"blank": -1}, ValueError, r"blank is -1, .* \[0, 4\).* C - 1"),
+    ({"blank": 1.5}, TypeError, r"blank must be .* int; got 1.5"),
+    ({"reduction": "max"}, ValueError, r"reduction must be one of 'none', 'mean', 'sum'; got 'max'"),
+    ({"zero_infinity": 1}, TypeError, r"zero_infinity must be True or False, .* got 1"),
+    ({"batch_first": "yes"}, TypeError, r"batch_first must be True or False, .* 'yes'"),
+    ({"targets": TARGETS[:1]}, ValueError, r"targets must have shape \(N, S\) with N = 2.* got \(1, 2\)"),
+    ({"targets": [[1, 2], [3]]}, ValueError, r"targets is ragged"),
+    ({"targets": [1, 2, 3]}, ValueError, r"targets holds 3 labels .* sum to 4"),
+    ({"targets": TARGETS + 0.5}, TypeError, r"targets must be .* integer type, got float64"),
+    ({"targets": TARGETS - 1}, ValueError, r"targets\[0, 0\] is 0, which is the blank"),
+    ({"targets": TARGETS + 1}, ValueError, r"targets\[1, 0\] is 4, .* \[0, 4\)"),
+    ({"targets": [1, 2, 3, 9]}, ValueError, r"targets\[3\] \(label 1 of sequence 1\) is 9"),
+    ({"scores": SCORES.astype(int)}, TypeError, r"(log_probs|logits) must be of a floating-point type"),
+    ({"scores": SCORES[0, 0]}, ValueError, r"must have shape \(T, N, C\).* got \(4,\)"),
+    ({"scores": SCORES[..., :0]}, ValueError, r"has no classes"),
+    ({"scores": SCORES[:, 0]}, ValueError, r"targets must have shape \(S,\) for one sequence"),
+]
+
+
+@pytest.mark.parametrize("function", [jaxctc.ctc_loss, jaxctc.ctc_loss_with_logits])
+@pytest.mark.parametrize(
+    ("change", "exception", "message"), ILLEGAL, ids=[f"{next(iter(c))} {m[:24]}" for c, _, m in ILLEGAL]
+)
+def test_illegal_argument(function, change, exception, message):
+    arguments = LEGAL | change
+    with pytest.raises(exception, match=message):
+        function(arguments.pop("scores"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("row", "value", "message"),
+    [
+        (1, np.array([5, 6]), r"input_lengths\[1\] is 6: .* \[0, 5\]"),
+        (2, np.array([-1, 2]), r"target_lengths\[0\] is -1: .* \[0, 2\]"),
+        (0, np.array([[1, 2], [3, 7]]), r"label 1 of sequence 1 is 7: .* \[0, 4\)"),
+        (None, None, None),
+    ],
+)
+def test_check_batch_names_the_row_under_jit(row, value, message):
+    problem = [TARGETS, np.array([5, 5]), np.array([2, 2])]
+    if row is not None:
+        problem[row] = value
+
+    def loss(*problem):
+        jaxctc.check_batch(SCORES, *problem)
+        return jaxctc.ctc_loss(SCORES, *problem)
+
+    error, result = jax.jit(checkify.checkify(loss))(*problem)
+    if message is None:
+        assert error.get() is None
+        assert jnp.isfinite(result)
+    else:
+        assert jnp.isnan(result)
+        with pytest.raises(checkify.JaxRuntimeError, match=message):
+            error.throw()
