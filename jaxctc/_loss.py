@@ -134,9 +134,36 @@ def _losses_jvp(options, primals, tangents):
     log_likelihood, posterior = _recursion.posterior(*_walk(setting))
     value = _losses_from(log_likelihood, setting, problem.scores.dtype, options)
     gradient, counts = _gradient(posterior, value, setting, problem, options)
+    value = _with_gradient(options, jax.lax.stop_gradient(value), problem.scores, gradient, counts)
+    return value, _along(gradient, counts, tangents[0], options)
+
+
+def _along(
+    gradient: Float[Array, "A B C"], counts: Bool[Array, "A B C"], tangent: Float[Array, "A B C"], options: Options
+) -> Float[Array, " N"]:
+    """The derivative of each sequence's loss along a tangent of the scores."""
     # A product and a sum, no dot: its default precision is low on TPU and GPU. And `where` first:
     # zero times the tangent of a NaN would be NaN.
-    tangent = tangents[0].astype(gradient.dtype)
-    terms = gradient * jnp.where(counts, tangent, 0)
-    per_frame = frames_first(terms.sum(axis=2), options)
-    return value, per_frame.sum(axis=0)
+    terms = gradient * jnp.where(counts, tangent.astype(gradient.dtype), 0)
+    return frames_first(terms.sum(axis=2), options).sum(axis=0)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _with_gradient(
+    options: Options,
+    value: Float[Array, " N"],
+    scores: Float[Array, "A B C"],
+    gradient: Float[Array, "A B C"],
+    counts: Bool[Array, "A B C"],
+) -> Float[Array, " N"]:
+    """`value`, whose derivative with respect to the scores is `gradient`.
+
+    Whoever differentiates a function that used `jax.value_and_grad` differentiates this value too.
+    """
+    return value
+
+
+@_with_gradient.defjvp
+def _with_gradient_jvp(options, primals, tangents):
+    _, _, gradient, counts = primals
+    return _with_gradient(options, *primals), _along(gradient, counts, tangents[1], options)

@@ -163,7 +163,7 @@ def posterior(
     """The log likelihood, and the probability of every label at every frame given the target.
 
     The last column holds the blank, all its states summed; each live frame sums to one, the frames
-    beyond a sequence's length hold nothing of use. Only the second result is differentiable.
+    beyond a sequence's length hold nothing of use.
     """
     frames = emissions.shape[0]
     meeting = _inward(emissions, skip, input_lengths, target_lengths, keep_shares=True)
@@ -192,11 +192,12 @@ def _posterior_jvp(primals, tangents):
     emissions, *lattice = primals
 
     def plain(emissions):
-        return jax.grad(lambda e: log_likelihood(e, *lattice).sum())(emissions)
+        value = log_likelihood(emissions, *lattice)
+        return value.sum(), value
 
-    value, gamma = posterior(*primals)
-    _, gamma_dot = jax.jvp(plain, (emissions,), (tangents[0],))
-    return (value, gamma), (jnp.zeros_like(value), gamma_dot)
+    gradient = jax.grad(plain, has_aux=True)
+    _, (gamma_dot, value_dot) = jax.jvp(gradient, (emissions,), (tangents[0],))
+    return posterior(*primals), (value_dot, gamma_dot)
 
 
 def log_likelihood(
