@@ -150,13 +150,13 @@ def _along(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _with_gradient(
-    options: Options,
+    _options: Options,
     value: Float[Array, " N"],
-    scores: Float[Array, "A B C"],
-    gradient: Float[Array, "A B C"],
-    counts: Bool[Array, "A B C"],
+    _scores: Float[Array, "A B C"],
+    _gradient: Float[Array, "A B C"],
+    _counts: Bool[Array, "A B C"],
 ) -> Float[Array, " N"]:
-    """`value`, whose derivative with respect to the scores is `gradient`.
+    """`value`, whose derivative with respect to the scores is `_gradient`.
 
     Whoever differentiates a function that used `jax.value_and_grad` differentiates this value too.
     """

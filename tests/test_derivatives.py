@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
+from oracles import enumerate_paths
 
 import jaxctc
-
-from oracles import enumerate_paths
 
 pytestmark = pytest.mark.usefixtures("x64")
 
