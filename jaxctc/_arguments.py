@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Integer
 
 from jaxctc import _checks
 from jaxctc._checks import Form
@@ -139,7 +139,7 @@ def _pad(
 
 @functools.partial(jax.jit, static_argnames=("width", "exact"))
 def _pad_traced(
-    targets: Int[Array, " total"], target_lengths: Int[Array, " N"], width: int, *, exact: bool
+    targets: Integer[Array, " total"], target_lengths: Integer[Array, " N"], width: int, *, exact: bool
 ) -> tuple[Int[Array, "N width"], Int[Array, " N"]]:
     """Where the lengths cannot belong to these targets, all of them become -1, which is illegal."""
     total = targets.shape[0]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._types import Options, Problem
@@ -49,12 +49,12 @@ def accumulator(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
-def wide(x: Int[Array, "..."]) -> Int[Array, "..."]:
+def wide(x: Integer[Array, "..."]) -> Integer[Array, "..."]:
     """Small integer types hold neither T nor C; wider ones must not be narrowed before they are checked."""
     return x.astype(jnp.int32) if x.dtype.itemsize < 4 else x
 
 
-def narrow(x: Int[Array, "..."], legal: Bool[Array, "..."]) -> Int[Array, "..."]:
+def narrow(x: Integer[Array, "..."], legal: Bool[Array, "..."]) -> Int[Array, "..."]:
     return jnp.where(legal, x, 0).astype(jnp.int32)
 
 
@@ -62,13 +62,13 @@ def row_of_indices(count: int) -> Int[Array, "1 count"]:
     return jnp.arange(count, dtype=jnp.int32)[None]
 
 
-def within(x: Int[Array, "..."], stop: int) -> Bool[Array, "..."]:
+def within(x: Integer[Array, "..."], stop: int) -> Bool[Array, "..."]:
     """0 <= x <= stop, in any integer type."""
     return (x >= 0) & (x <= stop)
 
 
 def legal_labels(
-    targets: Int[Array, "N S"], target_lengths: Int[Array, " N"], blank: int, classes: int
+    targets: Integer[Array, "N S"], target_lengths: Integer[Array, " N"], blank: int, classes: int
 ) -> Bool[Array, "N S"]:
     """Padding is always legal."""
     padding = row_of_indices(targets.shape[1]) >= target_lengths[:, None]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Integer
 
 from jaxctc import _lattice, _recursion
 from jaxctc._classes import subtract_posterior
@@ -117,9 +117,9 @@ def _gradient(
 def losses(
     options: Options,
     scores: Float[Array, "A B C"],
-    targets: Int[Array, "N S"],
-    input_lengths: Int[Array, " N"],
-    target_lengths: Int[Array, " N"],
+    targets: Integer[Array, "N S"],
+    input_lengths: Integer[Array, " N"],
+    target_lengths: Integer[Array, " N"],
 ) -> Float[Array, " N"]:
     """Minus the log probability of each target: no reduction, no derivative paid for that is not asked for."""
     setting = _set_up(Problem(scores, targets, input_lengths, target_lengths), options)

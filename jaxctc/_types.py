@@ -8,7 +8,7 @@ the caller keeps them.
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Integer
 
 Reduction: TypeAlias = Literal["none", "mean", "sum"]
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)
@@ -30,6 +30,6 @@ class Problem(NamedTuple):
 
     scores: jax.Array
     """(T, N, C), or (N, T, C) with `batch_first`."""
-    targets: Int[Array, "N S"]
-    input_lengths: Int[Array, " N"]
-    target_lengths: Int[Array, " N"]
+    targets: Integer[Array, "N S"]
+    input_lengths: Integer[Array, " N"]
+    target_lengths: Integer[Array, " N"]

@@ -1,0 +1,407 @@
+"""What every entry point keeps to, in every floating-point type and layout."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import enumerate_paths, log_softmax
+
+import jaxctc
+
+T, N, C, S = 6, 4, 4, 3
+BLANK = 2
+TARGETS = np.array([[1, 1, 3], [0, 3, 0], [3, 0, 0], [0, 0, 0]], np.int32)
+INPUT_LENGTHS = np.array([6, 4, 3, 5], np.int32)
+TARGET_LENGTHS = np.array([3, 2, 1, 0], np.int32)
+"""Repeats, padding of both kinds, an empty target: all feasible."""
+
+
+class Results(NamedTuple):
+    losses: np.ndarray
+    gradient: np.ndarray
+    """Frames first, whatever the layout; of each sequence's own loss."""
+
+
+class Entry(NamedTuple):
+    """One way into the library."""
+
+    function: Callable[..., jax.Array]
+    dtype: Any
+    batch_first: bool
+
+    @property
+    def from_logits(self) -> bool:
+        return self.function is jaxctc.ctc_loss_with_logits
+
+    @property
+    def accumulator(self) -> Any:
+        return jnp.float64 if self.dtype == jnp.float64 else jnp.float32
+
+    def draw(self, seed: int = 0, frames: int = T) -> np.ndarray:
+        """Scores in float64 that the type can hold exactly."""
+        drawn = np.random.default_rng(seed).normal(size=(frames, N, C)) * 2
+        return np.array(jnp.asarray(drawn, self.dtype), np.float64)
+
+    def scores(self, x: np.ndarray) -> jax.Array:
+        made = jnp.asarray(np.asarray(x), self.dtype)
+        return jnp.swapaxes(made, 0, 1) if self.batch_first and made.ndim == 3 else made
+
+    def loss(self, x: np.ndarray, *problem: Any, blank: int = BLANK, reduction: str = "none", **options: Any):
+        """As a user calls it, values at hand."""
+        return self.function(
+            self.scores(x), *problem, blank=blank, reduction=reduction, batch_first=self.batch_first, **options
+        )
+
+    def traced(self, x: np.ndarray, *problem: Any, blank: int = BLANK, **options: Any) -> Results:
+        """Loss and gradient under `jax.jit`, all arrays traced; and the loss without a gradient is the same."""
+        static = tuple({"blank": blank, "batch_first": self.batch_first, **options}.items())
+        arguments = (self.scores(x), *(jnp.asarray(p) for p in problem))
+        alone = _loss(self.function, static, *arguments)
+        losses, gradient = _loss_and_gradient(self.function, static, *arguments)
+        assert losses.dtype == alone.dtype == self.accumulator
+        assert gradient.dtype == self.dtype
+        np.testing.assert_allclose(alone, losses, rtol=1e-6)
+        gradient = np.asarray(gradient, np.float64)
+        return Results(np.asarray(losses, np.float64), np.swapaxes(gradient, 0, 1) if self.batch_first else gradient)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _loss(function, static, scores, *problem):
+    return function(scores, *problem, reduction="none", **dict(static))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _loss_and_gradient(function, static, scores, *problem):
+    losses, pull_back = jax.vjp(lambda x: function(x, *problem, reduction="none", **dict(static)), scores)
+    return losses, pull_back(jnp.ones_like(losses))[0]
+
+
+FUNCTIONS = [jaxctc.ctc_loss, jaxctc.ctc_loss_with_logits]
+PLAIN = [Entry(f, jnp.float32, False) for f in FUNCTIONS]
+ENTRIES = PLAIN + [
+    Entry(f, dtype, batch_first)
+    for f in FUNCTIONS
+    for dtype, batch_first in ((jnp.float64, False), (jnp.float32, True), (jnp.bfloat16, True), (jnp.float16, False))
+]
+
+
+def name(entry: Entry) -> str:
+    return f"{entry.function.__name__}-{entry.dtype.__name__}-{'NTC' if entry.batch_first else 'TNC'}"
+
+
+@pytest.fixture(params=ENTRIES, ids=name)
+def entry(request):
+    with jax.enable_x64(request.param.dtype == jnp.float64):
+        yield request.param
+
+
+@pytest.fixture(params=PLAIN, ids=name)
+def plain(request):
+    """For what is settled before the scores are looked at."""
+    return request.param
+
+
+def expected(entry: Entry, x: np.ndarray, blank: int = BLANK) -> Results:
+    """By every path there is."""
+    log_probs = log_softmax(x) if entry.from_logits else x
+    losses, gradient = np.zeros(N), np.zeros_like(x)
+    for n in range(N):
+        live = log_probs[: INPUT_LENGTHS[n], n]
+        losses[n], posterior = enumerate_paths(live, tuple(TARGETS[n, : TARGET_LENGTHS[n]]), blank)
+        if np.isfinite(losses[n]):
+            gradient[: len(live), n] = (np.exp(live) if entry.from_logits else 0) - posterior
+    return Results(losses, gradient)
+
+
+def assert_close(entry: Entry, got: Results, want: Results) -> None:
+    wide = entry.dtype == jnp.float64
+    np.testing.assert_allclose(got.losses, want.losses, rtol=1e-12 if wide else 2e-6, atol=1e-12 if wide else 2e-6)
+    # The gradient is computed in float32 and rounded once.
+    tolerance = 1e-12 if wide else 2e-6 + float(jnp.finfo(entry.dtype).eps)
+    np.testing.assert_allclose(got.gradient, want.gradient, rtol=0, atol=tolerance)
+
+
+def assert_same(got: Results, want: Results, rows: Any = slice(None)) -> None:
+    """To the last bit."""
+    np.testing.assert_array_equal(got.losses[rows], want.losses[rows])
+    np.testing.assert_array_equal(got.gradient[:, rows], want.gradient[:, rows])
+
+
+PROBLEM = (TARGETS, INPUT_LENGTHS, TARGET_LENGTHS)
+
+
+def test_against_every_path(entry):
+    x = entry.draw()
+    want = expected(entry, x)
+    assert np.isfinite(want.losses).all()
+    assert_close(entry, entry.traced(x, *PROBLEM), want)
+    np.testing.assert_allclose(np.asarray(entry.loss(x, *PROBLEM), np.float64), want.losses, rtol=2e-6)
+
+
+@pytest.mark.parametrize("blank", [0, 1, 3])
+def test_any_blank(entry, blank):
+    x = entry.draw()
+    order = {1: [0, 2, 1, 3], 0: [2, 1, 0, 3], 3: [0, 1, 3, 2]}[blank]  # swaps the blank with that class
+    want = entry.traced(x, *PROBLEM)
+    targets = np.array(order, np.int32)[TARGETS]
+    got = entry.traced(x[:, :, order], targets, INPUT_LENGTHS, TARGET_LENGTHS, blank=blank)
+    np.testing.assert_allclose(got.losses, want.losses, rtol=2e-6)
+    np.testing.assert_allclose(got.gradient[:, :, order], want.gradient, atol=1e-6 + jnp.finfo(entry.dtype).eps)
+
+
+@pytest.mark.parametrize("padding", [np.nan, np.inf, -np.inf, 1e4])
+def test_padded_frames_change_nothing_and_have_no_gradient(entry, padding):
+    x = entry.draw()
+    dead = np.arange(T)[:, None] >= INPUT_LENGTHS
+    want = entry.traced(x, *PROBLEM)
+    assert_same(entry.traced(np.where(dead[:, :, None], padding, x), *PROBLEM), want)
+    assert (want.gradient[dead] == 0).all()
+
+
+@pytest.mark.parametrize("padding", [BLANK, C, -1, 2**31 - 1, -(2**31)])
+def test_padded_target_slots_change_nothing(entry, padding):
+    x = entry.draw()
+    want = entry.traced(x, *PROBLEM)
+    targets = np.where(np.arange(S) < TARGET_LENGTHS[:, None], TARGETS, padding).astype(np.int32)
+    assert_same(entry.traced(x, targets, INPUT_LENGTHS, TARGET_LENGTHS), want)
+    np.testing.assert_allclose(entry.loss(x, targets, INPUT_LENGTHS, TARGET_LENGTHS), want.losses, rtol=2e-6)
+
+
+@pytest.mark.parametrize("poison", [None, np.nan, np.inf])
+def test_infeasible_targets(entry, poison):
+    """Too few frames: for a repeat, for the labels, none at all; whatever the scores."""
+    x = entry.draw()
+    if poison is not None:
+        x[1, :3] = poison
+    lengths = np.array([3, 1, 0, 5], np.int32)
+    got = entry.traced(x, TARGETS, lengths, TARGET_LENGTHS)
+    assert (got.losses[:3] == np.inf).all()
+    assert np.isfinite(got.losses[3])
+    assert (got.gradient[:, :3] == 0).all()
+
+    zeroed = entry.traced(x, TARGETS, lengths, TARGET_LENGTHS, zero_infinity=True)
+    assert (zeroed.losses[:3] == 0).all()
+    assert_same(zeroed, got, slice(3, None))
+    assert (zeroed.gradient[:, :3] == 0).all()
+
+
+def test_reductions(entry):
+    x = entry.draw()
+    losses = np.asarray(entry.loss(x, *PROBLEM), np.float64)
+    mean, total = (entry.loss(x, *PROBLEM, reduction=r) for r in ("mean", "sum"))
+    assert mean.shape == total.shape == ()
+    assert mean.dtype == total.dtype == entry.accumulator
+    np.testing.assert_allclose(mean, (losses / np.maximum(TARGET_LENGTHS, 1)).mean(), rtol=1e-6)
+    np.testing.assert_allclose(total, losses.sum(), rtol=1e-6)
+    assert entry.loss(x, TARGETS, 2, TARGET_LENGTHS, reduction="mean") == np.inf
+    feasible = losses / np.maximum(TARGET_LENGTHS, 1) * (np.arange(N) > 0)
+    lengths = np.where(np.arange(N) > 0, INPUT_LENGTHS, 3)
+    np.testing.assert_allclose(
+        entry.loss(x, TARGETS, lengths, TARGET_LENGTHS, reduction="mean", zero_infinity=True),
+        feasible.mean(),
+        rtol=1e-6,
+    )
+
+
+def test_an_empty_batch(entry):
+    x, targets = np.zeros((T, 0, C)), np.zeros((0, S), np.int32)
+    assert entry.loss(x, targets, [], []).shape == (0,)
+    assert np.isnan(entry.loss(x, targets, [], [], reduction="mean"))
+    assert entry.loss(x, targets, [], [], reduction="sum") == 0
+    assert entry.traced(x, targets, np.zeros(0, int), np.zeros(0, int)).gradient.shape == (T, 0, C)
+
+
+def test_no_frames(entry):
+    got = entry.traced(np.zeros((0, 2, C)), TARGETS[:2], np.zeros(2, np.int32), np.array([0, 1], np.int32))
+    assert got.losses.tolist() == [0, np.inf]
+    assert got.gradient.shape == (0, 2, C)
+
+
+def test_no_labels(entry):
+    x = entry.draw()
+    want = entry.traced(x, TARGETS, INPUT_LENGTHS, np.zeros(N, np.int32))
+    log_probs = log_softmax(x) if entry.from_logits else x
+    blanks = [-log_probs[:length, n, BLANK].sum() for n, length in enumerate(INPUT_LENGTHS)]
+    np.testing.assert_allclose(want.losses, blanks, rtol=1e-6)
+    got = entry.traced(x, np.zeros((N, 0), np.int32), INPUT_LENGTHS, np.zeros(N, np.int32))
+    np.testing.assert_allclose(got.losses, want.losses, rtol=1e-6)
+    np.testing.assert_allclose(got.gradient, want.gradient, atol=1e-6)
+    # No frames are live: the only path is the empty one.
+    none = entry.traced(x, TARGETS, np.zeros(N, np.int32), np.zeros(N, np.int32))
+    assert (none.losses == 0).all()
+    assert (none.gradient == 0).all()
+
+
+END_TO_END = np.array([1, 1, 3, 0, 3, 3], np.int32)
+
+
+def test_targets_end_to_end(entry):
+    x = entry.draw()
+    want = entry.traced(x, *PROBLEM)
+    for options in ({}, {"max_target_length": 3}, {"max_target_length": 5}):
+        got = entry.traced(x, END_TO_END, INPUT_LENGTHS, TARGET_LENGTHS, **options)
+        np.testing.assert_allclose(got.losses, want.losses, rtol=1e-6)
+        np.testing.assert_allclose(got.gradient, want.gradient, atol=1e-6 + jnp.finfo(entry.dtype).eps)
+        np.testing.assert_allclose(
+            entry.loss(x, END_TO_END, INPUT_LENGTHS, TARGET_LENGTHS, **options), want.losses, rtol=1e-6
+        )
+
+
+def test_an_end_to_end_target_longer_than_the_input(entry):
+    """Under `jax.jit` the width is bounded by T: the target is infeasible all the same, the others right."""
+    x = entry.draw()
+    targets = np.concatenate([np.resize([0, 3], T + 4), [3]]).astype(np.int32)
+    got = entry.traced(x, targets, np.array([6, 4, 3, 5]), np.array([T + 4, 0, 1, 0]))
+    assert got.losses[0] == np.inf
+    assert (got.gradient[:, 0] == 0).all()
+    want = entry.traced(x, *PROBLEM)
+    np.testing.assert_allclose(got.losses[2:], want.losses[2:], rtol=1e-6)
+
+
+@pytest.mark.parametrize("lengths", [[3, 2, 1, 1], [3, 2, 0, 0], [3, 3, -1, 1], [2**31 - 1, 2**31 - 1, 4, 4]])
+def test_end_to_end_targets_that_the_lengths_do_not_fit(entry, lengths):
+    assert np.isnan(entry.traced(entry.draw(), END_TO_END, INPUT_LENGTHS, np.array(lengths, np.int32)).losses).all()
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64])
+def test_integer_types(plain, dtype):
+    x = plain.draw()
+    problem = [p.astype(dtype) for p in PROBLEM]
+    want = plain.traced(x, *PROBLEM).losses
+    np.testing.assert_allclose(plain.loss(x, *problem), want, rtol=1e-6)
+    with jax.enable_x64(jnp.dtype(dtype).itemsize == 8):
+        np.testing.assert_allclose(plain.traced(x, *problem).losses, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("convert", [list, tuple, np.asarray, jnp.asarray, lambda x: [np.int32(k) for k in x]])
+def test_forms_of_lengths(plain, convert):
+    x = plain.draw()
+    want = plain.traced(x, *PROBLEM).losses
+    lengths = [convert(p.tolist()) for p in PROBLEM[1:]]
+    np.testing.assert_allclose(plain.loss(x, TARGETS, *lengths), want, rtol=1e-6)
+    np.testing.assert_allclose(plain.loss(x, TARGETS.tolist(), *lengths), want, rtol=1e-6)
+
+
+def test_one_length_for_all(plain):
+    x = plain.draw()
+    want = plain.traced(x, TARGETS, np.full(N, 6, np.int32), np.full(N, 1, np.int32)).losses
+    for six, one in ((6, 1), (np.int64(6), np.array(1)), (jnp.array(6), jnp.array(1))):
+        np.testing.assert_allclose(plain.loss(x, TARGETS, six, one), want, rtol=1e-6)
+
+
+def test_one_sequence(entry):
+    x = entry.draw()
+    want = entry.traced(x, *PROBLEM)
+    for n in range(N):
+        problem = TARGETS[n], INPUT_LENGTHS[n], TARGET_LENGTHS[n]
+        loss = entry.loss(x[:, n], *problem)
+        assert loss.shape == ()
+        np.testing.assert_allclose(loss, want.losses[n], rtol=1e-6)
+        mean = entry.loss(x[:, n], *problem, reduction="mean")
+        np.testing.assert_allclose(mean, want.losses[n] / max(TARGET_LENGTHS[n], 1), rtol=1e-6)
+        gradient = jax.grad(
+            lambda x, problem=problem: entry.function(
+                x, *problem, blank=BLANK, reduction="sum", batch_first=entry.batch_first
+            )
+        )(entry.scores(x[:, n]))
+        assert gradient.shape == (T, C)
+        np.testing.assert_allclose(
+            np.asarray(gradient, np.float64), want.gradient[:, n], atol=1e-6 + jnp.finfo(entry.dtype).eps
+        )
+
+
+@pytest.mark.parametrize("mask", [-np.inf, -np.finfo(np.float64).max, -1e9])
+def test_masked_classes(entry, mask):
+    """Label 3 of row 2 has one frame left to stand in; row 1 loses its label 0 and with it every path."""
+    if np.isfinite(mask):
+        mask = max(mask, float(jnp.finfo(entry.dtype).min))
+    x = entry.draw()
+    masked = np.zeros(x.shape, bool)
+    masked[:2, 2, 3] = masked[:, 1, 0] = masked[3, 0, BLANK] = True
+    want = expected(entry, np.where(masked, -np.inf, x))
+    got = entry.traced(np.where(masked, mask, x), *PROBLEM)
+    assert np.isfinite(got.gradient).all()
+    possible = [0, 2, 3]
+    assert_close(entry, *(Results(r.losses[possible], r.gradient[:, possible]) for r in (got, want)))
+    assert (got.gradient[:, possible][masked[:, possible]] == 0).all()
+    if mask < -1e30:
+        assert_same(got, want, [1])
+    else:
+        assert got.losses[1] > -0.9 * mask
+
+
+def test_a_live_frame_without_any_class(entry):
+    x = entry.draw()
+    x[1] = -np.inf
+    got = entry.traced(x, *PROBLEM)
+    assert (got.losses == np.inf).all()
+    assert (got.gradient == 0).all()
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_a_poisoned_sequence_touches_no_other(entry, poison):
+    x = entry.draw()
+    want = entry.traced(x, *PROBLEM)
+    x[2, 0, 1] = poison  # a class of the target
+    got = entry.traced(x, *PROBLEM)
+    assert np.isnan(got.losses[0])
+    assert np.isnan(got.gradient[:, 0]).all()
+    assert_same(got, want, slice(1, None))
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_a_poisoned_class_that_the_target_does_not_use(entry, poison):
+    x = entry.draw()
+    want = entry.traced(x, *PROBLEM)
+    x[2, 2, 0] = poison
+    got = entry.traced(x, *PROBLEM)
+    if entry.from_logits:  # it is part of the normaliser
+        assert np.isnan(got.losses[2])
+        assert np.isnan(got.gradient[: INPUT_LENGTHS[2], 2]).all()
+        assert (got.gradient[INPUT_LENGTHS[2] :, 2] == 0).all()
+        assert_same(got, want, [0, 1, 3])
+    else:
+        assert_same(got, want)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [(0, -1), (0, C), (0, BLANK), (1, -1), (1, T + 1), (2, -1), (2, S + 1), (1, 2**31 - 1), (2, -(2**31))],
+)
+def test_what_is_illegal_under_jit_is_nan_in_its_own_row_alone(entry, argument, value):
+    x = entry.draw()
+    want = entry.traced(x, *PROBLEM)
+    problem = [p.copy() for p in PROBLEM]
+    problem[argument][(1, 1) if argument == 0 else 1] = value
+    got = entry.traced(x, *problem)
+    assert np.isnan(got.losses[1])
+    assert np.isnan(got.gradient[:, 1]).any()
+    assert_same(got, want, [0, 2, 3])
+
+
+@pytest.mark.parametrize("scale", [5, 20, 100, 1e4])
+def test_never_negative_however_confident(entry, scale):
+    """google-deepmind/optax#1771."""
+    frames = 60
+    targets = np.resize([0, 3, 1], (N, frames // 2)).astype(np.int32)
+    path = np.full((frames, N), BLANK)
+    path[::2] = targets.T
+    x = np.eye(C)[path] * scale + np.random.default_rng(0).normal(size=(frames, N, C)) * 0.1
+    if not entry.from_logits:
+        x = np.asarray(jax.nn.log_softmax(jnp.asarray(x, entry.dtype)), np.float64)
+    got = entry.traced(x, targets, np.full(N, frames), np.full(N, frames // 2))
+    assert (got.losses >= 0).all()
+    if scale >= 100:
+        np.testing.assert_allclose(got.losses, 0, atol=frames * float(jnp.finfo(entry.dtype).eps))
+
+
+def test_a_true_negative_of_unnormalised_scores_stays(entry):
+    if not entry.from_logits:
+        x = entry.draw() + 4
+        got = entry.traced(x, *PROBLEM)
+        assert (got.losses < 0).all()
+        assert_close(entry, got, expected(entry, np.asarray(jnp.asarray(x, entry.dtype), np.float64)))
