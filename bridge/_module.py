@@ -16,6 +16,14 @@ class CTCLoss(nn.Module):
         normalized: The scores are a distribution, so that PyTorch's gradient is right; see `ctc_loss`.
         batch_first: `log_probs` is (N, T, C).
 
+    Shapes:
+        As `ctc_loss`: scores (T, N, C) or (T, C), targets (N, S), (S,) or end to end, lengths (N,) or ();
+        the loss is (N,) or () with ``reduction="none"``, () otherwise.
+
+    Raises:
+        RuntimeError: When called, if a value or a shape is illegal, as `ctc_loss` does.
+        ValueError: When called, if `reduction` is unknown.
+
     Example:
         >>> import torch, bridge
         >>> loss = bridge.CTCLoss(zero_infinity=True)

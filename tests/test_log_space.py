@@ -1,0 +1,42 @@
+"""The table at the head of `_log_space`, row by row."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxctc._log_space import LOG_ZERO, logaddexp, logaddexp_and_share
+
+# (a, b), log(e^a + e^b), share of a
+ROWS = [
+    ((-1.0, -2.5), np.log(np.exp(-1.0) + np.exp(-2.5)), 1 / (1 + np.exp(-1.5))),
+    ((-2.5, -1.0), np.log(np.exp(-1.0) + np.exp(-2.5)), np.exp(-1.5) / (1 + np.exp(-1.5))),
+    ((-3.0, -3.0), -3 + np.log(2), 0.5),
+    ((-500.0, -3000.0), -500.0, 1.0),
+    ((-2.0, LOG_ZERO), -2.0, 1.0),
+    ((LOG_ZERO, -2.0), -2.0, 0.0),
+    ((LOG_ZERO, LOG_ZERO), LOG_ZERO, 0.5),
+    ((2 * LOG_ZERO, LOG_ZERO), LOG_ZERO, 0.0),  # impossible twice over
+]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize(("operands", "value", "share"), ROWS, ids=str)
+def test_row(operands, value, share, dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        tolerance = 4 * float(jnp.finfo(dtype).eps)
+        a, b = (jnp.full((1, 1), x, dtype) for x in operands)
+        total, first = logaddexp_and_share(a, b)
+        np.testing.assert_allclose(total, [[value]], rtol=tolerance)
+        np.testing.assert_allclose(first, [[share]], rtol=tolerance)
+        np.testing.assert_allclose(logaddexp(a, b), [[value]], rtol=tolerance)
+        slopes = jax.grad(lambda a, b: logaddexp(a, b).sum(), argnums=(0, 1))(a, b)
+        np.testing.assert_allclose(slopes, [[[share]], [[1 - share]]], rtol=tolerance, atol=tolerance)
+        curvature = jax.hessian(lambda x: logaddexp(x[:1], x[1:]).sum())(jnp.concatenate([a, b]))
+        expected = share * (1 - share) * np.array([[1, -1], [-1, 1]])
+        np.testing.assert_allclose(curvature.reshape(2, 2), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_million_frames_of_zero_probability_do_not_overflow():
+    assert jnp.isfinite(jnp.float32(LOG_ZERO) * 1_000_000)
+    assert jnp.float32(LOG_ZERO) + jnp.float32(-1e4) < LOG_ZERO / 2

@@ -1,0 +1,58 @@
+"""What is in the box."""
+
+import doctest
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxctc
+
+ROOT = Path(jaxctc.__file__).parents[1]
+FILES = sorted(path for package in ("jaxctc", "bridge") for path in (ROOT / package).glob("*.py"))
+MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_in_docstrings(module):
+    if module.startswith("bridge"):
+        pytest.importorskip("torch")
+    results = doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS)
+    assert not results.failed
+
+
+@pytest.mark.parametrize("package", ["jaxctc", "bridge"])
+def test_every_public_name_is_documented_with_an_example(package):
+    if package == "bridge":
+        pytest.importorskip("torch")
+    module = importlib.import_module(package)
+    assert sorted(module.__all__) == sorted(n for n in vars(module) if not n.startswith("_") and n != "annotations")
+    for name in module.__all__:
+        text = getattr(module, name).__doc__
+        for part in ("Args:", "Raises:", "Example:", ">>> "):
+            assert part in text, f"{package}.{name} lacks {part!r}"
+    assert (ROOT / package / "py.typed").exists()
+
+
+@pytest.mark.parametrize("forbidden", ["torch", "bridge", "optax", "beartype"])
+def test_the_core_imports_nothing_that_it_can_do_without(forbidden):
+    code = f"import sys, jaxctc; sys.exit({forbidden!r} in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_importing_starts_no_backend():
+    """So that `jax.distributed.initialize` and the platform's configuration can still follow."""
+    code = "import jaxctc; from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_version_is_in_one_place():
+    metadata = pytest.importorskip("importlib.metadata")
+    try:
+        installed = metadata.version("jaxctc")
+    except metadata.PackageNotFoundError:
+        pytest.skip("not installed, only on the path")
+    assert installed == jaxctc.__version__
+    assert jaxctc.__version__ in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
