@@ -11,7 +11,7 @@ demo: $(VENV)/examples.installed  ## train a recogniser of handwritten lines
 	$(BIN)/python examples/handwritten_lines.py
 
 test: $(VENV)/dev.installed  ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/dev.installed  ## run every check that runs no code
 	$(BIN)/ruff check .

@@ -144,10 +144,10 @@ def test_against_every_path(entry):
     np.testing.assert_allclose(np.asarray(entry.loss(x, *PROBLEM), np.float64), want.losses, rtol=2e-6)
 
 
-@pytest.mark.parametrize("blank", [0, 1, 3])
+@pytest.mark.parametrize("blank", [0, 3])
 def test_any_blank(entry, blank):
     x = entry.draw()
-    order = {1: [0, 2, 1, 3], 0: [2, 1, 0, 3], 3: [0, 1, 3, 2]}[blank]  # swaps the blank with that class
+    order = {0: [2, 1, 0, 3], 3: [0, 1, 3, 2]}[blank]  # swaps the blank with that class
     want = entry.traced(x, *PROBLEM)
     targets = np.array(order, np.int32)[TARGETS]
     got = entry.traced(x[:, :, order], targets, INPUT_LENGTHS, TARGET_LENGTHS, blank=blank)
