@@ -15,33 +15,19 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._types import Options, Problem
 
+_VECTOR = 8
+
 
 class Lattice(NamedTuple):
     """The states of one batch. Whatever was illegal has been replaced by something harmless."""
 
     labels: Int[Array, "N W"]
-    skip: Bool[Array, "N W"]
-    """Label s differs from label s - 1, so that the blank between them may be skipped."""
     input_lengths: Int[Array, " N"]
     target_lengths: Int[Array, " N"]
     legal: Bool[Array, " N"]
     """Lengths within their ranges, labels within [0, C) and none of them the blank."""
     possible: Bool[Array, " N"]
     """Enough frames: one a label, and one more for the blank between two equal labels."""
-
-
-class Emissions(NamedTuple):
-    """The scores of the lattice's labels, each frame relative to the best of them."""
-
-    scores: Float[Array, "T N W"]
-    """At most 0; 0 throughout in frames that are dead, poisoned or blocked."""
-    peak: Float[Array, "T N"]
-    """What was subtracted; 0 in those frames."""
-    live: Bool[Array, "T N"]
-    poisoned: Bool[Array, " N"]
-    """A NaN or +inf among the scores of some live frame."""
-    blocked: Bool[Array, " N"]
-    """Some live frame gives every label of the target, and the blank, probability zero."""
 
 
 def accumulator(dtype: jnp.dtype) -> jnp.dtype:
@@ -91,15 +77,13 @@ def build(problem: Problem, options: Options) -> Lattice:
     repeats = inside[:, 1:] & (labels[:, 1:] == labels[:, :-1])
     needed = target_lengths + repeats.sum(axis=1, dtype=jnp.int32)
 
-    columns = min(longest, frames) + 1
-    labels = jnp.pad(labels, ((0, 0), (0, 1)), constant_values=options.blank)[:, :columns]
-    labels = labels.at[:, -1].set(options.blank)
-    before = jnp.concatenate([jnp.full_like(labels[:, :1], -1), labels[:, :-1]], axis=1)
+    columns = -(-(min(longest, frames) + 2) // _VECTOR) * _VECTOR
+    labels = labels[:, : min(longest, frames)]
+    labels = jnp.pad(labels, ((0, 0), (0, columns - labels.shape[1])), constant_values=options.blank)
     return Lattice(
         labels=labels,
-        skip=labels != before,
         input_lengths=input_lengths,
-        target_lengths=jnp.minimum(target_lengths, columns - 1),
+        target_lengths=jnp.minimum(target_lengths, min(longest, frames)),
         legal=in_range & allowed.all(axis=1),
         possible=input_lengths >= needed,
     )
@@ -110,30 +94,7 @@ def frames_first(x: jax.Array, options: Options) -> jax.Array:
     return jnp.swapaxes(x, 0, 1) if options.batch_first else x
 
 
-def emissions(
-    scores: Float[Array, "A B C"],
-    offset: Float[Array, "A B"] | None,
-    lattice: Lattice,
-    options: Options,
-) -> Emissions:
-    """Gathers `scores - offset` at the labels of the lattice, and takes each frame's peak out.
-
-    Without the peaks the forward variables stay small for a confident model however long the
-    input is, and float32 keeps its digits.
-    """
-    sequence_axis = 0 if options.batch_first else 1
-    labels = jnp.expand_dims(lattice.labels, 1 - sequence_axis)
-    used = jnp.take_along_axis(scores, labels, axis=2, mode="promise_in_bounds")
-    used = used.astype(accumulator(scores.dtype))
-    if offset is not None:
-        used = used - offset[:, :, None]
-    used = frames_first(used, options)
-
-    live = lattice.input_lengths[None] > row_of_indices(used.shape[0]).T
-    peak = jax.lax.stop_gradient(used.max(axis=2))
-    poisoned = live & ~(peak < jnp.inf)
-    blocked = live & (peak <= LOG_ZERO)
-    sound = live & ~poisoned & ~blocked
-    peak = jnp.where(sound, peak, 0)
-    relative = jnp.where(sound[:, :, None], jnp.maximum(used - peak[:, :, None], LOG_ZERO), 0)
-    return Emissions(relative, peak, live, poisoned.any(axis=0), blocked.any(axis=0))
+def skip(labels: Int[Array, "... W"]) -> Bool[Array, "... W"]:
+    """Label s differs from label s - 1, so that the blank between them may be skipped."""
+    before = jnp.concatenate([jnp.full_like(labels[..., :1], -1), labels[..., :-1]], axis=-1)
+    return labels != before

@@ -22,21 +22,6 @@ LOG_ZERO = -1e30
 """Stands for log 0. Scores at or below it mean probability zero; a million of them still fit in float32."""
 
 
-def logaddexp_and_share(
-    a: Float[Array, "N W"], b: Float[Array, "N W"]
-) -> tuple[Float[Array, "N W"], Float[Array, "N W"]]:
-    """log(e^a + e^b), and e^a / (e^a + e^b): both from one exponential.
-
-    `log(1 + x)` serves as well as `log1p`: x lies in [0, 1] and the sum is added to a maximum.
-    Not meant to be differentiated; see `logaddexp`.
-    """
-    difference = a - b
-    x = jnp.exp(-jnp.abs(difference))
-    one_and_x = 1 + x
-    share = jnp.where(difference >= 0, 1, x) / one_and_x
-    return jnp.maximum(a, b) + jnp.log(one_and_x), share
-
-
 def logaddexp(a: Float[Array, "N W"], b: Float[Array, "N W"]) -> Float[Array, "N W"]:
     """log(e^a + e^b), differentiable to every order by JAX itself, also where a equals b.
 

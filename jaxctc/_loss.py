@@ -1,116 +1,90 @@
-"""The losses of a batch, one a sequence, and their derivative."""
+"""The losses of a batch, one a sequence, and their derivatives of every order.
+
+The losses and their gradient come from the recursion at both ends (`_both_ends`). The gradient's own
+derivative, which few need, comes from `_plain`, the losses written as plainly as can be, which JAX
+differentiates by itself as often as it is asked to.
+"""
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Bool, Float, Int, Integer
 
-from jaxctc import _lattice, _recursion
-from jaxctc._classes import subtract_posterior
-from jaxctc._lattice import Emissions, Lattice, accumulator, frames_first
+from jaxctc import _both_ends, _lattice, _recursion, _walk
+from jaxctc._classes import class_posterior
+from jaxctc._lattice import Lattice, accumulator, frames_first, row_of_indices
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._types import Options, Problem
-
-
-class _Normaliser(NamedTuple):
-    """The log-softmax of logits, in two parts: log p = logit - peak - log_sum."""
-
-    peak: Float[Array, "A B"]
-    log_sum: Float[Array, "A B"]
+from jaxctc._walk import Walk
 
 
 class _Setting(NamedTuple):
     """Everything about a batch but its likelihoods."""
 
     lattice: Lattice
-    emissions: Emissions
-    normaliser: _Normaliser | None
+    walk: Walk
+    log_normaliser: Float[Array, "A B"] | None
+    """Of logits: their log-sum-exp."""
+    live: Bool[Array, "A B"]
+    """The frames within each sequence's length."""
     broken: Bool[Array, " N"]
     """The loss is NaN: illegal lengths or labels, or a NaN or +inf score that counts."""
     infeasible: Bool[Array, " N"]
     """The loss is +inf, known before any recursion."""
 
 
-def _normaliser(logits: Float[Array, "A B C"]) -> _Normaliser:
-    peak = jax.lax.stop_gradient(logits.max(axis=2)).astype(accumulator(logits.dtype))
+def _frames(scores: Float[Array, "A B C"], options: Options) -> int:
+    return scores.shape[1 if options.batch_first else 0]
+
+
+def _log_normaliser(logits: Float[Array, "A B C"]) -> Float[Array, "A B"]:
+    dtype = accumulator(logits.dtype)
+    peak = logits.max(axis=2).astype(dtype)
     shift = jnp.where(jnp.isneginf(peak), 0, peak)
-    exponentials = jnp.exp(logits.astype(peak.dtype) - shift[:, :, None])
-    return _Normaliser(peak, jnp.log(exponentials.sum(axis=2)))
+    return peak + jnp.log(jnp.exp(logits.astype(dtype) - shift[:, :, None]).sum(axis=2))
 
 
 def _set_up(problem: Problem, options: Options) -> _Setting:
+    scores = problem.scores
     lattice = _lattice.build(problem, options)
-    normaliser = _normaliser(problem.scores) if options.from_logits else None
-    offset = None
-    if normaliser is not None:
-        offset = jnp.where(jnp.isfinite(normaliser.peak), normaliser.peak, 0)
-    emissions = _lattice.emissions(problem.scores, offset, lattice, options)
-    poisoned = emissions.poisoned
-    if normaliser is not None:
-        peak = frames_first(normaliser.peak, options)
-        poisoned = poisoned | (emissions.live & ~(peak < jnp.inf)).any(axis=0)
+    live = frames_first(row_of_indices(_frames(scores, options)).T < lattice.input_lengths[None], options)
+    log_normaliser = _log_normaliser(scores) if options.from_logits else None
+    walk = _walk.build(scores, log_normaliser, lattice, options)
+    poisoned = walk.poisoned
+    if log_normaliser is not None:
+        poisoned = poisoned | frames_first(live & ~(log_normaliser < jnp.inf), options).any(axis=0)
     return _Setting(
         lattice,
-        emissions,
-        normaliser,
+        walk,
+        log_normaliser,
+        live,
         broken=~lattice.legal | (lattice.possible & poisoned),
-        infeasible=~lattice.possible | emissions.blocked,
+        infeasible=~lattice.possible | walk.blocked,
     )
 
 
-def _walk(setting: _Setting) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """What the recursion wants to know."""
-    lattice = setting.lattice
-    return setting.emissions.scores, lattice.skip, lattice.input_lengths, lattice.target_lengths
-
-
-def _losses_from(
-    log_likelihood: Float[Array, " N"], setting: _Setting, dtype: jnp.dtype, options: Options
+def _losses(
+    log2_likelihood: Float[Array, " N"], setting: _Setting, problem: Problem, options: Options
 ) -> Float[Array, " N"]:
     """Puts back what was taken out of the scores; then infinities, NaN and rounding below zero."""
-    _, emissions, normaliser, broken, infeasible = setting
-    if normaliser is None:
-        loss = -(emissions.peak.sum(axis=0) + log_likelihood)
+    loss = -(setting.walk.offset + log2_likelihood * math.log(2))
+    if options.from_logits:
+        loss = jnp.maximum(loss, 0)
+    else:
         # Rows that are normalised in the caller's precision may sum to a little more than one.
-        slack = emissions.live.shape[0] * float(jnp.finfo(dtype).eps)
+        slack = _frames(problem.scores, options) * float(jnp.finfo(problem.scores.dtype).eps)
         loss = jnp.where((loss <= 0) & (loss >= -slack), 0, loss)
-    else:
-        log_sum = frames_first(normaliser.log_sum, options)
-        above = jnp.where(emissions.live, log_sum - emissions.peak, 0).sum(axis=0)
-        loss = jnp.maximum(above - log_likelihood, 0)
-    impossible = infeasible | (log_likelihood < LOG_ZERO / 2)
-    return jnp.where(broken, jnp.nan, jnp.where(impossible, jnp.inf, loss))
+    impossible = setting.infeasible | (log2_likelihood < LOG_ZERO / 2)
+    return jnp.where(setting.broken, jnp.nan, jnp.where(impossible, jnp.inf, loss))
 
 
-def _gradient(
-    posterior: Float[Array, "T N W"],
-    losses: Float[Array, " N"],
-    setting: _Setting,
-    problem: Problem,
-    options: Options,
-) -> tuple[Float[Array, "A B C"], Bool[Array, "A B C"]]:
-    """The derivative of each sequence's loss with respect to its scores, and where it can be other than 0."""
-    scores = problem.scores
-    lattice, emissions, normaliser, _, _ = setting
-    # Where an illegal length hides the live frames, all of them must show that the row is broken.
-    live = emissions.live | ~lattice.legal[None]
-    finite = live & ~jnp.isposinf(losses)[None]
-    counts = frames_first(finite, options)[:, :, None]
-    posterior = jnp.where(finite[:, :, None], posterior, 0)
-    if normaliser is None:
-        base = jnp.zeros(scores.shape, posterior.dtype)
-    else:
-        peak, log_sum = (x[:, :, None] for x in normaliser)
-        log_probs = scores.astype(posterior.dtype) - peak - log_sum
-        counts = counts & ~(log_probs <= LOG_ZERO)
-        base = jnp.where(counts, jnp.exp(log_probs), 0)
-    gradient = subtract_posterior(base, posterior, lattice.labels, options)
-    if normaliser is None:
-        counts = counts & (gradient != 0)
-    nan = frames_first(live & jnp.isnan(losses)[None], options)[:, :, None]
-    return jnp.where(nan, jnp.nan, gradient), counts | nan
+def _start(options: Options, scores: Float[Array, "A B C"], frames: Int[Array, ""] | None) -> int | Int[Array, ""]:
+    """The first step that reads a live frame, if no sequence is longer than `frames`."""
+    count = _walk.steps(_frames(scores, options))
+    return 0 if frames is None else jnp.clip(count - (frames + 1) // 2, 0, count)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -120,22 +94,70 @@ def losses(
     targets: Integer[Array, "N S"],
     input_lengths: Integer[Array, " N"],
     target_lengths: Integer[Array, " N"],
+    frames: Int[Array, ""] | None = None,
 ) -> Float[Array, " N"]:
-    """Minus the log probability of each target: no reduction, no derivative paid for that is not asked for."""
-    setting = _set_up(Problem(scores, targets, input_lengths, target_lengths), options)
-    log_likelihood = _recursion.forward_log_likelihood(*_walk(setting))
-    return _losses_from(log_likelihood, setting, scores.dtype, options)
+    """Minus the log probability of each target: no reduction, no derivative paid for that is not asked for.
+
+    `frames`, if given, is no smaller than any input length: frames beyond it cost nothing.
+    """
+    problem = Problem(scores, targets, input_lengths, target_lengths)
+    setting = _set_up(problem, options)
+    return _losses(_both_ends.log2_likelihood(setting.walk, _start(options, scores, frames)), setting, problem, options)
 
 
 @losses.defjvp
 def _losses_jvp(options, primals, tangents):
-    problem = Problem(*primals)
-    setting = _set_up(problem, options)
-    log_likelihood, posterior = _recursion.posterior(*_walk(setting))
-    value = _losses_from(log_likelihood, setting, problem.scores.dtype, options)
-    gradient, counts = _gradient(posterior, value, setting, problem, options)
-    value = _with_gradient(options, jax.lax.stop_gradient(value), problem.scores, gradient, counts)
+    value, gradient, counts = losses_and_gradient(options, *primals)
     return value, _along(gradient, counts, tangents[0], options)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def losses_and_gradient(
+    options: Options,
+    scores: Float[Array, "A B C"],
+    targets: Integer[Array, "N S"],
+    input_lengths: Integer[Array, " N"],
+    target_lengths: Integer[Array, " N"],
+    frames: Int[Array, ""] | None = None,
+) -> tuple[Float[Array, " N"], Float[Array, "A B C"], Bool[Array, "A B C"]]:
+    """The losses, the derivative of each with respect to its own scores, and where that can be other than 0."""
+    problem = Problem(scores, targets, input_lengths, target_lengths)
+    setting = _set_up(problem, options)
+    log2_likelihood, posterior = _both_ends.posterior(setting.walk, _start(options, scores, frames))
+    value = _losses(log2_likelihood, setting, problem, options)
+    lattice = setting.lattice
+    found = class_posterior(posterior, lattice, _frames(scores, options), scores.shape[2], options)
+
+    rows = jnp.stack([jnp.isfinite(value), jnp.isnan(value)])
+    # Where an illegal length hides the live frames, all of them must show that the row is broken.
+    live = frames_first(setting.live, options) | ~lattice.legal[None]
+    finite, nan = (frames_first(live & row[None], options)[:, :, None] for row in rows)
+    counts = finite & ~(scores <= LOG_ZERO)
+    gradient = -found
+    if setting.log_normaliser is not None:
+        gradient = jnp.exp(scores.astype(found.dtype) - setting.log_normaliser[:, :, None]) - found
+    gradient = jnp.where(counts, gradient, 0)
+    if setting.log_normaliser is None:
+        counts = counts & (gradient != 0)
+    return value, jnp.where(nan, jnp.nan, gradient), counts | nan
+
+
+@losses_and_gradient.defjvp
+def _losses_and_gradient_jvp(options, primals, tangents):
+    value, gradient, counts = losses_and_gradient(options, *primals)
+    scores, *rest, _ = primals
+
+    def derivative(scores):
+        return jax.grad(lambda scores: _plain(options, scores, *rest).sum())(scores)
+
+    usable = jnp.isfinite(value)
+    _, change = jax.jvp(derivative, (scores,), (tangents[0],))
+    usable = frames_first(jnp.broadcast_to(usable, frames_first(scores[:, :, 0], options).shape), options)[:, :, None]
+    change = jnp.where(
+        usable, jnp.where(counts, change.astype(gradient.dtype), 0), jnp.where(gradient == 0, 0, jnp.nan)
+    )
+    no_tangent = jnp.zeros(counts.shape, jax.dtypes.float0)
+    return (value, gradient, counts), (_along(gradient, counts, tangents[0], options), change, no_tangent)
 
 
 def _along(
@@ -148,22 +170,29 @@ def _along(
     return frames_first(terms.sum(axis=2), options).sum(axis=0)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _with_gradient(
-    _options: Options,
-    value: Float[Array, " N"],
-    _scores: Float[Array, "A B C"],
-    _gradient: Float[Array, "A B C"],
-    _counts: Bool[Array, "A B C"],
+def _plain(
+    options: Options,
+    scores: Float[Array, "A B C"],
+    targets: Integer[Array, "N S"],
+    input_lengths: Integer[Array, " N"],
+    target_lengths: Integer[Array, " N"],
 ) -> Float[Array, " N"]:
-    """`value`, whose derivative with respect to the scores is `_gradient`.
-
-    Whoever differentiates a function that used `jax.value_and_grad` differentiates this value too.
-    """
-    return value
-
-
-@_with_gradient.defjvp
-def _with_gradient_jvp(options, primals, tangents):
-    _, _, gradient, counts = primals
-    return _with_gradient(options, *primals), _along(gradient, counts, tangents[1], options)
+    """The losses by the forward recursion alone, right where they are finite."""
+    lattice = _lattice.build(Problem(scores, targets, input_lengths, target_lengths), options)
+    live = row_of_indices(_frames(scores, options)).T < lattice.input_lengths[None]
+    # Padding must not only be left out: a NaN in it would find its way into the derivative.
+    kept = frames_first(live, options)[:, :, None]
+    log_probs = jnp.where(kept, scores.astype(accumulator(scores.dtype)), 0)
+    if options.from_logits:
+        peak = jax.lax.stop_gradient(log_probs.max(axis=2, keepdims=True))
+        log_probs = log_probs - peak
+        log_probs = log_probs - jnp.log(jnp.exp(log_probs).sum(axis=2, keepdims=True))
+    log_probs = jnp.maximum(frames_first(log_probs, options), LOG_ZERO)
+    emissions = jnp.take_along_axis(log_probs, lattice.labels[None], axis=2, mode="promise_in_bounds")
+    emissions = jnp.where(live[:, :, None], emissions, 0)
+    # Without each frame's best score the forward variables stay small, and float32 keeps its digits.
+    peak = jax.lax.stop_gradient(emissions.max(axis=2))
+    log_likelihood = _recursion.log_likelihood(
+        emissions - peak[:, :, None], _lattice.skip(lattice.labels), lattice.input_lengths, lattice.target_lengths
+    )
+    return -(log_likelihood + peak.sum(axis=0))

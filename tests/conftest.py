@@ -7,7 +7,9 @@ import pytest
 from jaxtyping import install_import_hook
 
 # The modules that hold arrays; what the public functions accept and raise is theirs to say.
-SHAPED = [f"jaxctc.{name}" for name in ("_classes", "_lattice", "_log_space", "_loss", "_recursion")]
+SHAPED = [
+    f"jaxctc.{name}" for name in ("_both_ends", "_classes", "_lattice", "_log_space", "_loss", "_recursion", "_walk")
+]
 with install_import_hook(SHAPED, "beartype.beartype"):
     import jaxctc  # noqa: F401
 

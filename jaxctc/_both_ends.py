@@ -1,0 +1,304 @@
+"""The recursion from both ends of the input at once: scaled numbers inward, probabilities outward.
+
+Both directions walk alike (see `_walk`). One step of each is
+
+    stay      = blank[s] * 2^drop                       the frame before, its emission included
+    blank'[s] = stay[s] + label[s - 1]                  into blank s, before its emission
+    label'[s] = (label[s] + (blank'[s] if skip[s] else stay[s])) * score[s]
+
+in numbers of a mantissa and an exponent each (`_scaled`): no logarithm, no exponential but that of the
+score, no digit lost however small the numbers grow. After M steps the two directions meet, and the
+likelihood is known. What each state had from its first operand is a portion, a probability; the
+posterior at the meeting flows outward through these portions by multiplying and adding alone.
+
+The states of the steps are not all kept: of every segment of steps the first is, and the rest is walked
+again when the posterior arrives there. The posterior takes the place of the scores, step by step.
+
+How it is written follows from what XLA makes of it on a CPU. States live in buffers that each step
+updates in place, those of even and of odd steps in buffers of their own: one that is read and written
+in the same step would be copied as a whole, and a result with no buffer of its own to go to would be
+handed to several threads, which takes longer than computing it. A few columns of zeros before the first
+serve as its left neighbour.
+
+`_recursion.log_likelihood` is the same recursion written plainly: what all this is tested against.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Complex, Float, Int
+
+from jaxctc import _scaled
+from jaxctc._log_space import LOG_ZERO
+from jaxctc._scaled import Scaled, pack, unpack
+from jaxctc._walk import Walk
+
+_MARGIN = 8
+"""Columns of zeros before the first; a vector's worth keeps the rest aligned."""
+_SMALL = 1 << 20
+"""Bytes of states that are kept rather than walked again."""
+
+Index: TypeAlias = int | Int[Array, ""]
+
+
+class _States(NamedTuple):
+    """Packed states of K steps, margins included. The blank's are before their emission."""
+
+    blank: Complex[Array, "K N 2 V"]
+    label: Complex[Array, "K N 2 V"]
+
+    def read(self, name: str, k: Index, shift: int = 0) -> Scaled:
+        rows = getattr(self, name)
+        size = (1, *rows.shape[1:3], rows.shape[3] - _MARGIN)
+        return unpack(lax.dynamic_slice(rows, (k, 0, 0, _MARGIN + shift), size)[0])
+
+    def write(self, name: str, k: Index, value: Scaled) -> "_States":
+        return self._replace(**{name: _write(getattr(self, name), pack(value)[None], (k, 0, 0, _MARGIN))})
+
+    def row(self, k: Index) -> "_States":
+        return lax.optimization_barrier(_States(*(lax.dynamic_slice_in_dim(x, k, 1) for x in self)))
+
+    def put(self, k: Index, row: "_States") -> "_States":
+        return _States(*(lax.dynamic_update_slice_in_dim(x, y, k, 0) for x, y in zip(self, row, strict=True)))
+
+
+def _started(walk: Walk, count: int) -> _States:
+    """Rows that all hold the state before the first frame: in blank 0."""
+    sequences, directions, _, columns = walk.scores.shape
+    shape = (count, sequences, directions, _MARGIN + columns)
+    zero = _scaled.zeros(shape, walk.scores.dtype)
+    here = lax.broadcasted_iota(jnp.int32, shape, 3) == _MARGIN
+    return _States(pack(Scaled(zero.mantissa, jnp.where(here, 0, zero.exponent))), pack(zero))
+
+
+def _left(walk: Walk, blank: Scaled, i: Index) -> Scaled:
+    """The blank's states before step i, the emission of the frame before included."""
+    return blank._replace(exponent=blank.exponent + _row(walk.drop[..., None], i))
+
+
+def _step(source: _States, k: Index, target: _States, j: Index, walk: Walk, i: Index) -> _States:
+    """Step i, from row k of the source to row j of the target."""
+    stay = _left(walk, source.read("blank", k), i)
+    target = target.write("blank", j, stay + source.read("label", k, -1))
+    step = _scaled.where(walk.skip, target.read("blank", j), stay)
+    label = (source.read("label", k) + step) * _scaled.exp2(_row(walk.scores, i))
+    return target.write("label", j, _scaled.normalised(label))
+
+
+class _Segment(NamedTuple):
+    """The states of K steps, and the one before them: rows 0, 2, 4, ... and 1, 3, 5, ..."""
+
+    even: _States
+    odd: _States
+
+    def walk_on(self, state: _States, walk: Walk, first: Index, start: Index) -> "_Segment":
+        """On from the state before step `first`. Steps before `start` change nothing and are left out."""
+
+        def pair(j: Index, segment: _Segment) -> _Segment:
+            even, odd = segment
+            odd = _step(even, j, odd, j, walk, first + 2 * j)
+            return _Segment(_step(odd, j, even, j + 1, walk, first + 2 * j + 1), odd)
+
+        count = self.odd.blank.shape[0]
+        skipped = _at_least(0, (start - first) // 2)
+        return lax.fori_loop(skipped, count, pair, self._replace(even=self.even.put(skipped, state)))
+
+
+def _at_least(least: int, value: Index) -> Index:
+    """Stays a Python number where it can: a loop whose bounds are known is one that `vmap` handles well."""
+    return max(least, value) if isinstance(value, int) else jnp.maximum(least, value)
+
+
+class _Posterior(NamedTuple):
+    """Probabilities of the states after each of K steps, and before the first: row k is after k steps."""
+
+    label: Float[Array, "N 2 K W"]
+    even: Float[Array, "N 2 V"]
+    """The blank's, of the last even row that was written; a margin after the last column."""
+    odd: Float[Array, "N 2 V"]
+    flow: Complex[Array, "N 2 V"]
+    """Packed: what leaves each blank for the label before it, and what stays in each label."""
+
+    def undo(self, k: Index, before: _States, b: Index, after: _States, a: Index, walk: Walk, i: Index, name: str):
+        """Row k from row k + 1: each state gives back what step i gave it. `name` is that of row k's blanks."""
+        columns = walk.scores.shape[3]
+        other = {"even": "odd", "odd": "even"}[name]
+        blank = getattr(self, other)[:, :, :columns]
+        label = _row(self.label, k + 1)
+        gain = before.read("label", b) * _scaled.exp2(_row(walk.scores, i))
+        stayed = label * jnp.minimum(_scaled.portion(gain, after.read("label", a)), 1)
+        through = blank + jnp.where(walk.skip, label - stayed, 0)
+        stay = _left(walk, before.read("blank", b), i)
+        kept = through * jnp.minimum(_scaled.portion(stay, after.read("blank", a)), 1)
+        flow = _write(self.flow, lax.complex(through - kept, stayed), (0, 0, 0))
+
+        stayed = lax.imag(flow[:, :, :columns])
+        arriving = lax.real(flow[:, :, 1 : columns + 1])
+        labels = _write(self.label, _visible(stayed + arriving)[:, :, None], (0, 0, k, 0))
+
+        left, stayed = lax.real(flow[:, :, :columns]), lax.imag(flow[:, :, :columns])
+        stepped = _row(labels, k + 1) - stayed
+        # Where the blank may be skipped, what stepped into the label came through it.
+        kept = blank - left + stepped
+        blanks = _write(getattr(self, name), _visible(kept), (0, 0, 0))
+        return self._replace(label=labels, flow=flow, **{name: blanks})
+
+
+def _row(x: Float[Array, "N 2 M W"], i: Index) -> Float[Array, "N 2 W"]:
+    return lax.dynamic_index_in_dim(x, i, 2, keepdims=False)
+
+
+def _write(buffer: Array, value: Array, where: tuple[Index, ...]) -> Array:
+    """In place. The barrier keeps XLA from computing the value again for each of its readers."""
+    return lax.optimization_barrier(lax.dynamic_update_slice(buffer, value, where))
+
+
+def _visible(probability: Float[Array, "..."]) -> Float[Array, "..."]:
+    return jnp.where(probability <= _scaled.least(probability.dtype), 0, probability)
+
+
+class Meeting(NamedTuple):
+    """What is known when both directions have met."""
+
+    log2_likelihood: Float[Array, " N"]
+    blank: Float[Array, "N 2 W"]
+    label: Float[Array, "N 2 W"]
+    """The posterior after the last step of each direction, in its own order of labels."""
+
+
+def _meet(states: _States, k: Index, walk: Walk) -> Meeting:
+    """Joins the last forward state, by one more step without an emission, with the last backward state."""
+    columns = walk.scores.shape[3]
+    count = walk.scores.shape[2]
+    length = walk.target_lengths[:, None]
+    column = lax.broadcasted_iota(jnp.int32, (1, columns), 1)
+
+    def direction(a: Scaled, d: int) -> Scaled:
+        return Scaled(*(x[:, d] for x in a))
+
+    def mirrored(a: Array, last: Array) -> Array:
+        return jnp.where(column <= last, jnp.take_along_axis(a, jnp.maximum(last - column, 0), axis=1), 0)
+
+    def other_way(a: Scaled, last: Array) -> Scaled:
+        zero = _scaled.zeros(a.mantissa.shape, a.mantissa.dtype)
+        turned = Scaled(*(jnp.take_along_axis(x, jnp.maximum(last - column, 0), axis=1) for x in a))
+        return _scaled.where(column <= last, turned, zero)
+
+    blank = _left(walk, states.read("blank", k), count)
+    label = states.read("label", k)
+    skip = walk.skip[:, 0]
+    stay, kept = direction(blank, 0), direction(label, 0)
+    into_blank = stay + direction(states.read("label", k, -1), 0)
+    step = _scaled.where(skip, into_blank, stay)
+    into_label = kept + step
+
+    joint_blank = into_blank * other_way(direction(blank, 1), length)
+    joint_label = into_label * other_way(direction(label, 1), length - 1)
+    both = Scaled(*(jnp.concatenate(x, axis=1) for x in zip(joint_blank, joint_label, strict=True)))
+    whole = _scaled.total(both, axis=(1,))
+
+    at_blank, at_label = (
+        jnp.where(column <= last, _scaled.portion(_scaled.normalised(x), whole), 0)
+        for x, last in ((joint_blank, length), (joint_label, length - 1))
+    )
+    stayed = at_label * _scaled.portion(kept, into_label)
+    stepped = at_label - stayed
+    through = at_blank + jnp.where(skip, stepped, 0)
+    held = through * _scaled.portion(stay, into_blank)
+    arriving = jnp.pad(through - held, ((0, 0), (0, 1)))[:, 1:]
+    return Meeting(
+        _scaled.log2(whole)[:, 0],
+        jnp.stack([held + jnp.where(skip, 0, stepped), mirrored(at_blank, length)], axis=1),
+        jnp.stack([stayed + arriving, mirrored(at_label, length - 1)], axis=1),
+    )
+
+
+def _padded(walk: Walk, count: int) -> tuple[Walk, int]:
+    """With steps before the first that change nothing, so that segments come out even; and how many."""
+    extra = count - walk.scores.shape[2]
+    front = ((0, 0), (0, 0), (extra, 0))
+    scores = jnp.pad(walk.scores, (*front, (0, 0)), constant_values=LOG_ZERO)
+    return walk._replace(scores=scores, drop=jnp.pad(walk.drop, front)), extra
+
+
+def log2_likelihood(walk: Walk, start: Index = 0) -> Float[Array, " N"]:
+    """The logarithm to base 2 of each likelihood. No step before `start` reads a live frame."""
+    steps = walk.scores.shape[2]
+    walk, extra = _padded(walk, max(steps + steps % 2, 2))
+
+    def pair(j: Index, states: tuple[_States, _States]) -> tuple[_States, _States]:
+        even, odd = states
+        odd = _step(even, 0, odd, 0, walk, 2 * j)
+        return _step(odd, 0, even, 0, walk, 2 * j + 1), odd
+
+    states = _started(walk, 1), _started(walk, 1)
+    even, _ = lax.fori_loop((start + extra) // 2, walk.scores.shape[2] // 2, pair, states)
+    return _meet(even, 0, walk).log2_likelihood
+
+
+def posterior(walk: Walk, start: Index = 0) -> tuple[Float[Array, " N"], Float[Array, "N 2 M W"]]:
+    """Also the probability of every label at every step, given the target; unspecified before `start`."""
+    sequences, _, steps, columns = walk.scores.shape
+    size = _segment_size(walk)
+    walk, extra = _padded(walk, max(steps + -steps % size, size))
+    count = walk.scores.shape[2] // size
+    start = start + extra
+    half = size // 2
+    first = start // size
+
+    def inward(s: Index, carry: tuple[_Segment, _States]) -> tuple[_Segment, _States]:
+        segment, kept = carry
+        segment = segment.walk_on(kept.row(s), walk, s * size, start)
+        return segment, kept.put(s + 1, segment.even.row(half))
+
+    segment = _Segment(_started(walk, half + 1), _started(walk, half))
+    segment, kept = lax.fori_loop(first, count, inward, (segment, _started(walk, count + 1)))
+    meeting = _meet(segment.even, half, walk)
+
+    dtype = walk.scores.dtype
+    blank = jnp.zeros((sequences, 2, columns + _MARGIN), dtype)
+    label = jnp.zeros((sequences, 2, size + 1, columns), dtype)
+    gamma = _Posterior(
+        _write(label, meeting.label[:, :, None], (0, 0, size, 0)),
+        _write(blank, meeting.blank, (0, 0, 0)),
+        blank,
+        _scaled.pack(Scaled(blank, blank)),
+    )
+
+    def outward(back: Index, carry):
+        s = count - 1 - back
+        segment, gamma, scores = carry
+        at = walk._replace(scores=scores)
+        if count > 1:
+            segment = segment.walk_on(kept.row(s), at, s * size, start)
+        even, odd = segment
+
+        def pair(back: Index, gamma: _Posterior) -> _Posterior:
+            j = half - 1 - back
+            i = s * size + 2 * j
+            gamma = gamma.undo(2 * j + 1, odd, j, even, j + 1, at, i + 1, "odd")
+            return gamma.undo(2 * j, even, j, odd, j, at, i, "even")
+
+        gamma = lax.fori_loop(0, half - _at_least(0, (start - s * size) // 2), pair, gamma)
+        if count > 1:
+            label = gamma.label
+            scores = lax.dynamic_update_slice_in_dim(scores, label[:, :, 1:], s * size, 2)
+            last = lax.optimization_barrier(label[:, :, :1])
+            gamma = gamma._replace(label=lax.dynamic_update_slice_in_dim(label, last, size, 2))
+        return segment, gamma, scores
+
+    _, gamma, scores = lax.fori_loop(0, count - first, outward, (segment, gamma, walk.scores))
+    probabilities = scores if count > 1 else gamma.label[:, :, 1:]
+    return meeting.log2_likelihood, probabilities[:, :, extra:]
+
+
+def _segment_size(walk: Walk) -> int:
+    """Even. All steps where their states take little memory, about the square root of their number elsewhere."""
+    sequences, _, steps, columns = walk.scores.shape
+    row = 4 * sequences * (columns + _MARGIN) * walk.scores.dtype.itemsize * 2
+    if steps * row <= _SMALL:
+        return max(steps + steps % 2, 2)
+    return max(int(steps**0.5) // 2 * 2, 2)

@@ -1,0 +1,139 @@
+"""Numbers kept as a mantissa and a power of two: sums and products without a logarithm or an exponential.
+
+A float's own exponent cannot hold the likelihood of a long input, and its logarithm loses a digit
+whenever it grows tenfold. Here the mantissa keeps every digit however small the number, and adding
+two numbers costs an alignment, as it does in hardware. The exponent is itself a float that holds a
+whole number, so that it neither wraps around nor overflows.
+
+Zero has the mantissa 1 and the exponent `LOG_ZERO`:
+
+| a      | b      | a + b              | a b        | portion a of (a + b) |
+| ------ | ------ | ------------------ | ---------- | -------------------- |
+| finite | finite | rounded once       | rounded once | a / (a + b)        |
+| finite | 0      | a                  | below any finite number | 1       |
+| 0      | finite | b                  | below any finite number | 0       |
+| 0      | 0      | 2 mantissas of 0   | 0          | 1/2; never seen      |
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Complex, Float
+
+from jaxctc._log_space import LOG_ZERO
+
+# The minimax polynomial of 2^f over 0 <= f < 1, right to 8e-8 of its value.
+_EXP2 = (0.9999999250635262, 0.6931530732001692, 0.24015361704437888)
+_EXP2 += (0.05582631805327673, 0.008989340090523107, 0.0018775766751782659)
+
+
+class Scaled(NamedTuple):
+    """mantissa * 2**exponent; the mantissa is at least 1."""
+
+    mantissa: Float[Array, "..."]
+    exponent: Float[Array, "..."]
+
+    def __add__(self, other: "Scaled") -> "Scaled":  # type: ignore[override]
+        exponent = _max(self.exponent, other.exponent)
+        return Scaled(
+            self.mantissa * _power_of_two(self.exponent - exponent)
+            + other.mantissa * _power_of_two(other.exponent - exponent),
+            exponent,
+        )
+
+    def __mul__(self, other: "Scaled") -> "Scaled":  # type: ignore[override]
+        return Scaled(self.mantissa * other.mantissa, self.exponent + other.exponent)
+
+
+def zeros(shape: tuple[int, ...], dtype: jnp.dtype) -> Scaled:
+    return Scaled(jnp.ones(shape, dtype), jnp.full(shape, LOG_ZERO, dtype))
+
+
+def exp2(x: Float[Array, "..."]) -> Scaled:
+    """2**x, for any x but NaN and the infinities."""
+    whole = jnp.floor(x)
+    f = x - whole
+    if x.dtype == jnp.float64:
+        return Scaled(jnp.exp2(f), whole)
+    c0, c1, c2, c3, c4, c5 = (jnp.asarray(c, x.dtype) for c in _EXP2)
+    square = f * f
+    return Scaled((c0 + c1 * f) + square * ((c2 + c3 * f) + square * (c4 + c5 * f)), whole)
+
+
+def log2(a: Scaled) -> Float[Array, "..."]:
+    return a.exponent + jnp.log2(a.mantissa)
+
+
+def normalised(a: Scaled) -> Scaled:
+    """The same number with its mantissa in [1, 2)."""
+    digits, bias, integer = _layout(a.mantissa.dtype)
+    bits = lax.bitcast_convert_type(a.mantissa, integer)
+    mantissa = (bits & ((1 << digits) - 1)) | (bias << digits)
+    shift = (bits >> digits) - bias
+    return Scaled(lax.bitcast_convert_type(mantissa, a.mantissa.dtype), a.exponent + shift.astype(a.exponent.dtype))
+
+
+def portion(part: Scaled, whole: Scaled) -> Float[Array, "..."]:
+    """part / whole, for a part that is no larger than the whole; a part too small to matter gives a little more."""
+    floor = jnp.asarray(-_layout(part.exponent.dtype).bias // 2, part.exponent.dtype)
+    return part.mantissa / whole.mantissa * _power_of_two(_max(part.exponent - whole.exponent, floor))
+
+
+def least(dtype: jnp.dtype) -> float:
+    """A probability that counts as 0, and so does all below it.
+
+    It is more than any `portion` of a part too small to matter. And its product with one is still a normal
+    number: the others, which hardware handles a hundred times more slowly, never occur.
+    """
+    return 2.0 ** -(_layout(dtype).bias // 3)
+
+
+def where(condition: Array, a: Scaled, b: Scaled) -> Scaled:
+    return Scaled(jnp.where(condition, a.mantissa, b.mantissa), jnp.where(condition, a.exponent, b.exponent))
+
+
+def total(a: Scaled, axis: tuple[int, ...]) -> Scaled:
+    """The sum over some axes, which are kept."""
+    exponent = a.exponent.max(axis=axis, keepdims=True)
+    return normalised(
+        Scaled((a.mantissa * _power_of_two(a.exponent - exponent)).sum(axis=axis, keepdims=True), exponent)
+    )
+
+
+def pack(a: Scaled) -> Complex[Array, "..."]:
+    """Both parts in one array: what is computed once for both is not computed twice, once for each array."""
+    return lax.complex(a.mantissa, a.exponent)
+
+
+def unpack(z: Complex[Array, "..."]) -> Scaled:
+    return Scaled(lax.real(z), lax.imag(z))
+
+
+class _Layout(NamedTuple):
+    """How a float is made."""
+
+    digits: int
+    bias: int
+    integer: type
+    """Of the same width."""
+
+
+def _layout(dtype: jnp.dtype) -> _Layout:
+    return _Layout(52, 1023, jnp.int64) if dtype == jnp.float64 else _Layout(23, 127, jnp.int32)
+
+
+def _power_of_two(exponent: Float[Array, "..."]) -> Float[Array, "..."]:
+    """2**exponent for a whole number that is at most 0; what is too small to be seen stays so.
+
+    Adding 1.5 * 2**digits leaves the whole number in the lowest bits, where it is shifted into place.
+    """
+    digits, bias, integer = _layout(exponent.dtype)
+    exponent = _max(exponent, jnp.asarray(1 - bias, exponent.dtype))
+    bits = lax.bitcast_convert_type(exponent + (1.5 * 2**digits + bias), integer)
+    return lax.bitcast_convert_type(bits << digits, exponent.dtype)
+
+
+def _max(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`jnp.maximum` but for NaN, which cannot occur, and which it takes four instructions to respect."""
+    return jnp.where(a < b, b, a)

@@ -1,0 +1,159 @@
+"""The scores along the lattice, as the two directions of the recursion read them.
+
+Each direction takes M = ceil(T / 2) steps. The forward one reads the first half of a sequence's frames,
+the backward one the second half from its last frame down, over the labels in reverse, so that both walk
+alike: from column 0 on. They end together, at the middle of each sequence, however long it is: a short
+one starts late, and until then its scores keep it in the state that it starts from.
+
+The blank is taken out of every frame: scores are relative to it, so that blank states need no
+multiplication. Only where a frame makes the blank next to impossible does it keep a power of two of its
+own, `drop`.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxctc import _lattice
+from jaxctc._lattice import Lattice, accumulator, row_of_indices
+from jaxctc._log_space import LOG_ZERO
+from jaxctc._types import Options
+
+LOG2_E = 1.4426950408889634
+_IMPOSSIBLE = -128.0
+"""Binary digits by which the blank may stay behind a frame's best score before it is given a `drop`."""
+
+
+class Walk(NamedTuple):
+    """Axes: N sequences, 2 directions (forward, backward), M steps, W columns."""
+
+    scores: Float[Array, "N 2 M W"]
+    """Logarithms to base 2 of each label's probability over the blank's."""
+    drop: Float[Array, "N 2 M+1"]
+    """Exponent of the power of two that is left of the blank's own probability, nearly always 0: at index i
+    that of the frame before step i.
+    """
+    skip: Bool[Array, "N 2 W"]
+    """The label of a column differs from the one before it, in each direction's own order."""
+    target_lengths: Int[Array, " N"]
+    offset: Float[Array, " N"]
+    """Nats that were taken out of all paths of a sequence."""
+    poisoned: Bool[Array, " N"]
+    """A NaN or +inf among the scores of some live frame."""
+    blocked: Bool[Array, " N"]
+    """Some live frame gives every label of the target, and the blank, probability zero."""
+
+
+class Schedule(NamedTuple):
+    """Which frame each step of each direction reads."""
+
+    frame: Int[Array, "N 2 M"]
+    live: Bool[Array, "N 2 M"]
+
+
+def steps(frames: int) -> int:
+    return -(-frames // 2)
+
+
+def schedule(lattice: Lattice, frames: int) -> Schedule:
+    half, rest = _halves(lattice)
+    count = steps(frames)
+    step = row_of_indices(count)
+    ahead = step - (count - half)
+    back = lattice.input_lengths[:, None] - 1 - (step - (count - rest))
+    frame = jnp.stack([ahead, back], axis=1)
+    live = jnp.stack([ahead >= 0, back < lattice.input_lengths[:, None]], axis=1)
+    return Schedule(jnp.clip(frame, 0, max(frames - 1, 0)), live)
+
+
+def steps_of_frames(lattice: Lattice, frames: int) -> tuple[Int[Array, "N T"], Int[Array, "N T"]]:
+    """The inverse of `schedule`: direction and step of each live frame."""
+    half, rest = _halves(lattice)
+    count = steps(frames)
+    frame = row_of_indices(frames)
+    ahead = frame < half
+    step = jnp.where(ahead, frame + count - half, lattice.input_lengths[:, None] - 1 - frame + count - rest)
+    return (~ahead).astype(jnp.int32), jnp.clip(step, 0, max(count - 1, 0))
+
+
+def _halves(lattice: Lattice) -> tuple[Int[Array, "N 1"], Int[Array, "N 1"]]:
+    """Frames that each direction reads."""
+    half = lattice.input_lengths[:, None] // 2
+    return half, lattice.input_lengths[:, None] - half
+
+
+def both_ways(x: Array, lattice: Lattice) -> Array:
+    """(N, W, ...) by label, to (N, 2, W, ...): as it is, and with the target reversed; beyond its end whatever."""
+    column = lattice.target_lengths[:, None] - 1 - row_of_indices(x.shape[1])
+    reverse = jax.vmap(lambda x, column: x.at[column].get(mode="promise_in_bounds"))
+    return jnp.stack([x, reverse(x, jnp.maximum(column, 0))], axis=1)
+
+
+def exists(lattice: Lattice) -> Bool[Array, "N W"]:
+    """The columns that hold a label."""
+    return row_of_indices(lattice.labels.shape[1]) < lattice.target_lengths[:, None]
+
+
+def build(
+    scores: Float[Array, "A B C"],
+    log_normaliser: Float[Array, "A B"] | None,
+    lattice: Lattice,
+    options: Options,
+) -> Walk:
+    sequence_axis = 0 if options.batch_first else 1
+    frames = scores.shape[1 - sequence_axis]
+    plan = schedule(lattice, frames)
+    labels = both_ways(lattice.labels, lattice)
+
+    @functools.partial(jax.vmap, in_axes=(sequence_axis, 0, 0))
+    def gather(scores: Array, frame: Array, labels: Array) -> tuple[Array, Array]:
+        at = scores.at[frame[:, :, None], labels[:, None, :]]
+        return at.get(mode="promise_in_bounds"), scores[:, options.blank].at[frame].get(mode="promise_in_bounds")
+
+    if frames == 0:
+        shape = (*plan.frame.shape, labels.shape[2])
+        used, blank = jnp.zeros(shape, scores.dtype), jnp.zeros(shape[:-1], scores.dtype)
+    else:
+        # What a gather is fused with is no longer done eight at a time.
+        used, blank = lax.optimization_barrier(gather(scores, plan.frame, labels))
+    dtype = accumulator(scores.dtype)
+    real = exists(lattice)[:, None, None]
+    used, blank = jnp.where(real, used.astype(dtype), -jnp.inf), blank.astype(dtype)
+
+    peak = jnp.maximum(used.max(axis=3), blank)
+    poisoned = plan.live & ~(peak < jnp.inf)
+    blocked = plan.live & (peak <= LOG_ZERO)
+    sound = plan.live & ~poisoned & ~blocked
+    peak = jnp.where(sound, peak, 0)
+
+    behind = jnp.where(sound, jnp.maximum(blank - peak, LOG_ZERO), 0) * LOG2_E
+    drop = jnp.where(behind < _IMPOSSIBLE, jnp.floor(behind), 0)
+    reference = behind - drop
+    relative = jnp.maximum(used - peak[..., None], LOG_ZERO) * LOG2_E - reference[..., None]
+    offset = jnp.where(sound, peak + reference / LOG2_E, 0)
+    if log_normaliser is not None and frames:
+        taken = jax.vmap(lambda x, frame: x[frame], in_axes=(sequence_axis, 0))(log_normaliser, plan.frame)
+        offset = jnp.where(sound, peak - taken + reference / LOG2_E, 0)
+    # Nothing but the state that it is in can be reached in a frame that does not count.
+    relative = jnp.where(sound[..., None], relative, LOG_ZERO)
+    return Walk(
+        scores=relative,
+        drop=jnp.pad(drop, ((0, 0), (0, 0), (1, 0))),
+        skip=_lattice.skip(labels),
+        target_lengths=lattice.target_lengths,
+        offset=_sum(offset),
+        poisoned=poisoned.any(axis=(1, 2)),
+        blocked=blocked.any(axis=(1, 2)),
+    )
+
+
+def _sum(x: Float[Array, "N 2 M"]) -> Float[Array, " N"]:
+    """In two stages: a sum of thousands, one after the other, would lose digits."""
+    sequences, _, count = x.shape
+    rows = max(int(count**0.5), 1)
+    padded = jnp.pad(x, ((0, 0), (0, 0), (0, -count % rows)))
+    return padded.reshape(sequences, 2, rows, -(-count // rows)).sum(axis=3).sum(axis=(1, 2))

@@ -1,0 +1,129 @@
+"""The recursion at both ends against the plain one, which it shares nothing with but the scores."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxctc import _both_ends, _lattice, _recursion, _walk
+from jaxctc._types import Options, Problem
+
+N, C, S = 4, 5, 6
+
+
+def problem(frames, dtype, seed=0):
+    """Each sequence of another length, the first as long as can be, the last without a frame."""
+    rng = np.random.default_rng(seed)
+    log_probs = np.log(rng.dirichlet(np.ones(C) * 0.3, size=(frames, N)))
+    targets = rng.integers(1, C, (N, S)).astype(np.int32)
+    targets[:, 1] = targets[:, 0]
+    input_lengths = rng.integers(frames // 2, frames + 1, N).astype(np.int32)
+    input_lengths[0], input_lengths[-1] = frames, 0
+    target_lengths = np.minimum(rng.integers(0, S + 1, N), input_lengths // 2).astype(np.int32)
+    return Problem(jnp.asarray(log_probs, dtype), *map(jnp.asarray, (targets, input_lengths, target_lengths)))
+
+
+@jax.jit
+def plain(problem):
+    """Log likelihoods, and the posterior of each label: the derivative with respect to its own score."""
+    lattice = _lattice.build(problem, Options())
+    emissions = jnp.take_along_axis(problem.scores, lattice.labels[None], axis=2)
+
+    def total(emissions):
+        rest = _lattice.skip(lattice.labels), lattice.input_lengths, lattice.target_lengths
+        value = _recursion.log_likelihood(emissions, *rest)
+        return value.sum(), value
+
+    (_, value), posterior = jax.value_and_grad(total, has_aux=True)(emissions)
+    return value, posterior
+
+
+@jax.jit
+def both_ends(problem, start=0):
+    lattice = _lattice.build(problem, Options())
+    walk = _walk.build(problem.scores, None, lattice, Options())
+    alone = _both_ends.log2_likelihood(walk, start)
+    value, posterior = _both_ends.posterior(walk, start)
+    return walk.offset + value * np.log(2), walk.offset + alone * np.log(2), posterior
+
+
+def by_frame(problem, posterior):
+    """(T, N, W), in the order of the target, from each direction's own order of steps and labels."""
+    lattice = _lattice.build(problem, Options())
+    frames = problem.scores.shape[0]
+    direction, step = (np.asarray(x) for x in _walk.steps_of_frames(lattice, frames))
+    made = np.zeros((frames, N, posterior.shape[3]))
+    for n in range(N):
+        length = int(lattice.target_lengths[n])
+        for t in range(int(lattice.input_lengths[n])):
+            row = np.asarray(posterior[n, direction[n, t], step[n, t], :length])
+            made[t, n, :length] = row[::-1] if direction[n, t] else row
+    return made
+
+
+def assert_agree(problem, got, tolerance):
+    (want, gradient), (value, alone, posterior) = plain(problem), got
+    np.testing.assert_allclose(value, want, rtol=tolerance)
+    np.testing.assert_allclose(alone, want, rtol=tolerance)
+    labels = np.arange(gradient.shape[2]) < np.asarray(problem.target_lengths)[:, None]
+    np.testing.assert_allclose(by_frame(problem, posterior), np.where(labels, gradient, 0), atol=tolerance)
+
+
+@pytest.fixture
+def segments(monkeypatch):
+    """States are never all kept, however few."""
+    monkeypatch.setattr(_both_ends, "_SMALL", 0)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("frames", [1, 2, 3, 12, 13])
+def test_agrees_with_the_plain_recursion(frames):
+    batch = problem(frames, jnp.float64)
+    assert_agree(batch, both_ends(batch), 1e-12)
+
+
+@pytest.mark.usefixtures("x64", "segments")
+@pytest.mark.parametrize("frames", [1, 36, 75])
+def test_agrees_where_states_are_walked_again(frames):
+    batch = problem(frames, jnp.float64)
+    assert_agree(batch, both_ends(batch), 1e-12)
+
+
+@pytest.mark.usefixtures("x64", "segments")
+def test_steps_that_no_sequence_needs_are_left_out():
+    """The same result however many of them there are, up to none at all that are computed."""
+    batch = problem(36, jnp.float64)
+    batch = batch._replace(input_lengths=jnp.asarray([15, 12, 9, 0], jnp.int32))
+    scores = batch.scores.at[15:].set(jnp.nan)
+    for start in (0, 3, 10):  # 18 steps, of which 8 are needed
+        assert_agree(batch, both_ends(batch._replace(scores=scores), start), 1e-12)
+
+
+@pytest.mark.parametrize("frames", [2, 13, 400])
+def test_every_live_frame_sums_to_at_most_one_in_float32(frames):
+    batch = problem(frames, jnp.float32)
+    posterior = by_frame(batch, both_ends(batch)[2])
+    assert (posterior >= 0).all()
+    assert posterior.sum(axis=2).max() <= 1 + 1e-6
+
+
+def test_float32_keeps_its_digits_however_long_the_input():
+    """A thousand frames and more: the posterior is as exact as that of ten."""
+    batch = problem(1501, jnp.float32)
+    with jax.enable_x64(True):
+        wide = both_ends(batch._replace(scores=batch.scores.astype(jnp.float64)))
+    np.testing.assert_allclose(both_ends(batch)[2], wide[2], atol=5e-6)
+
+
+def test_a_frame_that_all_but_forbids_the_blank():
+    """Its states keep a power of two of their own: far below float32's range, and exact all the same."""
+    with jax.enable_x64(True):
+        batch = problem(13, jnp.float64)
+        for forbidden in (-150.0, -5e3, -1e9, -np.inf):
+            scores = batch.scores.at[4:6, :, 0].set(forbidden)
+            got = both_ends(batch._replace(scores=scores))
+            scores = jnp.maximum(scores, -1e30)
+            assert_agree(batch._replace(scores=scores), got, 1e-9 if forbidden == -1e9 else 1e-11)

@@ -1,0 +1,84 @@
+"""Numbers of a mantissa and an exponent against Python's own integers and fractions: the table at the head of `_scaled`."""
+
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxctc import _scaled
+from jaxctc._log_space import LOG_ZERO
+from jaxctc._scaled import Scaled
+
+
+@pytest.fixture(params=[jnp.float32, jnp.float64])
+def dtype(request):
+    with jax.enable_x64(request.param == jnp.float64):
+        yield request.param
+
+
+def scaled(mantissa, exponent, dtype) -> Scaled:
+    return Scaled(jnp.asarray(mantissa, dtype), jnp.asarray(exponent, dtype))
+
+
+def exact(a: Scaled) -> Fraction:
+    return Fraction(float(a.mantissa)) * Fraction(2) ** int(a.exponent)
+
+
+ZERO = (1.0, LOG_ZERO)
+PAIRS = [((1.5, 0), (1.25, -3)), ((1.0, -7000), (1.75, -7001)), ((1.9, 40), (1.1, -2000)), ((1.0, 12), (1.0, 12))]
+
+
+@pytest.mark.parametrize(("a", "b"), PAIRS)
+def test_finite_operands(a, b, dtype):
+    tolerance = float(jnp.finfo(dtype).eps)
+    x, y = scaled(*a, dtype), scaled(*b, dtype)
+    for got, want in ((x + y, exact(x) + exact(y)), (y + x, exact(x) + exact(y)), (x * y, exact(x) * exact(y))):
+        for form in (got, _scaled.normalised(got)):
+            assert float(form.mantissa) >= 1
+            assert abs(exact(form) / want - 1) <= 2 * tolerance
+        assert float(_scaled.normalised(got).mantissa) < 2
+    share = float(exact(x) / (exact(x) + exact(y)))
+    np.testing.assert_allclose(_scaled.portion(x, x + y), share, rtol=4 * tolerance, atol=_scaled.least(dtype))
+
+
+@pytest.mark.parametrize("exponent", [3.0, -9000.0])
+def test_zero(exponent, dtype):
+    a, zero = scaled(1.5, exponent, dtype), scaled(*ZERO, dtype)
+    for total in (a + zero, zero + a):
+        assert (float(total.mantissa), float(total.exponent)) == (1.5, exponent)
+    assert float(_scaled.portion(a, a + zero)) == 1
+    assert float(_scaled.portion(zero, a + zero)) < _scaled.least(dtype)
+    for nothing in (a * zero, zero * zero, _scaled.normalised(zero + zero), zero * zero + zero):
+        assert float(_scaled.log2(nothing)) < LOG_ZERO / 2
+    assert 0 <= float(_scaled.portion(zero, zero + zero)) <= 1
+
+
+def test_a_million_products_with_zero_do_not_overflow():
+    assert jnp.isfinite(jnp.float32(LOG_ZERO) * 1_000_000)
+
+
+def test_exp2(dtype):
+    x = np.concatenate([np.linspace(-3, 3, 997), [-1e6, -0.0, 5e4, 17.0]])
+    got = _scaled.exp2(jnp.asarray(x, dtype))
+    x = np.asarray(jnp.asarray(x, dtype), np.float64)
+    assert (np.asarray(got.exponent) == np.floor(x)).all()
+    want = np.exp2(x - np.floor(x))
+    np.testing.assert_allclose(got.mantissa, want, rtol=2e-7 if dtype == jnp.float32 else 1e-15)
+    assert float(_scaled.log2(_scaled.exp2(jnp.asarray(LOG_ZERO, dtype)))) == np.asarray(LOG_ZERO, dtype)
+
+
+def test_total(dtype):
+    a = scaled([[1.5, 1.0, 1.0], [1.0, 1.0, 1.0]], [[-5000.0, -5001.0, LOG_ZERO]] + [[LOG_ZERO] * 3], dtype)
+    got = _scaled.total(a, axis=(1,))
+    assert got.mantissa.shape == (2, 1)
+    assert (float(got.mantissa[0, 0]), float(got.exponent[0, 0])) == (1.0, -4999.0)
+    assert float(_scaled.log2(got)[1, 0]) < LOG_ZERO / 2
+
+
+def test_two_visible_probabilities_have_a_normal_product(dtype):
+    """Whatever is not counted as zero, times the least of portions."""
+    floor = float(_scaled.portion(scaled(*ZERO, dtype), scaled(1.0, 0, dtype)))
+    assert _scaled.least(dtype) * floor > float(jnp.finfo(dtype).tiny)
+    assert floor * 2**20 < _scaled.least(dtype)
