@@ -1,5 +1,6 @@
 """What the library is judged against. Nothing here is shared with it."""
 
+import functools
 import itertools
 from typing import Any
 
@@ -11,21 +12,27 @@ def spells(path: tuple[int, ...], blank: int) -> tuple[int, ...]:
     return tuple(k for k, _ in itertools.groupby(path) if k != blank)
 
 
+@functools.cache
+def paths_by_target(frames: int, classes: int, blank: int) -> dict[tuple[int, ...], np.ndarray]:
+    """Every path there is, (paths, T), under the target that it spells."""
+    found: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+    for path in itertools.product(range(classes), repeat=frames):
+        found.setdefault(spells(path, blank), []).append(path)
+    return {target: np.array(paths, int) for target, paths in found.items()}
+
+
 def enumerate_paths(log_probs: np.ndarray, target: tuple[int, ...], blank: int) -> tuple[float, np.ndarray]:
     """The loss of one sequence, (T, C), and the posterior of each class at each frame, by every path there is."""
-    frames, classes = log_probs.shape
-    scores, paths = [], []
-    for path in itertools.product(range(classes), repeat=frames):
-        if spells(path, blank) == target:
-            paths.append(path)
-            scores.append(sum(log_probs[t, k] for t, k in enumerate(path)))
-    scores = np.array(scores, np.float64)
     posterior = np.zeros_like(log_probs, dtype=np.float64)
-    if not paths or scores.max() == -np.inf:
+    paths = paths_by_target(*log_probs.shape, blank).get(target)
+    if paths is None:
+        return np.inf, posterior
+    frames = np.arange(len(log_probs))
+    scores = np.asarray(log_probs, np.float64)[frames, paths].sum(axis=1)
+    if scores.max() == -np.inf:
         return np.inf, posterior
     weights = np.exp(scores - scores.max())
-    for path, weight in zip(paths, weights / weights.sum(), strict=True):
-        posterior[np.arange(frames), list(path)] += weight
+    np.add.at(posterior, (frames, paths), (weights / weights.sum())[:, None])
     return -(scores.max() + np.log(weights.sum())), posterior
 
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 from oracles import enumerate_paths
 
 import jaxctc
@@ -16,8 +15,13 @@ pytestmark = pytest.mark.usefixtures("x64")
 TARGETS = np.array([[1, 1], [3, 2], [2, 2]])
 INPUT_LENGTHS = np.array([5, 3, 2])  # the last has too few frames for its repeat
 TARGET_LENGTHS = np.array([2, 1, 2])
-FUNCTIONS = [jaxctc.ctc_loss, jaxctc.ctc_loss_with_logits]
-KINDS = ["ties", "masked"]
+WEIGHTS = np.array([1.0, -0.5, 2.0])
+FUNCTIONS = [
+    # What one test compiles serves the others of its function, where they run in one process.
+    pytest.param(f, id=f.__name__, marks=pytest.mark.xdist_group(f"derivatives-{f.__name__}"))
+    for f in (jaxctc.ctc_loss, jaxctc.ctc_loss_with_logits)
+]
+KINDS = ["ordinary", "ties", "masked"]
 
 
 def per_sequence(function, scores):
@@ -25,8 +29,7 @@ def per_sequence(function, scores):
 
 
 def total(function, scores):
-    losses = per_sequence(function, scores)
-    return (losses * jnp.array([1.0, -0.5, 2.0], losses.dtype)).sum()
+    return (per_sequence(function, scores) * WEIGHTS).sum()
 
 
 def scores(kind):
@@ -36,77 +39,111 @@ def scores(kind):
     if kind == "masked":
         x[1, :, 0] = -np.inf  # no blank in frame 1
         x[0, :, 2] = -np.inf
-    return jnp.asarray(x)
+    return x
 
 
 def direction(seed):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(5, 3, 4)))
+    return np.random.default_rng(seed).normal(size=(5, 3, 4))
+
+
+# What follows is compiled once for all tests. Nearly all their time is compilation: eagerly, every little
+# operation around the loss would be compiled by itself.
+losses_of = jax.jit(per_sequence, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(function, x, tangent):
+    """The losses, and their derivatives along a tangent."""
+    return jax.jvp(functools.partial(per_sequence, function), (x,), (tangent,))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def reverse(function, x, weights=WEIGHTS):
+    """The losses, and the gradient of their weighted sum."""
+    losses, pull_back = jax.vjp(functools.partial(per_sequence, function), x)
+    return losses, pull_back(weights)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def hessians(function, x):
+    loss, modes = functools.partial(total, function), (jax.jacfwd, jax.jacrev)
+    return {f"{outer.__name__} of {inner.__name__}": outer(inner(loss))(x) for outer in modes for inner in modes}
+
+
+def differences(function, x, step):
+    """The derivative with respect to every element, by central differences; the axes of `function` come first."""
+    pairs = [(function(x + h), function(x - h)) for h in step * np.eye(x.size).reshape(-1, *x.shape)]
+    quotients = [(np.asarray(ahead) - np.asarray(behind)) / (2 * step) for ahead, behind in pairs]
+    return np.stack(quotients, axis=-1).reshape(*quotients[0].shape, *x.shape)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_two_orders_in_every_mix_of_modes(function, kind):
     x = scores(kind)
-    masked = jnp.isneginf(x)
-    free = jnp.where(masked, 0, x)
+    masked = np.isneginf(x)
 
-    def loss(free):
-        return total(function, jnp.where(masked, -jnp.inf, free))
+    def losses(free):
+        return losses_of(function, np.where(masked, -np.inf, free))
 
-    check_grads(loss, (free,), order=2, modes=("fwd", "rev"), atol=1e-6, rtol=1e-6, eps=1e-4)
+    def gradient(free):
+        return reverse(function, np.where(masked, -np.inf, free))[1]
 
-
-@pytest.mark.parametrize("function", FUNCTIONS)
-def test_the_hessian_in_every_mix_of_modes(function):
-    x, loss = scores("ordinary"), functools.partial(total, function)
-    gradient, step = jax.jit(jax.grad(loss)), 1e-5
-    basis = jnp.eye(x.size).reshape(-1, *x.shape)
-    rows = [(gradient(x + step * e) - gradient(x - step * e)) / (2 * step) for e in basis]
-    expected = np.stack(rows).reshape(x.shape * 2)
-    for outer in (jax.jacfwd, jax.jacrev):
-        for inner in (jax.jacfwd, jax.jacrev):
-            np.testing.assert_allclose(outer(inner(loss))(x), expected, atol=1e-8)
-    np.testing.assert_allclose(jax.hessian(loss)(x), expected, atol=1e-8)
+    free = np.where(masked, 0, x)
+    jacobian = differences(losses, free, 1e-5)
+    np.testing.assert_allclose(gradient(free), np.tensordot(WEIGHTS, jacobian, 1), rtol=0, atol=1e-8)
+    tangent = direction(1)
+    np.testing.assert_allclose(forward(function, x, tangent)[1], np.tensordot(jacobian, tangent, 3), rtol=0, atol=1e-8)
+    expected = differences(gradient, free, 1e-5)
+    for mix, hessian in hessians(function, x).items():
+        np.testing.assert_allclose(hessian, expected, rtol=0, atol=1e-8, err_msg=mix)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_what_uses_value_and_gradient_can_be_differentiated(function):
-    x, loss = scores("ordinary"), functools.partial(total, function)
-
     def of_both(x):
-        value, gradient = jax.value_and_grad(loss)(x)
+        value, gradient = jax.value_and_grad(functools.partial(total, function))(x)
         return value * (gradient**2).sum()
 
-    check_grads(of_both, (x,), order=1, modes=("fwd", "rev"), atol=1e-6, rtol=1e-6, eps=1e-4)
+    def by_hand(x):
+        return losses_of(function, x) @ WEIGHTS * (reverse(function, x)[1] ** 2).sum()
+
+    x, tangent = scores("ordinary"), direction(1)
+    expected = differences(by_hand, x, 1e-4)
+    value, along = jax.jit(lambda x: jax.jvp(of_both, (x,), (tangent,)))(x)
+    np.testing.assert_allclose(value, by_hand(x), rtol=1e-12)
+    np.testing.assert_allclose(along, (expected * tangent).sum(), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.grad(of_both))(x), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_the_value_is_the_same_with_a_derivative_and_without(function):
     x = scores("ordinary")
     values = per_sequence(function, x)
-    np.testing.assert_allclose(jax.jvp(lambda x: per_sequence(function, x), (x,), (x,))[0], values, rtol=1e-14)
-    np.testing.assert_allclose(jax.vjp(lambda x: per_sequence(function, x), x)[0], values, rtol=1e-14)
+    np.testing.assert_allclose(losses_of(function, x), values, rtol=1e-14)
+    np.testing.assert_allclose(forward(function, x, x)[0], values, rtol=1e-14)
+    np.testing.assert_allclose(reverse(function, x)[0], values, rtol=1e-14)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_checkpoint_and_linearize(function):
     loss, x = functools.partial(total, function), scores("ordinary")
-    gradient = jax.grad(loss)(x)
-    np.testing.assert_allclose(jax.grad(jax.checkpoint(loss))(x), gradient, atol=1e-12)
+    _, gradient = reverse(function, x)
+    np.testing.assert_allclose(jax.jit(jax.grad(jax.checkpoint(loss)))(x), gradient, atol=1e-12)
     value, linear = jax.linearize(loss, x)
-    np.testing.assert_allclose(value, loss(x))
+    np.testing.assert_allclose(value, losses_of(function, x) @ WEIGHTS)
     np.testing.assert_allclose(linear(direction(1)), (gradient * direction(1)).sum(), atol=1e-12)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_zero_exactly_where_nothing_can_change(function):
     x = scores("masked")
-    for loss in (functools.partial(total, function), lambda x: jax.grad(functools.partial(total, function))(x).sum()):
-        gradient = jax.grad(loss)(x)
-        assert jnp.isfinite(gradient).all()
-        assert (gradient[jnp.isneginf(x)] == 0).all()
-        assert (gradient[3:, 1] == 0).all(), "frames beyond the input length"
-        assert (gradient[:, 2] == 0).all(), "an infeasible target"
+    for derivative in (reverse(function, x)[1], *hessians(function, x).values()):
+        gradients = np.asarray(derivative).reshape(-1, *x.shape)  # of the loss, of every element of its gradient
+        assert np.isfinite(gradients).all()
+        assert (gradients[:, np.isneginf(x)] == 0).all()
+        assert (gradients[:, 3:, 1] == 0).all(), "frames beyond the input length"
+        assert (gradients[:, :, 2] == 0).all(), "an infeasible target"
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -122,49 +159,51 @@ def test_an_infeasible_row_has_no_gradient_without_zero_infinity_either(function
 
 def test_the_true_gradient_of_scores_that_are_not_normalised():
     """pytorch/pytorch#52241, #127608, #181534: minus the posterior, here by counting every path."""
-    x = np.asarray(scores("ordinary")) * 3 + 1
-    gradient = jax.grad(lambda x: per_sequence(jaxctc.ctc_loss, x).sum())(jnp.asarray(x))
+    x = scores("ordinary") * 3 + 1
+    _, gradient = reverse(jaxctc.ctc_loss, x, np.ones(3))
     for n in range(2):
         target = tuple(TARGETS[n, : TARGET_LENGTHS[n]])
         _, posterior = enumerate_paths(x[: INPUT_LENGTHS[n], n], target, blank=0)
         np.testing.assert_allclose(gradient[: INPUT_LENGTHS[n], n], -posterior, atol=1e-12)
 
 
+def both(function, *arguments):
+    return jax.value_and_grad(lambda x, *rest: function(x, *rest, reduction="sum", zero_infinity=True))(*arguments)
+
+
+both_of_one = jax.jit(both, static_argnums=0)
+
+
 @pytest.mark.parametrize("axes", [(0, None, None, None), (None, 0, None, None), (None, None, 0, None), (0, 0, 0, 0)])
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_vmap_over_any_argument(function, axes):
     x = scores("ordinary")
-    targets = jnp.asarray(TARGETS)
-    stacked = (
-        jnp.stack([x, x[::-1]]),
-        jnp.stack([targets, targets[::-1]]),
-        jnp.asarray([INPUT_LENGTHS, [3, 5, 4]]),
-        jnp.asarray([TARGET_LENGTHS, [1, 2, 0]]),
-    )
-
-    def both(*arguments):
-        return jax.value_and_grad(lambda x, *rest: function(x, *rest, reduction="sum", zero_infinity=True))(*arguments)
-
     # The two last lengths differ in what targets they allow, so that every argument changes the result.
+    stacked = (
+        np.stack([x, x[::-1]]),
+        np.stack([TARGETS, TARGETS[::-1]]),
+        np.array([INPUT_LENGTHS, [3, 5, 4]]),
+        np.array([TARGET_LENGTHS, [1, 2, 0]]),
+    )
     arguments = [s if axis == 0 else s[0] for s, axis in zip(stacked, axes, strict=True)]
-    mapped = jax.vmap(both, in_axes=axes)(*arguments)
+    mapped = jax.jit(jax.vmap(functools.partial(both, function), in_axes=axes))(*arguments)
     for i in range(2):
-        single = both(*(s[i] if axis == 0 else s[0] for s, axis in zip(stacked, axes, strict=True)))
+        single = both_of_one(function, *(s[i] if axis == 0 else s[0] for s, axis in zip(stacked, axes, strict=True)))
         for a, b in zip(mapped, single, strict=True):
             np.testing.assert_allclose(a[i], b, atol=1e-12)
 
 
 def test_vmap_over_target_lengths_and_over_a_padded_batch_of_single_sequences():
-    x, targets = scores("ordinary"), jnp.asarray(TARGETS)
-    lengths = jnp.asarray([TARGET_LENGTHS, [1, 0, 1]])
-    mapped = jax.vmap(lambda n: jaxctc.ctc_loss(x, targets, INPUT_LENGTHS, n, reduction="none"))(lengths)
+    x = scores("ordinary")
+    lengths = np.array([TARGET_LENGTHS, [1, 0, 1]])
+    mapped = jax.vmap(lambda n: jaxctc.ctc_loss(x, TARGETS, INPUT_LENGTHS, n, reduction="none"))(lengths)
     for i in range(2):
-        expected = jaxctc.ctc_loss(x, targets, INPUT_LENGTHS, lengths[i], reduction="none")
+        expected = jaxctc.ctc_loss(x, TARGETS, INPUT_LENGTHS, lengths[i], reduction="none")
         np.testing.assert_allclose(mapped[i], expected)
 
-    one = jax.vmap(jax.grad(jaxctc.ctc_loss), in_axes=(1, 0, 0, 0), out_axes=1)
-    gradient = one(x, targets, jnp.asarray(INPUT_LENGTHS), jnp.asarray(TARGET_LENGTHS))
-    whole = jax.grad(lambda x: per_sequence(jaxctc.ctc_loss, x) @ (1 / TARGET_LENGTHS))(x)
+    one = jax.jit(jax.vmap(jax.grad(jaxctc.ctc_loss), in_axes=(1, 0, 0, 0), out_axes=1))
+    gradient = one(x, TARGETS, INPUT_LENGTHS, TARGET_LENGTHS)
+    _, whole = reverse(jaxctc.ctc_loss, x, 1 / TARGET_LENGTHS)
     np.testing.assert_allclose(gradient, whole, atol=1e-12)
 
 
