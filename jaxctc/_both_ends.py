@@ -23,13 +23,11 @@ serve as its left neighbour.
 `_recursion.log_likelihood` is the same recursion written plainly: what all this is tested against.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Complex, Float, Int
+from jaxtyping import Array, Complex, Float, Int
 
 from jaxctc import _scaled
 from jaxctc._log_space import LOG_ZERO
@@ -42,6 +40,7 @@ _SMALL = 1 << 20
 """Bytes of states that are kept rather than walked again."""
 
 Index: TypeAlias = int | Int[Array, ""]
+_Outward: TypeAlias = tuple["_Segment", "_Posterior", Float[Array, "N 2 M W"]]
 
 
 class _States(NamedTuple):
@@ -122,7 +121,9 @@ class _Posterior(NamedTuple):
     flow: Complex[Array, "N 2 V"]
     """Packed: what leaves each blank for the label before it, and what stays in each label."""
 
-    def undo(self, k: Index, before: _States, b: Index, after: _States, a: Index, walk: Walk, i: Index, name: str):
+    def undo(
+        self, k: Index, before: _States, b: Index, after: _States, a: Index, walk: Walk, i: Index, name: str
+    ) -> "_Posterior":
         """Row k from row k + 1: each state gives back what step i gave it. `name` is that of row k's blanks."""
         columns = walk.scores.shape[3]
         other = {"even": "odd", "odd": "even"}[name]
@@ -201,7 +202,7 @@ def _meet(states: _States, k: Index, walk: Walk) -> Meeting:
     whole = _scaled.total(both, axis=(1,))
 
     at_blank, at_label = (
-        jnp.where(column <= last, _scaled.portion(_scaled.normalised(x), whole), 0)
+        jnp.where(column <= last, _visible(_scaled.portion(_scaled.normalised(x), whole)), 0)
         for x, last in ((joint_blank, length), (joint_label, length - 1))
     )
     stayed = at_label * _scaled.portion(kept, into_label)
@@ -211,8 +212,8 @@ def _meet(states: _States, k: Index, walk: Walk) -> Meeting:
     arriving = jnp.pad(through - held, ((0, 0), (0, 1)))[:, 1:]
     return Meeting(
         _scaled.log2(whole)[:, 0],
-        jnp.stack([held + jnp.where(skip, 0, stepped), mirrored(at_blank, length)], axis=1),
-        jnp.stack([stayed + arriving, mirrored(at_label, length - 1)], axis=1),
+        jnp.stack([_visible(held + jnp.where(skip, 0, stepped)), mirrored(at_blank, length)], axis=1),
+        jnp.stack([_visible(stayed + arriving), mirrored(at_label, length - 1)], axis=1),
     )
 
 
@@ -268,7 +269,7 @@ def posterior(walk: Walk, start: Index = 0) -> tuple[Float[Array, " N"], Float[A
         _scaled.pack(Scaled(blank, blank)),
     )
 
-    def outward(back: Index, carry):
+    def outward(back: Index, carry: _Outward) -> _Outward:
         s = count - 1 - back
         segment, gamma, scores = carry
         at = walk._replace(scores=scores)

@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Integer
+from jaxtyping import Array, Bool, Int, Integer
 
-from jaxctc._log_space import LOG_ZERO
 from jaxctc._types import Options, Problem
 
 _VECTOR = 8

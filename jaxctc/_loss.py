@@ -40,6 +40,11 @@ def _frames(scores: Float[Array, "A B C"], options: Options) -> int:
     return scores.shape[1 if options.batch_first else 0]
 
 
+def _live(lattice: Lattice, frames: int) -> Bool[Array, "T N"]:
+    """The frames within each sequence's length."""
+    return lattice.input_lengths[None] > row_of_indices(frames).T
+
+
 def _log_normaliser(logits: Float[Array, "A B C"]) -> Float[Array, "A B"]:
     dtype = accumulator(logits.dtype)
     peak = logits.max(axis=2).astype(dtype)
@@ -50,7 +55,7 @@ def _log_normaliser(logits: Float[Array, "A B C"]) -> Float[Array, "A B"]:
 def _set_up(problem: Problem, options: Options) -> _Setting:
     scores = problem.scores
     lattice = _lattice.build(problem, options)
-    live = frames_first(row_of_indices(_frames(scores, options)).T < lattice.input_lengths[None], options)
+    live = frames_first(_live(lattice, _frames(scores, options)), options)
     log_normaliser = _log_normaliser(scores) if options.from_logits else None
     walk = _walk.build(scores, log_normaliser, lattice, options)
     poisoned = walk.poisoned
@@ -150,12 +155,9 @@ def _losses_and_gradient_jvp(options, primals, tangents):
     def derivative(scores):
         return jax.grad(lambda scores: _plain(options, scores, *rest).sum())(scores)
 
-    usable = jnp.isfinite(value)
     _, change = jax.jvp(derivative, (scores,), (tangents[0],))
-    usable = frames_first(jnp.broadcast_to(usable, frames_first(scores[:, :, 0], options).shape), options)[:, :, None]
-    change = jnp.where(
-        usable, jnp.where(counts, change.astype(gradient.dtype), 0), jnp.where(gradient == 0, 0, jnp.nan)
-    )
+    # What is broken stays so; and nothing but what counts can change.
+    change = jnp.where(jnp.isnan(gradient), jnp.nan, jnp.where(counts, change.astype(gradient.dtype), 0))
     no_tangent = jnp.zeros(counts.shape, jax.dtypes.float0)
     return (value, gradient, counts), (_along(gradient, counts, tangents[0], options), change, no_tangent)
 
@@ -179,7 +181,7 @@ def _plain(
 ) -> Float[Array, " N"]:
     """The losses by the forward recursion alone, right where they are finite."""
     lattice = _lattice.build(Problem(scores, targets, input_lengths, target_lengths), options)
-    live = row_of_indices(_frames(scores, options)).T < lattice.input_lengths[None]
+    live = _live(lattice, _frames(scores, options))
     # Padding must not only be left out: a NaN in it would find its way into the derivative.
     kept = frames_first(live, options)[:, :, None]
     log_probs = jnp.where(kept, scores.astype(accumulator(scores.dtype)), 0)

@@ -24,8 +24,14 @@ from jaxtyping import Array, Complex, Float
 from jaxctc._log_space import LOG_ZERO
 
 # The minimax polynomial of 2^f over 0 <= f < 1, right to 8e-8 of its value.
-_EXP2 = (0.9999999250635262, 0.6931530732001692, 0.24015361704437888)
-_EXP2 += (0.05582631805327673, 0.008989340090523107, 0.0018775766751782659)
+_EXP2 = (
+    0.9999999250635262,
+    0.6931530732001692,
+    0.24015361704437888,
+    0.05582631805327673,
+    0.008989340090523107,
+    0.0018775766751782659,
+)
 
 
 class Scaled(NamedTuple):
@@ -96,9 +102,8 @@ def where(condition: Array, a: Scaled, b: Scaled) -> Scaled:
 def total(a: Scaled, axis: tuple[int, ...]) -> Scaled:
     """The sum over some axes, which are kept."""
     exponent = a.exponent.max(axis=axis, keepdims=True)
-    return normalised(
-        Scaled((a.mantissa * _power_of_two(a.exponent - exponent)).sum(axis=axis, keepdims=True), exponent)
-    )
+    aligned = a.mantissa * _power_of_two(a.exponent - exponent)
+    return normalised(Scaled(aligned.sum(axis=axis, keepdims=True), exponent))
 
 
 def pack(a: Scaled) -> Complex[Array, "..."]:

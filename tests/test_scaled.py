@@ -1,4 +1,4 @@
-"""Numbers of a mantissa and an exponent against Python's own integers and fractions: the table at the head of `_scaled`."""
+"""The table at the head of `_scaled`, against Python's own integers and fractions."""
 
 from fractions import Fraction
 
@@ -70,7 +70,7 @@ def test_exp2(dtype):
 
 
 def test_total(dtype):
-    a = scaled([[1.5, 1.0, 1.0], [1.0, 1.0, 1.0]], [[-5000.0, -5001.0, LOG_ZERO]] + [[LOG_ZERO] * 3], dtype)
+    a = scaled([[1.5, 1.0, 1.0], [1.0, 1.0, 1.0]], [[-5000.0, -5001.0, LOG_ZERO], [LOG_ZERO] * 3], dtype)
     got = _scaled.total(a, axis=(1,))
     assert got.mantissa.shape == (2, 1)
     assert (float(got.mantissa[0, 0]), float(got.exponent[0, 0])) == (1.0, -4999.0)
