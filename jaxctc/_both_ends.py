@@ -164,7 +164,8 @@ def _visible(probability: Float[Array, "..."]) -> Float[Array, "..."]:
 class Meeting(NamedTuple):
     """What is known when both directions have met."""
 
-    log2_likelihood: Float[Array, " N"]
+    likelihood: Scaled
+    """Of each sequence, (N,)."""
     blank: Float[Array, "N 2 W"]
     label: Float[Array, "N 2 W"]
     """The posterior after the last step of each direction, in its own order of labels."""
@@ -211,7 +212,7 @@ def _meet(states: _States, k: Index, walk: Walk) -> Meeting:
     held = through * _scaled.portion(stay, into_blank)
     arriving = jnp.pad(through - held, ((0, 0), (0, 1)))[:, 1:]
     return Meeting(
-        _scaled.log2(whole)[:, 0],
+        Scaled(whole.mantissa[:, 0], whole.exponent[:, 0] + walk.exponent),
         jnp.stack([_visible(held + jnp.where(skip, 0, stepped)), mirrored(at_blank, length)], axis=1),
         jnp.stack([_visible(stayed + arriving), mirrored(at_label, length - 1)], axis=1),
     )
@@ -225,8 +226,8 @@ def _padded(walk: Walk, count: int) -> tuple[Walk, int]:
     return walk._replace(scores=scores, drop=jnp.pad(walk.drop, front)), extra
 
 
-def log2_likelihood(walk: Walk, start: Index = 0) -> Float[Array, " N"]:
-    """The logarithm to base 2 of each likelihood. No step before `start` reads a live frame."""
+def likelihood(walk: Walk, start: Index = 0) -> Scaled:
+    """The likelihood of each target, (N,), but for the walk's offset. No step before `start` reads a live frame."""
     steps = walk.scores.shape[2]
     walk, extra = _padded(walk, max(steps + steps % 2, 2))
 
@@ -237,10 +238,10 @@ def log2_likelihood(walk: Walk, start: Index = 0) -> Float[Array, " N"]:
 
     states = _started(walk, 1), _started(walk, 1)
     even, _ = lax.fori_loop((start + extra) // 2, walk.scores.shape[2] // 2, pair, states)
-    return _meet(even, 0, walk).log2_likelihood
+    return _meet(even, 0, walk).likelihood
 
 
-def posterior(walk: Walk, start: Index = 0) -> tuple[Float[Array, " N"], Float[Array, "N 2 M W"]]:
+def posterior(walk: Walk, start: Index = 0) -> tuple[Scaled, Float[Array, "N 2 M W"]]:
     """Also the probability of every label at every step, given the target; unspecified before `start`."""
     sequences, _, steps, columns = walk.scores.shape
     size = _segment_size(walk)
@@ -250,13 +251,18 @@ def posterior(walk: Walk, start: Index = 0) -> tuple[Float[Array, " N"], Float[A
     half = size // 2
     first = start // size
 
-    def inward(s: Index, carry: tuple[_Segment, _States]) -> tuple[_Segment, _States]:
-        segment, kept = carry
-        segment = segment.walk_on(kept.row(s), walk, s * size, start)
-        return segment, kept.put(s + 1, segment.even.row(half))
-
     segment = _Segment(_started(walk, half + 1), _started(walk, half))
-    segment, kept = lax.fori_loop(first, count, inward, (segment, _started(walk, count + 1)))
+    if count == 1:
+        segment = segment.walk_on(_started(walk, 1), walk, 0, start)
+    else:
+
+        def inward(s: Index, carry: tuple[_Segment, _States]) -> tuple[_Segment, _States]:
+            segment, kept = carry
+            segment = segment.walk_on(kept.row(s), walk, s * size, start)
+            # By way of `kept`: a row that two buffers take from a third is read there after it was written.
+            return segment, kept.put(s + 1, segment.even.row(half))
+
+        segment, kept = lax.fori_loop(first, count, inward, (segment, _started(walk, count + 1)))
     meeting = _meet(segment.even, half, walk)
 
     dtype = walk.scores.dtype
@@ -269,31 +275,33 @@ def posterior(walk: Walk, start: Index = 0) -> tuple[Float[Array, " N"], Float[A
         _scaled.pack(Scaled(blank, blank)),
     )
 
-    def outward(back: Index, carry: _Outward) -> _Outward:
-        s = count - 1 - back
-        segment, gamma, scores = carry
-        at = walk._replace(scores=scores)
-        if count > 1:
-            segment = segment.walk_on(kept.row(s), at, s * size, start)
+    def undone(segment: _Segment, gamma: _Posterior, at: Walk, first: Index) -> _Posterior:
         even, odd = segment
 
         def pair(back: Index, gamma: _Posterior) -> _Posterior:
             j = half - 1 - back
-            i = s * size + 2 * j
+            i = first + 2 * j
             gamma = gamma.undo(2 * j + 1, odd, j, even, j + 1, at, i + 1, "odd")
             return gamma.undo(2 * j, even, j, odd, j, at, i, "even")
 
-        gamma = lax.fori_loop(0, half - _at_least(0, (start - s * size) // 2), pair, gamma)
-        if count > 1:
-            label = gamma.label
-            scores = lax.dynamic_update_slice_in_dim(scores, label[:, :, 1:], s * size, 2)
-            last = lax.optimization_barrier(label[:, :, :1])
-            gamma = gamma._replace(label=lax.dynamic_update_slice_in_dim(label, last, size, 2))
-        return segment, gamma, scores
+        return lax.fori_loop(0, half - _at_least(0, (start - first) // 2), pair, gamma)
 
-    _, gamma, scores = lax.fori_loop(0, count - first, outward, (segment, gamma, walk.scores))
-    probabilities = scores if count > 1 else gamma.label[:, :, 1:]
-    return meeting.log2_likelihood, probabilities[:, :, extra:]
+    if count == 1:
+        gamma = undone(segment, gamma, walk, 0)
+        return meeting.likelihood, gamma.label[:, :, 1 + extra :]
+
+    def outward(back: Index, carry: _Outward) -> _Outward:
+        s = count - 1 - back
+        segment, gamma, scores = carry
+        at = walk._replace(scores=scores)
+        segment = segment.walk_on(kept.row(s), at, s * size, start)
+        gamma = undone(segment, gamma, at, s * size)
+        scores = lax.dynamic_update_slice_in_dim(scores, gamma.label[:, :, 1:], s * size, 2)
+        last = lax.optimization_barrier(gamma.label[:, :, :1])
+        return segment, gamma._replace(label=lax.dynamic_update_slice_in_dim(gamma.label, last, size, 2)), scores
+
+    *_, scores = lax.fori_loop(0, count - first, outward, (segment, gamma, walk.scores))
+    return meeting.likelihood, scores[:, :, extra:]
 
 
 def _segment_size(walk: Walk) -> int:

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-from jaxctc import _both_ends, _lattice, _recursion, _walk
+from jaxctc import _both_ends, _lattice, _recursion, _scaled, _walk
 from jaxctc._classes import class_posterior
 from jaxctc._lattice import Lattice, accumulator, frames_first, row_of_indices
 from jaxctc._log_space import LOG_ZERO
+from jaxctc._scaled import Scaled
 from jaxctc._types import Options, Problem
 from jaxctc._walk import Walk
 
@@ -71,10 +72,9 @@ def _set_up(problem: Problem, options: Options) -> _Setting:
     )
 
 
-def _losses(
-    log2_likelihood: Float[Array, " N"], setting: _Setting, problem: Problem, options: Options
-) -> Float[Array, " N"]:
+def _losses(likelihood: Scaled, setting: _Setting, problem: Problem, options: Options) -> Float[Array, " N"]:
     """Puts back what was taken out of the scores; then infinities, NaN and rounding below zero."""
+    log2_likelihood = _scaled.log2(likelihood)
     loss = -(setting.walk.offset + log2_likelihood * math.log(2))
     if options.from_logits:
         loss = jnp.maximum(loss, 0)
@@ -107,7 +107,7 @@ def losses(
     """
     problem = Problem(scores, targets, input_lengths, target_lengths)
     setting = _set_up(problem, options)
-    return _losses(_both_ends.log2_likelihood(setting.walk, _start(options, scores, frames)), setting, problem, options)
+    return _losses(_both_ends.likelihood(setting.walk, _start(options, scores, frames)), setting, problem, options)
 
 
 @losses.defjvp
@@ -128,8 +128,8 @@ def losses_and_gradient(
     """The losses, the derivative of each with respect to its own scores, and where that can be other than 0."""
     problem = Problem(scores, targets, input_lengths, target_lengths)
     setting = _set_up(problem, options)
-    log2_likelihood, posterior = _both_ends.posterior(setting.walk, _start(options, scores, frames))
-    value = _losses(log2_likelihood, setting, problem, options)
+    likelihood, posterior = _both_ends.posterior(setting.walk, _start(options, scores, frames))
+    value = _losses(likelihood, setting, problem, options)
     lattice = setting.lattice
     found = class_posterior(posterior, lattice, _frames(scores, options), scores.shape[2], options)
 
@@ -137,10 +137,11 @@ def losses_and_gradient(
     # Where an illegal length hides the live frames, all of them must show that the row is broken.
     live = frames_first(setting.live, options) | ~lattice.legal[None]
     finite, nan = (frames_first(live & row[None], options)[:, :, None] for row in rows)
-    counts = finite & ~(scores <= LOG_ZERO)
+    wide = scores.astype(found.dtype)
+    counts = finite & ~(wide <= LOG_ZERO)
     gradient = -found
     if setting.log_normaliser is not None:
-        gradient = jnp.exp(scores.astype(found.dtype) - setting.log_normaliser[:, :, None]) - found
+        gradient = jnp.exp(wide - setting.log_normaliser[:, :, None]) - found
     gradient = jnp.where(counts, gradient, 0)
     if setting.log_normaliser is None:
         counts = counts & (gradient != 0)

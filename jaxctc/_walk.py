@@ -42,6 +42,8 @@ class Walk(NamedTuple):
     target_lengths: Int[Array, " N"]
     offset: Float[Array, " N"]
     """Nats that were taken out of all paths of a sequence."""
+    exponent: Float[Array, " N"]
+    """And the power of two, which the likelihood has back without a rounding."""
     poisoned: Bool[Array, " N"]
     """A NaN or +inf among the scores of some live frame."""
     blocked: Bool[Array, " N"]
@@ -133,11 +135,13 @@ def build(
     behind = jnp.where(sound, jnp.maximum(blank - peak, LOG_ZERO), 0) * LOG2_E
     drop = jnp.where(behind < _IMPOSSIBLE, jnp.floor(behind), 0)
     reference = behind - drop
+    whole = jnp.round(reference)
     relative = jnp.maximum(used - peak[..., None], LOG_ZERO) * LOG2_E - reference[..., None]
-    offset = jnp.where(sound, peak + reference / LOG2_E, 0)
+    offset = peak
     if log_normaliser is not None and frames:
         taken = jax.vmap(lambda x, frame: x[frame], in_axes=(sequence_axis, 0))(log_normaliser, plan.frame)
-        offset = jnp.where(sound, peak - taken + reference / LOG2_E, 0)
+        offset = jnp.where(sound, peak - taken, 0)
+    offset = offset + (reference - whole) / LOG2_E
     # Nothing but the state that it is in can be reached in a frame that does not count.
     relative = jnp.where(sound[..., None], relative, LOG_ZERO)
     return Walk(
@@ -146,6 +150,7 @@ def build(
         skip=_lattice.skip(labels),
         target_lengths=lattice.target_lengths,
         offset=_sum(offset),
+        exponent=whole.sum(axis=(1, 2)),
         poisoned=poisoned.any(axis=(1, 2)),
         blocked=blocked.any(axis=(1, 2)),
     )

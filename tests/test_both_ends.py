@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxctc import _both_ends, _lattice, _recursion, _walk
+from jaxctc import _both_ends, _lattice, _recursion, _scaled, _walk
 from jaxctc._types import Options, Problem
 
 N, C, S = 4, 5, 6
@@ -42,9 +42,9 @@ def plain(problem):
 def both_ends(problem, start=0):
     lattice = _lattice.build(problem, Options())
     walk = _walk.build(problem.scores, None, lattice, Options())
-    alone = _both_ends.log2_likelihood(walk, start)
+    alone = _both_ends.likelihood(walk, start)
     value, posterior = _both_ends.posterior(walk, start)
-    return walk.offset + value * np.log(2), walk.offset + alone * np.log(2), posterior
+    return *(walk.offset + _scaled.log2(x) * np.log(2) for x in (value, alone)), posterior
 
 
 def by_frame(problem, posterior):

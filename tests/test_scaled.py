@@ -15,7 +15,7 @@ from jaxctc._scaled import Scaled
 @pytest.fixture(params=[jnp.float32, jnp.float64])
 def dtype(request):
     with jax.enable_x64(request.param == jnp.float64):
-        yield request.param
+        yield jnp.dtype(request.param)
 
 
 def scaled(mantissa, exponent, dtype) -> Scaled:
