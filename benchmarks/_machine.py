@@ -5,9 +5,13 @@ import importlib.metadata
 import os
 import platform
 import re
+import time
 from pathlib import Path
 
 import jax
+
+QUIET = 0.05
+"""The part of the processors that others may take, and figures still be worth keeping."""
 
 
 def bound(threads: int) -> None:
@@ -27,7 +31,7 @@ def device_kind() -> str:
     return jax.devices()[0].device_kind
 
 
-def describe() -> dict[str, str | int]:
+def describe() -> dict[str, str | int | float]:
     versions = {}
     for package in ("jax", "jaxlib", "torch", "optax", "numpy", "keras", "tensorflow", "tensorflow-cpu"):
         try:
@@ -42,6 +46,25 @@ def describe() -> dict[str, str | int]:
         **versions,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+class Watch:
+    """Over processors that others use meanwhile."""
+
+    def __init__(self):
+        self._start = self._others(), time.monotonic()
+
+    def others_share(self) -> float:
+        """Of all processors of this machine, since the watch began."""
+        others, start = self._start
+        return max((self._others() - others) / (time.monotonic() - start) / os.cpu_count(), 0.0)
+
+    @staticmethod
+    def _others() -> float:
+        """Seconds of processor time that neither this process and its children took nor nobody."""
+        user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
+        busy = (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+        return busy - sum(os.times()[:4])
 
 
 def _cpu_model() -> str:

@@ -18,11 +18,11 @@ class Shape(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Reads "T,N,C,S"; the text is the name."""
+        """Reads "T,N,C,S", which becomes the name."""
         T, N, C, S = map(int, text.split(","))
         if min(T, N, S) < 1 or C < 2:
             raise ValueError(f"a shape needs T, N, S >= 1 and C >= 2, not {text}")
-        return cls(text, T, N, C, S)
+        return cls(f"{T}, {N}, {C}, {S}", T, N, C, S)
 
     @property
     def sizes(self) -> str:
