@@ -1,6 +1,7 @@
 """The command line: `python -m benchmarks --help`."""
 
 import argparse
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -9,26 +10,29 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from benchmarks import _charts, _machine, _report, _requirements, _sweeps
-from benchmarks._peers import PEERS, Job
+from benchmarks._peers import OURS, PEERS, Job
 from benchmarks._results import Results, slug
 from benchmarks._run import Plan, measure
 from benchmarks._shapes import LONGEST, SHAPES, Shape
 
 NAMED = {shape.name: shape for shape in SHAPES}
+RIVALS = [peer.name for peer in PEERS if peer.name not in OURS]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measures, prints, writes; 1 if a requirement was to be checked and missed."""
     options = _parser().parse_args(arguments)
+    if importlib.util.find_spec("torch") is None:
+        sys.exit("PyTorch in float64 is what errors are measured against: install the build that suits this machine.")
     _machine.bound(options.threads)
     results = Results(_machine.describe())
     console = Console()
     if not console.is_terminal:
         console.width = _report.WIDTH
     console.print(_report.machine_line(results), style="dim")
-    plan = Plan(*((0.5, 3) if options.quick else (8, 7)), options.ragged, options.peers)
+    plan = Plan(*((0.5, 3) if options.quick else (8, 7)), options.ragged, options.rivals)
     if options.sweeps:
-        plan = plan._replace(seconds=plan.seconds / 4, peers=plan.peers or _sweeps.PEERS)
+        plan = plan._replace(seconds=plan.seconds / 4, rivals=plan.rivals or _sweeps.RIVALS)
         cells = [(Job.GRADIENT, shape) for axis in _sweeps.SIZES for shape in _sweeps.along(axis, options.quick)]
     else:
         shapes = options.shape or SHAPES
@@ -46,10 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
     for job in Job:
         if results.select(job):
             console.print(_report.table(results, job))
-    if results.machine["others_share"] > _machine.QUIET:
+    share = results.machine["others_share"]
+    if share > _machine.QUIET:
         console.print(
-            f"Others took {results.machine['others_share']:.0%} of the processors meanwhile. Do not keep these figures: "
-            "PyTorch's threads, which wait for one another, suffer from that more than XLA's.",
+            f"Others took {share:.0%} of the processors meanwhile. Do not keep these figures: PyTorch's threads wait "
+            "for one another, and suffer from that more than XLA's.",
             style="bold yellow",
         )
     kind = "-".join(
@@ -80,9 +85,10 @@ def _parser() -> argparse.ArgumentParser:
         help=f"measure this in place of the five, or one of them by its name ({', '.join(NAMED)}); may be repeated",
     )
     parser.add_argument(
-        "--peers",
-        type=lambda text: tuple(text.split(",")),
-        help=f"compare only these, of {', '.join(peer.name for peer in PEERS)}; else all that are installed",
+        "--rivals",
+        type=_rivals,
+        metavar="NAME,NAME",
+        help=f"compare with these alone, of {', '.join(RIVALS)}; else with all that are installed",
     )
     parser.add_argument("--sweeps", action="store_true", help="let T, N, C and S grow one at a time instead")
     parser.add_argument("--ragged", action="store_true", help="sequences of different length")
@@ -96,7 +102,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _shape(text: str) -> Shape:
-    return NAMED.get(text) or Shape.parse(text)
+    try:
+        return NAMED.get(text) or Shape.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _rivals(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if unknown := set(names).difference(RIVALS):
+        raise argparse.ArgumentTypeError(f"nobody here is called {', '.join(sorted(unknown))}")
+    return names
 
 
 if __name__ == "__main__":

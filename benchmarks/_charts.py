@@ -22,6 +22,7 @@ COLOURS = {
     "optax": "#e07b00",
     "Keras on jax": "#c9a227",
     "TensorFlow": "#7a4fb5",
+    "floor": QUIET,
 }
 STYLE = {
     "font.family": "sans-serif",
@@ -127,27 +128,23 @@ def curves(results: Results, path: Path) -> None:
     """Time and memory of loss and gradient against each of T, N, C and S."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(2, len(SIZES), figsize=(13, 6.6), sharex="col", sharey="row")
-        figure.subplots_adjust(left=0.06, right=0.94, top=0.83, bottom=0.09, wspace=0.22, hspace=0.16)
-        for column, (name, axis_sizes) in enumerate(SIZES.items()):
-            rows = [results.select(Job.GRADIENT, shape) for shape in along(name)]
-            rows = [row for row in rows if row]
-            sizes = axis_sizes[: len(rows)]
-            peers = [m.peer for m in rows[0]]
-            for peer in peers:
-                own = [next(m for m in row if m.peer == peer) for row in rows]
-                _curve(axes[0, column], sizes, [m.seconds * 1e3 for m in own], peer)
-                _curve(axes[1, column], sizes, [_visible_megabytes(m) for m in own], peer)
-            floor = [row[0].floor_seconds * 1e3 for row in rows]
-            axes[0, column].plot(sizes, floor, color=QUIET, linewidth=1, linestyle=(0, (1, 2)))
-            _label(axes[0, column], sizes[-1], floor[-1], "floor", QUIET)
+        figure.subplots_adjust(left=0.06, right=0.945, top=0.83, bottom=0.07, wspace=0.2, hspace=0.14)
+        for (time, memory), name in zip(axes.T, SIZES, strict=True):
+            rows = [row for shape in along(name) if (row := results.select(Job.GRADIENT, shape))]
+            sizes = [getattr(row[0].shape, name) for row in rows]
+            for peers in zip(*rows, strict=True):
+                _curve(time, sizes, [m.seconds * 1e3 for m in peers], peers[0].peer)
+                _curve(memory, sizes, [_visible_megabytes(m) for m in peers], peers[0].peer)
+            _curve(time, sizes, [row[0].floor_seconds * 1e3 for row in rows], "floor")
             others = ", ".join(f"{key}={getattr(BASE, key)}" for key in SIZES if key != name)
-            axes[0, column].set_title(f"{name}\n", loc="left", fontsize=11, weight="bold", color=INK)
-            axes[0, column].text(0, 1.03, others, transform=axes[0, column].transAxes, color=QUIET, fontsize=8)
-            axes[1, column].set_xlabel(name)
+            time.set_title(f"{name}\n", loc="left", fontsize=11, weight="bold", color=INK)
+            time.text(0, 1.03, others, transform=time.transAxes, color=QUIET, fontsize=8)
         axes[0, 0].set_ylabel("time, ms")
         axes[1, 0].set_ylabel("memory above inputs and gradient, MB")
         for axis in axes.flat:
             _log_log(axis)
+        for axis in axes.flat:
+            _label_ends(axis)
         _heading(figure, "How the time and memory of loss and gradient grow", _machine(results))
         figure.savefig(path, dpi=160)
         plt.close(figure)
@@ -158,16 +155,33 @@ def _visible_megabytes(m: Measurement) -> float:
     return max(m.peak_bytes / 1e6, 0.1)
 
 
-def _curve(axis: Axes, x: Sequence[float], y: Sequence[float], peer: str) -> None:
-    ours = peer in OURS
-    axis.plot(
-        x, y, color=COLOURS[peer], linewidth=2 if ours else 1.4, marker="o", markersize=3, zorder=3 if ours else 2
-    )
-    _label(axis, x[-1], y[-1], peer, COLOURS[peer])
+def _curve(axis: Axes, x: Sequence[float], y: Sequence[float], name: str) -> None:
+    style = {"linewidth": 1.4, "marker": "o", "markersize": 3}
+    if name in OURS:
+        style |= {"linewidth": 2, "zorder": 3}
+    elif name == "floor":
+        style = {"linewidth": 1, "linestyle": (0, (1, 2))}
+    axis.plot(x, y, color=COLOURS[name], label=name, **style)
 
 
-def _label(axis: Axes, x: float, y: float, text: str, colour: str) -> None:
-    axis.annotate(text, (x, y), (5, 0), textcoords="offset points", va="center", color=colour, fontsize=8)
+def _label_ends(axis: Axes) -> None:
+    """Names every curve at its end, and keeps the names apart; for when the limits of the axes are settled."""
+    points = 72 / axis.figure.dpi
+    axis.get_ylim()  # settles them
+    below = float("-inf")
+    for curve in sorted(axis.lines, key=lambda curve: curve.get_ydata()[-1]):
+        end = curve.get_xydata()[-1]
+        height = axis.transData.transform(end)[1] * points
+        below = max(height, below + 10)
+        axis.annotate(
+            curve.get_label(),
+            end,
+            (5, below - height),
+            textcoords="offset points",
+            va="center",
+            color=curve.get_color(),
+            fontsize=8,
+        )
 
 
 def _log_log(axis: Axes) -> None:
@@ -177,7 +191,7 @@ def _log_log(axis: Axes) -> None:
     axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     axis.yaxis.set_major_locator(LogLocator())
     axis.yaxis.set_minor_locator(NullLocator())
-    axis.tick_params(length=0, labelleft=True)
+    axis.tick_params(length=0)
     axis.grid(color=RULE, linewidth=0.7)
     axis.spines[:].set_visible(False)
 

@@ -78,7 +78,8 @@ def _allocated() -> tuple[int, int]:
     now, most = stats["bytes_in_use"], stats["peak_bytes_in_use"]
     if torch := sys.modules.get("torch"):
         now, most = now + torch.cuda.memory_allocated(), most + torch.cuda.max_memory_allocated()
-    if tensorflow := sys.modules.get("tensorflow"):
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow and tensorflow.config.list_physical_devices("GPU"):
         info = tensorflow.config.experimental.get_memory_info("GPU:0")
         now, most = now + info["current"], most + info["peak"]
     return now, most

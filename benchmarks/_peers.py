@@ -55,6 +55,8 @@ class Peer(NamedTuple):
     prepare: Callable[[Job, Batch], Call]
     restore: Callable[[np.ndarray], np.ndarray] = np.asarray
     """From the peer's layout of a gradient to (T, N, C), the blank first."""
+    takes: Callable[[Batch], bool] = lambda _: True
+    """Whether it is for this batch, on this device."""
 
     def numpy(self, result: Result) -> Result:
         """The result in numpy's arrays and in our layout."""
@@ -69,11 +71,7 @@ def _swapped(scores: np.ndarray) -> np.ndarray:
 
 def installed(job: Job) -> list[Peer]:
     """Ours first, then whom this machine has to compare with."""
-    return [
-        peer
-        for peer in PEERS
-        if job in peer.jobs and importlib.util.find_spec(peer.package) and (peer.name != CUDNN or on_gpu())
-    ]
+    return [peer for peer in PEERS if job in peer.jobs and importlib.util.find_spec(peer.package)]
 
 
 def on_gpu() -> bool:
@@ -198,6 +196,10 @@ def _cudnn(job: Job, batch: Batch) -> Call:
     return _eager(torch.nn.functional.ctc_loss, job, batch, "cuda", *others)
 
 
+def _cudnn_takes(batch: Batch) -> bool:
+    return on_gpu() and batch.shape.S < 256 and bool((batch.input_lengths == batch.shape.T).all())
+
+
 # TensorFlow
 
 
@@ -228,13 +230,12 @@ def _tensorflow(job: Job, batch: Batch) -> Call:
     return call
 
 
-CUDNN = "torch cuDNN"
 _BOTH = (Job.LOSS, Job.GRADIENT)
 PEERS = (
     Peer("jaxctc", "jaxctc", _BOTH, _jaxctc),
     Peer("bridge", "torch", (Job.BRIDGE,), _bridge),
     Peer("torch", "torch", (*_BOTH, Job.BRIDGE), _torch),
-    Peer(CUDNN, "torch", (*_BOTH, Job.BRIDGE), _cudnn),
+    Peer("torch cuDNN", "torch", (*_BOTH, Job.BRIDGE), _cudnn, takes=_cudnn_takes),
     Peer("optax", "optax", _BOTH, _optax, _swapped),
     Peer("Keras on jax", "keras", _BOTH, _keras, _swapped),
     Peer("TensorFlow", "tensorflow", _BOTH, _tensorflow, lambda gradient: np.roll(gradient, 1, axis=2)),

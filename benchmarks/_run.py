@@ -6,7 +6,7 @@ from typing import NamedTuple
 from rich.progress import Progress
 
 from benchmarks import _accuracy, _memory, _timing
-from benchmarks._peers import Job, Peer, installed
+from benchmarks._peers import OURS, PEERS, Job, Peer, installed
 from benchmarks._results import Measurement
 from benchmarks._roofline import Roofline
 from benchmarks._shapes import LONGEST, Shape, draw
@@ -19,11 +19,11 @@ class Plan(NamedTuple):
     """To spend on the times of one job on one shape, if as many rounds as must be take no longer."""
     rounds: int
     ragged: bool = False
-    peers: tuple[str, ...] | None = None
-    """Names; everybody who is installed if None."""
+    rivals: tuple[str, ...] | None = None
+    """Names of those to compare with; everybody who is installed if None."""
 
     def chosen(self, job: Job) -> list[Peer]:
-        return [peer for peer in installed(job) if self.peers is None or peer.name in self.peers]
+        return [peer for peer in installed(job) if self.rivals is None or peer.name in (*OURS, *self.rivals)]
 
 
 def measure(cells: Sequence[tuple[Job, Shape]], plan: Plan, progress: Progress) -> list[Measurement]:
@@ -42,7 +42,7 @@ def measure(cells: Sequence[tuple[Job, Shape]], plan: Plan, progress: Progress) 
 
 def _times_and_errors(job: Job, shape: Shape, plan: Plan, roofline: Roofline) -> Iterator[Measurement]:
     batch = draw(shape, plan.ragged)
-    calls = {peer: peer.prepare(job, batch) for peer in plan.chosen(job)}
+    calls = {peer: peer.prepare(job, batch) for peer in plan.chosen(job) if peer.takes(batch)}
     rounds, floor = {}, None
     if shape != LONGEST:
         rounds = _timing.interleave({peer.name: call for peer, call in calls.items()}, plan.seconds, plan.rounds)
@@ -58,7 +58,8 @@ def _times_and_errors(job: Job, shape: Shape, plan: Plan, roofline: Roofline) ->
 
 def _add_memory(measurements: Sequence[Measurement], plan: Plan, progress: Progress) -> None:
     task = progress.add_task("memory", total=len(measurements))
-    for peer in dict.fromkeys(peer for job in Job for peer in plan.chosen(job)):
+    measured = {m.peer for m in measurements}
+    for peer in (peer for peer in PEERS if peer.name in measured):
         own = [m for m in measurements if m.peer == peer.name]
         progress.update(task, description=f"memory: {peer.name}")
         peaks = _memory.peaks(peer, [(m.job, m.shape) for m in own], plan.ragged)

@@ -10,7 +10,7 @@ SIZES = {
     "S": (4, 8, 16, 32, 64, 100),
 }
 """At T = 256 no target may be much longer than 100 labels: repeats need a blank between them."""
-PEERS = ("jaxctc", "torch", "optax")
+RIVALS = ("torch", "optax")
 
 
 def along(axis: str, quick: bool = False) -> list[Shape]:
