@@ -30,38 +30,23 @@ def main(arguments: list[str] | None = None) -> int:
     if not console.is_terminal:
         console.width = _report.WIDTH
     console.print(_report.machine_line(results), style="dim")
-    plan = Plan(*((0.5, 3) if options.quick else (8, 7)), options.ragged, options.rivals)
-    if options.sweeps:
-        plan = plan._replace(seconds=plan.seconds / 4, rivals=plan.rivals or _sweeps.RIVALS)
-        cells = [(Job.GRADIENT, shape) for axis in _sweeps.SIZES for shape in _sweeps.along(axis, options.quick)]
-    else:
-        shapes = options.shape or SHAPES
-        cells = [(job, shape) for job in Job for shape in shapes]
-        if not options.shape:
-            cells.append((Job.GRADIENT, LONGEST))
-    with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        console=console, transient=True,
-    ) as progress:  # fmt: skip
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
         watch = _machine.Watch()
-        results.measurements += measure(cells, plan, progress)
+        results.measurements += measure(_cells(options), _plan(options), progress)
         results.machine["others_share"] = round(watch.others_share(), 3)
 
     for job in Job:
         if results.select(job):
             console.print(_report.table(results, job))
-    share = results.machine["others_share"]
-    if share > _machine.QUIET:
+    if (share := results.machine["others_share"]) > _machine.QUIET:
         console.print(
             f"Others took {share:.0%} of the processors meanwhile. Do not keep these figures: PyTorch's threads wait "
             "for one another, and suffer from that more than XLA's.",
             style="bold yellow",
         )
-    kind = "-".join(
-        [slug(_machine.device_kind()), *(name for name in ("sweeps", "ragged", "quick") if getattr(options, name))]
-    )
-    options.output.mkdir(parents=True, exist_ok=True)
-    stem = options.output / kind
+    stem = _stem(options)
+    stem.parent.mkdir(parents=True, exist_ok=True)
     results.write(stem.with_suffix(".json"))
     (_charts.curves if options.sweeps else _charts.bars)(results, stem.with_suffix(".png"))
     console.print(f"Written: {stem}.json and .png")
@@ -71,6 +56,32 @@ def main(arguments: list[str] | None = None) -> int:
     verdicts = list(_requirements.verdicts(results))
     console.print(_report.verdict_table(verdicts))
     return int(not all(verdict.met for verdict in verdicts))
+
+
+def _cells(options: argparse.Namespace) -> list[tuple[Job, Shape]]:
+    if options.sweeps:
+        return [(Job.GRADIENT, shape) for axis in _sweeps.SIZES for shape in _sweeps.along(axis, options.quick)]
+    cells = [(job, shape) for job in Job for shape in options.shape or SHAPES]
+    return cells if options.shape else [*cells, (Job.GRADIENT, LONGEST)]
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    plan = Plan(0.5, 3) if options.quick else Plan(8, 7)
+    if options.sweeps:
+        plan = plan._replace(seconds=plan.seconds / 4)
+    rivals = options.rivals or (_sweeps.RIVALS if options.sweeps else None)
+    return plan._replace(ragged=options.ragged, rivals=rivals)
+
+
+def _stem(options: argparse.Namespace) -> Path:
+    """Where to write, less the suffix: what is not the whole benchmark does not go where the whole goes."""
+    traits = {
+        "sweeps": options.sweeps,
+        "ragged": options.ragged,
+        "part": options.shape or options.rivals,
+        "quick": options.quick,
+    }
+    return options.output / "-".join([slug(_machine.device_kind()), *(name for name, true in traits.items() if true)])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks._machine import threads
 from benchmarks._peers import Job, on_gpu
-from benchmarks._shapes import Shape
+from benchmarks._shapes import Batch
 
 _REPEATS = 20
 _FLOAT_BYTES = 4
@@ -59,21 +59,23 @@ class Roofline:
 
         return 2 * size / _fastest(copy)
 
-    def floor(self, job: Job, shape: Shape) -> float:
+    def floor(self, job: Job, batch: Batch) -> float:
         """Seconds."""
-        scores = _FLOAT_BYTES * shape.T * shape.N * shape.C
-        moved = 2 * scores
+        live = _FLOAT_BYTES * int(batch.input_lengths.sum())
         if job is Job.LOSS:
-            moved = _FLOAT_BYTES * shape.T * shape.N * min(shape.S + 1, shape.C)
-        return moved / self.bytes_per_second(scores) + reachable(shape) * self.seconds_per_cell
+            moved = live * min(batch.shape.S + 1, batch.shape.C)
+        else:
+            moved = live * batch.shape.C + batch.logits.nbytes
+        cells = sum(map(reachable, batch.input_lengths.tolist(), batch.target_lengths.tolist()))
+        return moved / self.bytes_per_second(batch.logits.nbytes) + cells * self.seconds_per_cell
 
 
-def reachable(shape: Shape) -> int:
-    """States of the lattice, over all frames and sequences, that lie on some path."""
-    frames = np.arange(shape.T)
-    last = np.minimum(2 * frames + 1, 2 * shape.S)
-    first = np.maximum(2 * shape.S - 1 - 2 * (shape.T - 1 - frames), 0)
-    return shape.N * int((last - first + 1).sum())
+def reachable(frames: int, labels: int) -> int:
+    """States of a sequence's lattice, over all its frames, that lie on some path."""
+    passed = np.arange(frames)
+    last = np.minimum(2 * passed + 1, 2 * labels)
+    first = np.maximum(2 * labels - 1 - 2 * (frames - 1 - passed), 0)
+    return int((last - first + 1).sum())
 
 
 def _update(m: jax.Array, e: jax.Array, n: jax.Array, f: jax.Array) -> tuple[jax.Array, jax.Array]:

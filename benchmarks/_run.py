@@ -46,7 +46,7 @@ def _times_and_errors(job: Job, shape: Shape, plan: Plan, roofline: Roofline) ->
     rounds, floor = {}, None
     if shape != LONGEST:
         rounds = _timing.interleave({peer.name: call for peer, call in calls.items()}, plan.seconds, plan.rounds)
-        floor = roofline.floor(job, shape)
+        floor = roofline.floor(job, batch)
     exact = _accuracy.reference(batch) if job is Job.GRADIENT else None
     for peer, call in calls.items():
         measurement = Measurement(job, shape, peer.name, rounds.get(peer.name, []), floor_seconds=floor)

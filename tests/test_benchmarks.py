@@ -116,7 +116,7 @@ def test_reachable_states_are_those_on_some_path():
         legal = all(step < 2 or state % 2 for step, state in zip(steps, path, strict=False))
         if legal and path[-1] in (2 * S - 1, 2 * S):
             on_paths.update(enumerate(path))
-    assert reachable(Shape("", T, 7, 3, S)) == 7 * len(on_paths)
+    assert reachable(T, S) == len(on_paths)
 
 
 def test_a_shape_without_a_path_is_refused():
