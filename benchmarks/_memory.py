@@ -2,7 +2,7 @@
 
 Each implementation is measured in a process of its own. Imports, compilation and what an implementation keeps for good
 are not the job's: the job runs once before it is measured. On the CPU the figure is the high-water mark of resident
-memory, good to a few hundred kilobytes; the allocator is told to give freed memory back at once, or a job would be
+memory, the largest of a few calls; the allocator is told to give freed memory back at once, or a job would be
 served from what its first run left. On a GPU it is what the allocators of JAX, PyTorch and TensorFlow report.
 """
 
@@ -20,7 +20,9 @@ import jax
 from benchmarks._peers import PEERS, Call, Job, Peer, on_gpu
 from benchmarks._shapes import Batch, Shape, draw
 
-_REPEATS = 5
+RESOLUTION = 256 << 10
+"""Bytes: the kernel counts resident pages for each processor apart, and adds them up now and then."""
+_REPEATS = 10
 # XLA lets go of a call's buffers a little after the call.
 _REST = 0.05
 

@@ -30,7 +30,10 @@ def table(results: Results, job: Job) -> Table:
         measured.add_column(column, justify="right", no_wrap=True)
     for shape in results.shapes(job):
         rows = results.select(job, shape)
-        names = itertools.chain([Text(shape.name, "bold"), Text(shape.sizes, "dim")], itertools.repeat(""))
+        names = itertools.chain(
+            [Text(shape.name, "bold"), Text(shape.sizes if shape.name != shape.sizes else "", "dim")],
+            itertools.repeat(""),
+        )
         for m in rows:
             figures = _figures(results, m)[: len(columns)]
             measured.add_row(next(names), Text(m.peer, "bold green" if m.peer in OURS else ""), *figures)

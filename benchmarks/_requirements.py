@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from benchmarks._memory import RESOLUTION
 from benchmarks._peers import Job
 from benchmarks._results import Measurement, Results
 from benchmarks._shapes import LONGEST, SHAPES
@@ -71,7 +72,9 @@ def _parts(results: Results) -> Iterator[Verdict]:
             mine, other = quantity(ours), quantity(theirs)
             if mine is None or other is None:
                 continue
-            # A loss right to its last place cannot be bettered.
-            met = mine <= required * other or (what == "loss error" and ours.loss_error_ulps <= 1)
+            met = mine <= required * other
+            # A loss right to its last place cannot be bettered, and memory that cannot be told from none need not be.
+            met |= what == "loss error" and ours.loss_error_ulps <= 1
+            met |= what == "peak memory" and mine <= RESOLUTION
             reached = f"{mine / other:.3f}" if other else f"{mine:.3g} of 0"
             yield Verdict(f"{what}, a part of {rival}'s", shape.name, f"{required:.3f}", reached, met)
