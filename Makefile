@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 export MPLBACKEND ?= Agg
 
-.PHONY: demo test lint examples-fast clean
+.PHONY: demo test lint bench examples-fast clean
 
 demo: $(VENV)/examples.installed  ## train a recogniser of handwritten lines
 	$(BIN)/python examples/handwritten_lines.py
@@ -18,6 +18,10 @@ lint: $(VENV)/dev.installed  ## run every check that runs no code
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(VENV)/bench.installed  ## measure time, memory and accuracy beside others, on a machine that does nothing else
+	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --sweeps
 
 examples-fast: $(VENV)/dev.installed  ## run the examples in their short form
 	$(BIN)/python examples/handwritten_lines.py --fast

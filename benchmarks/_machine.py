@@ -1,0 +1,72 @@
+"""What the figures were measured on."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import time
+from pathlib import Path
+
+import jax
+
+QUIET = 0.05
+"""The part of the processors that others may take, and figures still be worth keeping."""
+
+
+def bound(threads: int) -> None:
+    """Keeps this process, and those it starts, to so many processors; call it before anything has computed."""
+    available = sorted(os.sched_getaffinity(0))
+    if not 1 <= threads <= len(available):
+        raise ValueError(f"this machine has 1 to {len(available)} processors to give, not {threads}")
+    os.sched_setaffinity(0, available[:threads])
+
+
+def threads() -> int:
+    """How many threads each implementation gets: XLA counts the same processors."""
+    return len(os.sched_getaffinity(0))
+
+
+def device_kind() -> str:
+    return jax.devices()[0].device_kind
+
+
+def describe() -> dict[str, str | int | float]:
+    versions = {}
+    for package in ("jax", "jaxlib", "torch", "optax", "numpy", "keras", "tensorflow", "tensorflow-cpu"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "device": device_kind(),
+        "cpu": _cpu_model(),
+        "threads": threads(),
+        "python": platform.python_version(),
+        **versions,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+class Watch:
+    """Over processors that others use meanwhile."""
+
+    def __init__(self):
+        self._start = self._others(), time.monotonic()
+
+    def others_share(self) -> float:
+        """Of all processors of this machine, since the watch began."""
+        others, start = self._start
+        return max((self._others() - others) / (time.monotonic() - start) / os.cpu_count(), 0.0)
+
+    @staticmethod
+    def _others() -> float:
+        """Seconds of processor time that neither this process and its children took nor nobody."""
+        user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
+        busy = (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+        return busy - sum(os.times()[:4])
+
+
+def _cpu_model() -> str:
+    name = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return name[1] if name else platform.machine()

@@ -1,0 +1,80 @@
+"""How far ahead the library means to be, and whether it is."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from benchmarks._memory import RESOLUTION
+from benchmarks._peers import Job
+from benchmarks._results import Measurement, Results
+from benchmarks._shapes import LONGEST, SHAPES
+
+
+class Verdict(NamedTuple):
+    requirement: str
+    where: str
+    required: str
+    reached: str
+    met: bool
+
+
+SMALL, *LARGE = SHAPES
+# (job, rival, times as fast on the small shape or None, on each of the others, in the geometric mean or None)
+SPEED = (
+    (Job.LOSS, "torch", 1, 2.5, None),
+    (Job.LOSS, "optax", 3, 3, None),
+    (Job.GRADIENT, "torch", 1.5, 3, 4),
+    (Job.GRADIENT, "optax", 2, 3, 4),
+    (Job.BRIDGE, "torch", None, 2, None),
+)
+# (what, rival, at most this part of the rival's on each shape, at LONGEST or None where it is not judged)
+PARTS: tuple[tuple[str, Callable[[Measurement], float | None], str, float, float | None], ...] = (
+    ("gradient error", lambda m: m.gradient_error, "torch", 1 / 10, 1 / 20),
+    ("gradient error", lambda m: m.gradient_error, "optax", 1 / 3, 1 / 3),
+    ("loss error", lambda m: m.loss_error, "torch", 1 / 4, 1 / 4),
+    ("peak memory", lambda m: m.peak_bytes, "torch", 1 / 2, None),
+    ("peak memory", lambda m: m.peak_bytes, "optax", 1 / 4, None),
+)
+
+
+def verdicts(results: Results) -> Iterator[Verdict]:
+    """One for each requirement on each shape of the five that the run has measured."""
+    yield from _speed(results)
+    yield from _parts(results)
+
+
+def _speed(results: Results) -> Iterator[Verdict]:
+    for job, rival, small, large, mean in SPEED:
+        ratios = []
+        for shape in SHAPES:
+            measured = results.find(job, shape, rival)
+            ratio = results.ratio(measured) if measured else None
+            required = small if shape == SMALL else large
+            if ratio is None or required is None:
+                continue
+            ratios.append(ratio)
+            yield _faster(job, rival, shape.name, required, ratio)
+        if mean is not None and len(ratios) == len(SHAPES):
+            yield _faster(job, rival, "geometric mean", mean, math.exp(math.fsum(map(math.log, ratios)) / len(ratios)))
+
+
+def _faster(job: Job, rival: str, where: str, required: float, ratio: float) -> Verdict:
+    return Verdict(f"{job}: faster than {rival}", where, f"{required:g}x", f"{ratio:.2f}x", ratio >= required)
+
+
+def _parts(results: Results) -> Iterator[Verdict]:
+    for what, quantity, rival, large, longest in PARTS:
+        for shape in (*SHAPES, LONGEST):
+            required = longest if shape == LONGEST else large
+            ours, theirs = results.ours(Job.GRADIENT, shape), results.find(Job.GRADIENT, shape, rival)
+            if required is None or ours is None or theirs is None:
+                continue
+            mine, other = quantity(ours), quantity(theirs)
+            if mine is None or other is None:
+                continue
+            met = mine <= required * other
+            # A loss right to its last place cannot be bettered, and memory that cannot be told from none need not be.
+            met |= what == "loss error" and ours.loss_error_ulps <= 1
+            met |= what == "peak memory" and mine <= RESOLUTION
+            reached = f"{mine / other:.3f}" if other else f"{mine:.3g} of 0"
+            yield Verdict(f"{what}, a part of {rival}'s", shape.name, f"{required:.3f}", reached, met)

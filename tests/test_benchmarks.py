@@ -1,0 +1,124 @@
+"""The benchmark measures what it says, on problems small enough to know the answer."""
+
+import itertools
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+for package in ("matplotlib", "optax", "rich", "torch"):
+    pytest.importorskip(package)
+if sys.platform != "linux":
+    pytest.skip("the benchmark is for Linux", allow_module_level=True)
+
+from rich.console import Console
+from rich.progress import Progress
+
+from benchmarks import _charts, _memory, _report, _requirements, _sweeps
+from benchmarks._peers import Job, installed
+from benchmarks._results import Measurement, Results
+from benchmarks._roofline import reachable
+from benchmarks._run import Plan, measure
+from benchmarks._shapes import SHAPES, Shape, draw
+
+TINY = Shape.parse("9,3,5,3")
+MACHINE = {"device": "cpu", "cpu": "a processor", "threads": 1, "date": "2026-01-01"}
+
+
+@pytest.fixture(autouse=True)
+def _standard_promotion():
+    """Others' code promotes types and ranks."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.mark.parametrize("job", Job)
+def test_peers_agree(job):
+    batch = draw(TINY, ragged=True)
+    (ours, *others) = [peer.numpy(peer.prepare(job, batch)()) for peer in installed(job) if peer.takes(batch)]
+    assert others
+    for theirs in others:
+        np.testing.assert_allclose(theirs.losses, ours.losses, rtol=1e-5)
+        if job is not Job.LOSS:
+            np.testing.assert_allclose(theirs.gradient, ours.gradient, atol=1e-5)
+
+
+def test_a_run_is_measured_and_reported(monkeypatch, tmp_path):
+    monkeypatch.setattr(_memory, "peaks", lambda _peer, work, _ragged: itertools.repeat(12345, len(work)))
+    with Progress(disable=True) as progress:
+        measured = measure([(Job.GRADIENT, TINY), (Job.BRIDGE, TINY)], Plan(0, 2, rivals=("torch", "optax")), progress)
+    results = Results(MACHINE, measured)
+    console = Console(record=True, width=_report.WIDTH)
+    for job in (Job.GRADIENT, Job.BRIDGE):
+        console.print(_report.table(results, job))
+    text = console.export_text()
+    assert all(name in text for name in ("jaxctc", "bridge", "torch", "optax", "floor", TINY.name))
+
+    results.write(tmp_path / "cpu.json")
+    rows = json.loads((tmp_path / "cpu.json").read_text())["measurements"]
+    assert [(row["job"], row["peer"]) for row in rows] == [
+        *((Job.GRADIENT, peer) for peer in ("jaxctc", "torch", "optax")),
+        *((Job.BRIDGE, peer) for peer in ("bridge", "torch")),
+    ]
+    assert all(len(row["rounds"]) == 2 and row["floor_seconds"] > 0 and row["peak_bytes"] == 12345 for row in rows)
+    assert all(row["loss_error"] < 1e-5 and row["gradient_error"] < 1e-5 for row in rows if row["job"] == Job.GRADIENT)
+
+    _charts.bars(results, tmp_path / "bars.png")
+    assert (tmp_path / "bars.png").stat().st_size > 10_000
+
+
+def test_sweeps_are_drawn(tmp_path):
+    measured = [
+        Measurement(Job.GRADIENT, shape, peer, [0.01], peak_bytes=10**6, floor_seconds=0.001)
+        for axis in _sweeps.SIZES
+        for shape in _sweeps.along(axis, quick=True)
+        for peer in ("jaxctc", "torch")
+    ]
+    _charts.curves(Results(MACHINE, measured), tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_peak_memory_is_what_is_known_to_be_allocated():
+    shape = SHAPES[1]
+    torch = next(peer for peer in installed(Job.LOSS) if peer.name == "torch")
+    (peak,) = _memory.peaks(torch, [(Job.LOSS, shape)])
+    forward_variables = 4 * shape.T * shape.N * (2 * shape.S + 1)
+    assert 0.9 * forward_variables < peak < 1.5 * forward_variables
+
+
+def test_ratios_are_taken_within_rounds():
+    ours = Measurement(Job.LOSS, TINY, "jaxctc", [1.0, 10.0, 100.0])
+    theirs = Measurement(Job.LOSS, TINY, "torch", [4.0, 30.0, 200.0])
+    assert Results(MACHINE, [ours, theirs]).ratio(theirs) == 3
+
+
+@pytest.mark.parametrize(("times_as_fast", "met"), [(10.0, True), (2.6, False)])
+def test_what_must_be_reached_is_judged(times_as_fast, met):
+    measured = []
+    for shape in SHAPES:
+        measured.append(Measurement(Job.GRADIENT, shape, "jaxctc", [1.0], 10**6, 1e-5, 3.0, 1e-6))
+        measured.append(Measurement(Job.GRADIENT, shape, "torch", [times_as_fast], 2 * 10**6, 4e-5, 9.0, 1e-4))
+    verdicts = list(_requirements.verdicts(Results(MACHINE, measured)))
+    assert len(verdicts) == 4 * len(SHAPES) + 1
+    assert all(verdict.met for verdict in verdicts if "faster" not in verdict.requirement)
+    speed = {verdict.where: verdict.met for verdict in verdicts if "faster" in verdict.requirement}
+    assert speed == dict.fromkeys([shape.name for shape in SHAPES[1:]] + ["geometric mean"], met) | {"small": True}
+
+
+def test_reachable_states_are_those_on_some_path():
+    T, S = 5, 2
+    on_paths = set()
+    for start, *steps in itertools.product((0, 1), *[(0, 1, 2)] * (T - 1)):
+        path = list(itertools.accumulate(steps, initial=start))
+        # From a label two steps lead to the next label; from a blank they would leave a label out.
+        legal = all(step < 2 or state % 2 for step, state in zip(steps, path, strict=False))
+        if legal and path[-1] in (2 * S - 1, 2 * S):
+            on_paths.update(enumerate(path))
+    assert reachable(T, S) == len(on_paths)
+
+
+def test_a_shape_without_a_path_is_refused():
+    with pytest.raises(ValueError, match="too few"):
+        draw(Shape.parse("3,1,5,4"))
