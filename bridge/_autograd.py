@@ -29,11 +29,18 @@ def losses(
     return loss
 
 
-def _weigh(weights: Tensor, gradient: Tensor, batch_first: bool) -> Tensor:
+def weigh(weights: Tensor, gradient: Tensor, batch_first: bool) -> Tensor:
     """Each sequence's gradient times its weight, where a weight of 0 gives 0 even for a gradient of NaN."""
     weights = weights.to(gradient.dtype)
     weights = weights[:, None, None] if batch_first else weights[None, :, None]
     return weights * torch.where((weights == 0) & gradient.isnan(), 0, gradient)
+
+
+def gradient(
+    scores: Tensor, targets: Tensor, input_lengths: Tensor, target_lengths: Tensor, settings: Settings
+) -> Tensor:
+    """The gradient of each loss with respect to its own scores, of their shape."""
+    return _Gradient.apply(scores, targets, input_lengths, target_lengths, scores.new_empty(0), settings)
 
 
 class _Losses(Function):
@@ -65,7 +72,7 @@ class _Losses(Function):
         if weights is None:
             return (None,) * 6
         gradient = _Gradient.apply(*ctx.saved_tensors, ctx.settings)
-        return _weigh(weights, gradient, ctx.settings[2]), *(None,) * 5
+        return weigh(weights, gradient, ctx.settings[2]), *(None,) * 5
 
     @staticmethod
     def jvp(ctx: Any, direction: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:

@@ -4,7 +4,7 @@ Shapes as `_functional` leaves them: scores (T, N, C), or (N, T, C) with `batch_
 end to end; lengths (N,). T', R and S' are the padded sizes of `_sizes`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +31,10 @@ class Block(NamedTuple):
 
 
 class Batch:
-    """Checks the values that are at hand; the lengths always are, as for PyTorch, the labels unless on a GPU."""
+    """All about a batch but its scores.
+
+    Checks the values that are at hand; the lengths always are, as for PyTorch, the labels unless on a GPU.
+    """
 
     def __init__(
         self,
@@ -43,7 +46,7 @@ class Batch:
         from_logits: bool,
         batch_first: bool,
     ) -> None:
-        self.scores = scores.detach()
+        self.device = scores.device
         self.options = Options(blank, from_logits, batch_first)
         self.sequences, self.frames, classes = scores.shape if batch_first else _swap(scores.shape)
         frames, counts = (x.detach().cpu().numpy() for x in (input_lengths, target_lengths))
@@ -56,11 +59,12 @@ class Batch:
                 width = longest if targets.ndim == 1 else targets.shape[1]
                 self._frames, self._rows = self.frames, max(self.sequences, 1)
             else:
-                self._frames, self._rows, width = sizes.fit(self.frames, longest, scores.device.type != "cpu")
+                self._frames, self._rows, width = sizes.fit(self.frames, longest, self.device.type != "cpu")
             self._labels = self._lay_out(targets.detach(), counts, longest, width, classes)
         except ValueError as error:  # PyTorch raises RuntimeError for illegal values
             raise RuntimeError(str(error)) from None
         self.rows_in_all = self._labels.shape[0]
+        self.exact = (self._frames, self._rows) == (self.frames, self.sequences)
         self._lengths = np.zeros((self.rows_in_all, 2), np.int32)
         self._lengths[: self.sequences, 0] = frames
         self._lengths[: self.sequences, 1] = counts
@@ -91,11 +95,12 @@ class Batch:
             return padded[: block.rows, : self.frames]
         return padded[: self.frames, : block.rows]
 
-    def assemble(self, padded: list[Tensor]) -> Tensor:
-        """Of the shape of the scores, from a padded tensor a block; that one itself where nothing was padded."""
-        if len(padded) == 1 and padded[0].shape == self.scores.shape:
+    def assemble(self, padded: Sequence[Tensor]) -> Tensor:
+        """The whole batch again, from what `pad` has made of each block; that itself where nothing was padded."""
+        if self.exact:
             return padded[0]
-        whole = self.scores.new_empty(self.scores.shape)
+        sizes = (self.sequences, self.frames) if self.options.batch_first else (self.frames, self.sequences)
+        whole = padded[0].new_empty((*sizes, padded[0].shape[2]))
         for block, piece in zip(self.blocks(), padded, strict=True):
             self.part(whole, block).copy_(self.crop(piece, block))
         return whole
@@ -127,7 +132,7 @@ class Batch:
         """(N', S') labels, N' a multiple of R; 0 where there are none."""
         shape = -(-self.sequences // self._rows) * self._rows, width
         inside = np.arange(longest) < counts[:, None]
-        if targets.device.type == "cpu" or self.scores.device.type == "cpu":
+        if targets.device.type == "cpu" or self.device.type == "cpu":
             values = targets.cpu().numpy()
             if targets.ndim == 1:
                 padded = np.zeros(inside.shape, values.dtype)
@@ -140,7 +145,7 @@ class Batch:
             labels[: self.sequences, :longest] = padded
             return labels
         # A label that does not fit into the 32 bits that JAX uses stays illegal.
-        targets = targets.to(self.scores.device).long().clamp(_WHOLE.min, _WHOLE.max).to(torch.int32)
+        targets = targets.to(self.device).long().clamp(_WHOLE.min, _WHOLE.max).to(torch.int32)
         made = targets.new_zeros(shape)
         if targets.ndim == 1:  # by index: a mask on the device would have to be counted, and waited for
             row, column = (torch.from_numpy(x).to(targets.device, non_blocking=True) for x in np.nonzero(inside))

@@ -28,9 +28,8 @@ def losses(
     from_logits: bool,
     batch_first: bool,
 ) -> Tensor:
-    return _programs.losses(
-        Batch(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first)
-    )
+    batch = Batch(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first)
+    return _programs.losses(batch, scores.detach())
 
 
 @torch.library.custom_op("jaxctc::losses_and_gradient", mutates_args=())
@@ -46,7 +45,7 @@ def losses_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     batch = Batch(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first)
     weights = np.ones((2, batch.sequences), _programs.precision(scores))
-    value, gradient = _programs.losses_and_gradient(batch, normalized, weights)
+    value, gradient = _programs.losses_and_gradient(batch, scores.detach(), normalized, weights)
     return value, batch.assemble(gradient)
 
 
@@ -64,7 +63,7 @@ def hessian_product(
 ) -> Tensor:
     """Each loss's matrix of second derivatives times its own part of `direction`."""
     batch = Batch(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first)
-    return _programs.hessian_product(batch, normalized, direction.detach())
+    return _programs.hessian_product(batch, scores.detach(), normalized, direction.detach())
 
 
 def _fake_losses(scores: Tensor, batch_first: bool) -> Tensor:

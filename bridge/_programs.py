@@ -17,13 +17,15 @@ from jaxctc._loss import losses as core_losses
 from jaxctc._types import Options
 
 
-def losses(batch: Batch) -> Tensor:
+def losses(batch: Batch, scores: Tensor) -> Tensor:
     """(N,)."""
-    results = _run(batch, lambda block: (_losses, batch.options, to_jax(batch.pad(batch.scores, block))))
+    results = _run(batch, scores, lambda block: (_losses, batch.options, to_jax(batch.pad(scores, block))))
     return _joined(batch, [loss for (loss,) in results])
 
 
-def losses_and_gradient(batch: Batch, normalized: bool, weights: np.ndarray) -> tuple[Tensor, list[Tensor]]:
+def losses_and_gradient(
+    batch: Batch, scores: Tensor, normalized: bool, weights: np.ndarray
+) -> tuple[Tensor, list[Tensor]]:
     """(N,), and of each block the padded gradient of its losses, each with respect to its own scores.
 
     `weights`, (2, N), multiply the gradients of finite losses and of infinite ones.
@@ -33,20 +35,20 @@ def losses_and_gradient(batch: Batch, normalized: bool, weights: np.ndarray) -> 
 
     def call(block: Block) -> tuple[Any, ...]:
         own = wide[:, block.first : block.first + len(block.lengths)]
-        return _losses_and_gradient, batch.options, normalized, own, to_jax(batch.pad(batch.scores, block))
+        return _losses_and_gradient, batch.options, normalized, own, to_jax(batch.pad(scores, block))
 
-    results = _run(batch, call)
+    results = _run(batch, scores, call)
     return _joined(batch, [loss for loss, _ in results]), [gradient for _, gradient in results]
 
 
-def hessian_product(batch: Batch, normalized: bool, direction: Tensor) -> Tensor:
+def hessian_product(batch: Batch, scores: Tensor, normalized: bool, direction: Tensor) -> Tensor:
     """Each loss's matrix of second derivatives times its own part of `direction`; of the shape of the scores."""
 
     def call(block: Block) -> tuple[Any, ...]:
-        along, scores = (to_jax(batch.pad(x, block, fill=True)) for x in (direction, batch.scores))
-        return _hessian_product, batch.options, normalized, along, scores
+        along, padded = (to_jax(batch.pad(x, block, fill=True)) for x in (direction, scores))
+        return _hessian_product, batch.options, normalized, along, padded
 
-    return batch.assemble([product for (product,) in _run(batch, call)])
+    return batch.assemble([product for (product,) in _run(batch, scores, call)])
 
 
 def precision(scores: Tensor) -> str:
@@ -54,9 +56,9 @@ def precision(scores: Tensor) -> str:
     return "float64" if scores.dtype == torch.float64 else "float32"
 
 
-def _run(batch: Batch, call: Callable[[Block], tuple[Any, ...]]) -> list[tuple[Tensor, ...]]:
+def _run(batch: Batch, scores: Tensor, call: Callable[[Block], tuple[Any, ...]]) -> list[tuple[Tensor, ...]]:
     """Starts every block before it waits for the first: JAX computes them side by side."""
-    with crossing(batch.scores):
+    with crossing(scores):
         started = []
         for block in batch.blocks():
             program, *arguments = call(block)
