@@ -77,13 +77,12 @@ class _Loss(Function):
         (weights,) = upstream
         scores, targets, input_lengths, target_lengths, value, *gradients = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph
-            lattice = targets, input_lengths, target_lengths
             inner = torch.ones_like(value)
             if ctx.reduction == "mean":
                 inner = inner / (target_lengths.to(inner).clamp(min=1) * len(inner))
             if ctx.zero_infinity:
                 inner = torch.where(value == torch.inf, 0, inner)
-            gradient = _autograd.gradient(scores, *lattice, ctx.settings)
+            gradient = _autograd.gradients((scores, targets, input_lengths, target_lengths), ctx.settings)
             return _autograd.weigh(weights * inner, gradient, ctx.settings[2]), *(None,) * 6
         return _scaled(ctx.batch, gradients, weights), *(None,) * 6
 
@@ -96,7 +95,9 @@ def _scaled(batch: Batch, gradients: list[Tensor], weights: Tensor) -> Tensor:
     weights = weights.expand(batch.sequences)
     return batch.assemble(
         [
-            _autograd.weigh(weights[block.first : block.first + block.rows], batch.crop(gradient, block), batch.options.batch_first)
+            _autograd.weigh(
+                weights[block.first : block.first + block.rows], batch.crop(gradient, block), batch.options.batch_first
+            )
             for block, gradient in zip(batch.blocks(), gradients, strict=True)
         ]
     )

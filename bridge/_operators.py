@@ -27,6 +27,7 @@ def losses(
     blank: int,
     from_logits: bool,
     batch_first: bool,
+    normalized: bool,  # noqa: ARG001, it is the derivative's
 ) -> Tensor:
     batch = Batch(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first)
     return _programs.losses(batch, scores.detach())
@@ -72,7 +73,7 @@ def _fake_losses(scores: Tensor, batch_first: bool) -> Tensor:
 
 
 @losses.register_fake
-def _(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first):  # noqa: ARG001
+def _(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first, normalized):  # noqa: ARG001
     return _fake_losses(scores, batch_first)
 
 

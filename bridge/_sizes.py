@@ -11,6 +11,7 @@ A program is compiled for T' frames, R sequences and S' labels, and serves every
 C, the types, and what is asked for (a loss, a gradient) are never changed.
 """
 
+import itertools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -88,7 +89,7 @@ class set_sizes:  # noqa: N801, a function to its users, as torch.set_grad_enabl
     """
 
     def __init__(self, sizes: Sizes | None) -> None:
-        global _current  # noqa: PLW0603, the one switch of the process
+        global _current
         checked = sizes if sizes is None else _checked(sizes)
         self._previous, _current = _current, checked
 
@@ -114,6 +115,6 @@ def _checked(sizes: Any) -> Sizes:
 
 def _ascending(name: str, values: Iterable[Any]) -> tuple[int, ...]:
     made = tuple(_checks.integer(f"Sizes.{name}", value, "one or more sizes") for value in values)
-    if not made or made[0] < 1 or any(a >= b for a, b in zip(made, made[1:], strict=False)):
+    if not made or made[0] < 1 or any(a >= b for a, b in itertools.pairwise(made)):
         raise ValueError(f"Sizes.{name} is {made}: sizes must be at least 1, at least one of them, in ascending order.")
     return made

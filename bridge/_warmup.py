@@ -1,5 +1,6 @@
 """Compiles ahead what a training is going to need."""
 
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -38,11 +39,10 @@ def warmup(
         >>> import bridge
         >>> bridge.warmup([(60, 16, 20, 30), (100, 16, 20, 30)])
     """
-    options = {} if logits else {"normalized": normalized}
-    function = ctc_loss_with_logits if logits else ctc_loss
+    function = ctc_loss_with_logits if logits else functools.partial(ctc_loss, normalized=normalized)
     for frames, sequences, classes, labels in shapes:
         size = (sequences, frames) if batch_first else (frames, sequences)
         scores = torch.zeros((*size, classes), dtype=dtype, device=device, requires_grad=gradient)
         targets = torch.full((sequences, labels), 0 if blank else classes - 1)
         # Sequences without a frame: nothing is left to do but compile.
-        function(scores, targets, 0, labels, blank, batch_first=batch_first, **options)
+        function(scores, targets, 0, labels, blank, batch_first=batch_first)
