@@ -1,6 +1,6 @@
 """The bridge beside PyTorch's own loss, on the example of PyTorch's documentation: forward and backward.
 
-    JAX_PLATFORMS=cpu python benchmarks/overhead.py
+Run it with JAX_PLATFORMS=cpu python benchmarks/overhead.py.
 
 Both take turns, so that whatever else the machine does slows both; medians, in microseconds.
 """

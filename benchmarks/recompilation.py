@@ -1,6 +1,6 @@
 """How often 2,000 batches of random shapes compile, and how much of what is computed is padding.
 
-    JAX_PLATFORMS=cpu python benchmarks/recompilation.py [batches]
+Run it with JAX_PLATFORMS=cpu python benchmarks/recompilation.py [batches].
 
 Every batch runs forward and backward. Compilations are counted by JAX itself. A lattice cell is one state
 of one sequence at one frame; the frames computed are those of the longest input, whatever T is padded to.
