@@ -79,13 +79,13 @@ class Batch:
         rows = slice(block.first, block.first + block.rows)
         return x[rows] if self.options.batch_first else x[:, rows]
 
-    def pad(self, x: Tensor, block: Block, fill: bool = False) -> Tensor:
-        """That part as (T', R, C), or (R, T', C); what is new is 0 if `fill`, and arbitrary otherwise."""
+    def pad(self, x: Tensor, block: Block) -> Tensor:
+        """That part as (T', R, C), or (R, T', C); what is new is arbitrary."""
         part = self.part(x, block)
         shape = (self._rows, self._frames) if self.options.batch_first else (self._frames, self._rows)
         if part.shape[:2] == shape:
             return part.contiguous()
-        padded = (x.new_zeros if fill else x.new_empty)((*shape, x.shape[2]))
+        padded = x.new_empty((*shape, x.shape[2]))
         self.crop(padded, block).copy_(part)
         return padded
 

@@ -167,7 +167,7 @@ def _evaluate(
         scores, targets = scores.unsqueeze(0 if batch_first else 1), _one_target(name, targets)
     sequences = scores.shape[0 if batch_first else 1]
     _check_shapes(name, targets, lengths, sequences)
-    input_lengths, target_lengths = (x.reshape(-1).expand(sequences) for x in lengths)
+    input_lengths, target_lengths = (x if x.ndim == 1 else x.reshape(-1).expand(sequences) for x in lengths)
 
     # A transposed view is taken as it lies in memory rather than copied.
     turned = not scores.is_contiguous() and scores.transpose(0, 1).is_contiguous()

@@ -45,7 +45,7 @@ def hessian_product(batch: Batch, scores: Tensor, normalized: bool, direction: T
     """Each loss's matrix of second derivatives times its own part of `direction`; of the shape of the scores."""
 
     def call(block: Block) -> tuple[Any, ...]:
-        along, padded = (to_jax(batch.pad(x, block, fill=True)) for x in (direction, scores))
+        along, padded = (to_jax(batch.pad(x, block)) for x in (direction, scores))
         return _hessian_product, batch.options, normalized, along, padded
 
     return batch.assemble([product for (product,) in _run(batch, scores, call)])
