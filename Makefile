@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 export MPLBACKEND ?= Agg
 
-.PHONY: demo test lint bench examples-fast clean
+.PHONY: demo test lint bench gpu-check examples-fast clean
 
 demo: $(VENV)/examples.installed  ## train a recogniser of handwritten lines
 	$(BIN)/python examples/handwritten_lines.py
@@ -22,6 +22,10 @@ lint: $(VENV)/dev.installed  ## run every check that runs no code
 bench: $(VENV)/bench.installed  ## measure time, memory and accuracy beside others, on a machine that does nothing else
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks --sweeps
+
+# On a GPU machine whose Python already has its builds of PyTorch and JAX: PYTHON is used as it is.
+gpu-check:  ## run all tests that need an NVIDIA GPU
+	JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_PREALLOCATE=false $(PYTHON) -m pytest -m gpu -rs tests/gpu
 
 examples-fast: $(VENV)/dev.installed  ## run the examples in their short form
 	$(BIN)/python examples/handwritten_lines.py --fast

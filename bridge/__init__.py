@@ -1,6 +1,7 @@
 """`torch.nn.functional.ctc_loss`'s own signature, computed by jaxctc on the tensor's own device.
 
-Tensors cross to JAX and back by DLPack, without a copy.
+Tensors cross to JAX and back without a copy, padded to a few shapes so that JAX compiles few programs:
+see `set_sizes`.
 """
 
 try:
@@ -13,5 +14,8 @@ except ImportError as error:
 from bridge._functional import ctc_loss as ctc_loss
 from bridge._functional import ctc_loss_with_logits as ctc_loss_with_logits
 from bridge._module import CTCLoss as CTCLoss
+from bridge._sizes import Sizes as Sizes
+from bridge._sizes import set_sizes as set_sizes
+from bridge._warmup import warmup as warmup
 
-__all__ = ["CTCLoss", "ctc_loss", "ctc_loss_with_logits"]
+__all__ = ["CTCLoss", "Sizes", "ctc_loss", "ctc_loss_with_logits", "set_sizes", "warmup"]

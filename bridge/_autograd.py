@@ -5,6 +5,7 @@ to its own scores, and the product of that gradient's derivative with a directio
 derivative calls the next through autograd, so that every transform of PyTorch finds its way.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,15 +26,25 @@ def losses(
     """One loss a sequence, (N,). Shapes as in `_operators`."""
     # The gradient comes almost free with the loss, but not quite: nobody should pay for it unasked.
     wanted = torch.is_grad_enabled() and scores.requires_grad
-    loss, _ = _Losses.apply(scores, targets, input_lengths, target_lengths, settings, wanted)
+    if torch.compiler.is_exporting():  # a Function would leave no derivative in the exported program
+        return _operators.losses(scores, targets, input_lengths, target_lengths, *settings)
+    function = _Losses if torch.compiler.is_compiling() else _DualLosses
+    loss, _ = function.apply(scores, targets, input_lengths, target_lengths, settings, wanted)
     return loss
 
 
-def _weigh(weights: Tensor, gradient: Tensor, batch_first: bool) -> Tensor:
+def weigh(weights: Tensor, gradient: Tensor, batch_first: bool) -> Tensor:
     """Each sequence's gradient times its weight, where a weight of 0 gives 0 even for a gradient of NaN."""
     weights = weights.to(gradient.dtype)
     weights = weights[:, None, None] if batch_first else weights[None, :, None]
     return weights * torch.where((weights == 0) & gradient.isnan(), 0, gradient)
+
+
+def gradients(problem: Sequence[Tensor], settings: Settings, known: Tensor | None = None) -> Tensor:
+    """The gradient of each loss with respect to its own scores, of their shape: `known`, if it is, differentiable."""
+    function = _Gradient if torch.compiler.is_compiling() else _DualGradient
+    known = problem[0].new_empty(0) if known is None else known
+    return function.apply(*problem, known, settings)
 
 
 class _Losses(Function):
@@ -49,7 +60,7 @@ class _Losses(Function):
         lattice = targets, input_lengths, target_lengths
         if wanted:
             return _operators.losses_and_gradient(scores, *lattice, *settings)
-        return _operators.losses(scores, *lattice, *settings[:3]), scores.new_empty(0)
+        return _operators.losses(scores, *lattice, *settings), scores.new_empty(0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -64,29 +75,19 @@ class _Losses(Function):
     def backward(ctx: Any, weights: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         if weights is None:
             return (None,) * 6
-        gradient = _Gradient.apply(*ctx.saved_tensors, ctx.settings)
-        return _weigh(weights, gradient, ctx.settings[2]), *(None,) * 5
-
-    @staticmethod
-    def jvp(ctx: Any, direction: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
-        if direction is None:
-            return None, None
-        gradient = _Gradient.apply(*ctx.saved_tensors, ctx.settings)
-        axes = (1, 2) if ctx.settings[2] else (0, 2)
-        terms = torch.where(gradient == 0, 0, gradient * direction)
-        wide = torch.float64 if direction.dtype == torch.float64 else torch.float32
-        return terms.sum(axes, dtype=wide), None
+        *problem, known = ctx.saved_tensors
+        return weigh(weights, gradients(problem, ctx.settings, known), ctx.settings[2]), *(None,) * 5
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
         *tensors, settings, wanted = args
         fold = _Fold(info.batch_size, settings[2])
         folded = fold.problem(tensors, in_dims)
-        loss, gradient = _Losses.apply(*folded, settings, wanted)
+        loss, known = _DualLosses.apply(*folded, settings, wanted)
         loss = loss.reshape(info.batch_size, -1)
         if not wanted:
-            return (loss, gradient), (0, None)
-        return (loss, fold.undo(gradient)), (0, fold.axis)
+            return (loss, known), (0, None)
+        return (loss, fold.undo(known)), (0, fold.axis)
 
 
 class _Gradient(Function):
@@ -117,19 +118,12 @@ class _Gradient(Function):
         return _HessianProduct.apply(direction, *ctx.saved_tensors, ctx.settings), *(None,) * 5
 
     @staticmethod
-    def jvp(ctx: Any, direction: Tensor | None, *_: Any) -> Tensor | None:
-        if direction is None:
-            return None
-        return _HessianProduct.apply(direction, *ctx.saved_tensors, ctx.settings)
-
-    @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
         *tensors, known, settings = args
         fold = _Fold(info.batch_size, settings[2])
         if known.numel():
             known = fold.scores(known, in_dims[4])
-        gradient = _Gradient.apply(*fold.problem(tensors, in_dims), known, settings)
-        return fold.undo(gradient), fold.axis
+        return fold.undo(gradients(fold.problem(tensors, in_dims), settings, known)), fold.axis
 
 
 class _HessianProduct(Function):
@@ -169,6 +163,29 @@ class _HessianProduct(Function):
         return fold.undo(product), fold.axis
 
 
+class _DualLosses(_Losses):
+    """With forward mode, which PyTorch's compiler refuses."""
+
+    @staticmethod
+    def jvp(ctx: Any, direction: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
+        if direction is None:
+            return None, None
+        *problem, known = ctx.saved_tensors
+        slope = gradients(problem, ctx.settings, known)
+        axes = (1, 2) if ctx.settings[2] else (0, 2)
+        terms = torch.where(slope == 0, 0, slope * direction)
+        wide = torch.float64 if direction.dtype == torch.float64 else torch.float32
+        return terms.sum(axes, dtype=wide), None
+
+
+class _DualGradient(_Gradient):
+    @staticmethod
+    def jvp(ctx: Any, direction: Tensor | None, *_: Any) -> Tensor | None:
+        if direction is None:
+            return None
+        return _HessianProduct.apply(direction, *ctx.saved_tensors, ctx.settings)
+
+
 class _Fold:
     """Makes one batch of N of B batches of N, for `vmap`: sequences are independent as it is."""
 
@@ -196,3 +213,16 @@ class _Fold:
 
     def undo(self, x: Tensor) -> Tensor:
         return x.unflatten(self.axis, (self.size, -1))
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
+    ctx.save_for_backward(*inputs[:4])
+    ctx.settings = inputs[4:]
+
+
+def _backward(ctx: Any, weights: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    return weigh(weights, gradients(ctx.saved_tensors, ctx.settings), ctx.settings[2]), *(None,) * 7
+
+
+# For exported programs, in which nothing stands above the operators.
+_operators.losses.register_autograd(_backward, setup_context=_remember)

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bridge._autograd import losses
+from bridge import _autograd, _eager
+from bridge._reduction import reduce
 from jaxctc import _checks
 from jaxctc._types import Reduction
 
@@ -166,25 +167,19 @@ def _evaluate(
         scores, targets = scores.unsqueeze(0 if batch_first else 1), _one_target(name, targets)
     sequences = scores.shape[0 if batch_first else 1]
     _check_shapes(name, targets, lengths, sequences)
-    input_lengths, target_lengths = (x.reshape(-1).expand(sequences) for x in lengths)
+    input_lengths, target_lengths = (x if x.ndim == 1 else x.reshape(-1).expand(sequences) for x in lengths)
 
     # A transposed view is taken as it lies in memory rather than copied.
     turned = not scores.is_contiguous() and scores.transpose(0, 1).is_contiguous()
     if turned:
         scores, batch_first = scores.transpose(0, 1), not batch_first
     settings = (blank, name == "logits", batch_first, normalized)
-    loss = losses(scores, targets, input_lengths, target_lengths, settings)
-    if zero_infinity:
-        loss = torch.where(loss == torch.inf, 0, loss)
-    if reduction == "none":
-        return loss if batched else loss[0]
-    if reduction == "sum":
-        return loss.sum()
-    return (loss / _at_least_one(target_lengths, loss)).mean()
-
-
-def _at_least_one(target_lengths: Tensor, loss: Tensor) -> Tensor:
-    return target_lengths.to(loss.device).clamp(min=1).to(loss.dtype)
+    arguments = scores, targets, input_lengths, target_lengths
+    if _eager.plain(arguments):
+        loss = _eager.loss(*arguments, settings, reduction, zero_infinity)
+    else:
+        loss = reduce(_autograd.losses(*arguments, settings), target_lengths, reduction, zero_infinity)
+    return loss if batched or reduction != "none" else loss[0]
 
 
 def _check_scores(name: str, scores: Any, batch_first: bool) -> None:

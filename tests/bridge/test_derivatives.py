@@ -52,6 +52,19 @@ def test_gradgradcheck_with_an_infeasible_row(scores):
     assert gradgradcheck(masked, (scores,))
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("zero_infinity", [False, True])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_the_gradient_is_the_same_with_its_graph(reduction, zero_infinity, normalized, scores):
+    """With create_graph it takes another way; one row is infeasible."""
+    options = {"reduction": reduction, "zero_infinity": zero_infinity, "normalized": normalized}
+    losses = bridge.ctc_loss(scores, TARGETS, [2, 3, 4], TARGET_LENGTHS, **options)
+    weights = torch.linspace(0.5, 2, losses.numel(), dtype=losses.dtype).reshape(losses.shape)
+    (alone,) = torch.autograd.grad(losses, scores, weights, retain_graph=True)
+    (with_graph,) = torch.autograd.grad(losses, scores, weights, create_graph=True)
+    torch.testing.assert_close(with_graph.detach(), alone, equal_nan=True)
+
+
 def test_gradient_of_scores_that_are_no_distribution(scores):
     """pytorch/pytorch#52241, #127608, #181534: torch's own gradient is wrong there."""
     leaf = (scores.detach() * 3 + 1).requires_grad_()

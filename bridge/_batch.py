@@ -1,0 +1,160 @@
+"""A batch of tensors, its values checked, cut and padded into the blocks that programs are compiled for.
+
+Shapes as `_functional` leaves them: scores (T, N, C), or (N, T, C) with `batch_first`; targets (N, S) or
+end to end; lengths (N,). T', R and S' are the padded sizes of `_sizes`.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bridge import _sizes
+from jaxctc import _checks
+from jaxctc._checks import Form
+from jaxctc._types import Options
+
+_WHOLE = torch.iinfo(torch.int32)
+
+
+class Block(NamedTuple):
+    """R sequences of a batch, of which the first `rows` are real."""
+
+    first: int
+    rows: int
+    labels: np.ndarray | Tensor
+    """(R, S'), 32 bits wide; a tensor where the targets are on a GPU."""
+    lengths: np.ndarray
+    """(R, 2): frames and labels of each sequence; 0 and 0 for padded rows."""
+
+
+class Batch:
+    """All about a batch but its scores.
+
+    Checks the values that are at hand; the lengths always are, as for PyTorch, the labels unless on a GPU.
+    """
+
+    def __init__(
+        self,
+        scores: Tensor,
+        targets: Tensor,
+        input_lengths: Tensor,
+        target_lengths: Tensor,
+        blank: int,
+        from_logits: bool,
+        batch_first: bool,
+    ) -> None:
+        self.device = scores.device
+        self.options = Options(blank, from_logits, batch_first)
+        self.sequences, self.frames, classes = scores.shape if batch_first else _swap(scores.shape)
+        frames, counts = (x.detach().cpu().numpy() for x in (input_lengths, target_lengths))
+        self.target_lengths = counts
+        try:
+            self._check_lengths(frames, counts, targets)
+            longest = int(counts.max(initial=0))
+            sizes = _sizes.current()
+            if sizes is None:
+                width = longest if targets.ndim == 1 else targets.shape[1]
+                self._frames, self._rows = self.frames, max(self.sequences, 1)
+            else:
+                self._frames, self._rows, width = sizes.fit(self.frames, longest, self.device.type != "cpu")
+            self._labels = self._lay_out(targets.detach(), counts, longest, width, classes)
+        except ValueError as error:  # PyTorch raises RuntimeError for illegal values
+            raise RuntimeError(str(error)) from None
+        self.rows_in_all = self._labels.shape[0]
+        self.exact = (self._frames, self._rows) == (self.frames, self.sequences)
+        self._lengths = np.zeros((self.rows_in_all, 2), np.int32)
+        self._lengths[: self.sequences, 0] = frames
+        self._lengths[: self.sequences, 1] = counts
+
+    def blocks(self) -> Iterator[Block]:
+        for first in range(0, self.sequences, self._rows):
+            rows = slice(first, first + self._rows)
+            yield Block(first, min(self._rows, self.sequences - first), self._labels[rows], self._lengths[rows])
+
+    def part(self, x: Tensor, block: Block) -> Tensor:
+        """The sequences of a block, of a tensor of the shape of the scores."""
+        rows = slice(block.first, block.first + block.rows)
+        return x[rows] if self.options.batch_first else x[:, rows]
+
+    def pad(self, x: Tensor, block: Block) -> Tensor:
+        """That part as (T', R, C), or (R, T', C); what is new is arbitrary."""
+        part = self.part(x, block)
+        shape = (self._rows, self._frames) if self.options.batch_first else (self._frames, self._rows)
+        if part.shape[:2] == shape:
+            return part.contiguous()
+        padded = x.new_empty((*shape, x.shape[2]))
+        self.crop(padded, block).copy_(part)
+        return padded
+
+    def crop(self, padded: Tensor, block: Block) -> Tensor:
+        """The real frames and sequences of what `pad` has made."""
+        if self.options.batch_first:
+            return padded[: block.rows, : self.frames]
+        return padded[: self.frames, : block.rows]
+
+    def assemble(self, padded: Sequence[Tensor]) -> Tensor:
+        """The whole batch again, from what `pad` has made of each block; that itself where nothing was padded."""
+        if self.exact:
+            return padded[0]
+        sizes = (self.sequences, self.frames) if self.options.batch_first else (self.frames, self.sequences)
+        whole = padded[0].new_empty((*sizes, padded[0].shape[2]))
+        for block, piece in zip(self.blocks(), padded, strict=True):
+            self.part(whole, block).copy_(self.crop(piece, block))
+        return whole
+
+    def _check_lengths(self, frames: np.ndarray, counts: np.ndarray, targets: Tensor) -> None:
+        name = "logits" if self.options.from_logits else "log_probs"
+        _checks.length_values(
+            "input_lengths",
+            frames,
+            self.frames,
+            f"{name} has T = {self.frames} frames",
+            "An input length counts the frames that the model gives for a sequence, after any subsampling.",
+            True,
+        )
+        stop = targets.shape[-1]
+        end_to_end = targets.ndim == 1
+        slots = f"targets holds {stop} labels end to end" if end_to_end else f"targets has S = {stop} slots"
+        remedy = "A target length counts the labels of a target, without its padding."
+        _checks.length_values("target_lengths", counts, stop, slots, remedy, True)
+        if end_to_end and counts.sum() != stop:
+            raise ValueError(
+                f"targets holds {stop} labels end to end, but target_lengths sum to {counts.sum()}: the two must "
+                "be equal. Padded targets must be two-dimensional, of shape (N, S)."
+            )
+
+    def _lay_out(
+        self, targets: Tensor, counts: np.ndarray, longest: int, width: int, classes: int
+    ) -> np.ndarray | Tensor:
+        """(N', S') labels, N' a multiple of R; 0 where there are none."""
+        shape = -(-self.sequences // self._rows) * self._rows, width
+        inside = np.arange(longest) < counts[:, None]
+        if targets.device.type == "cpu" or self.device.type == "cpu":
+            values = targets.cpu().numpy()
+            if targets.ndim == 1:
+                padded = np.zeros(inside.shape, values.dtype)
+                padded[inside] = values
+            else:
+                padded = values[:, :longest]
+            form = Form.END_TO_END if targets.ndim == 1 else Form.PADDED
+            _checks.label_values(padded, counts, self.options.blank, classes, form)
+            labels = np.zeros(shape, np.int32)
+            labels[: self.sequences, :longest] = padded
+            return labels
+        # A label that does not fit into the 32 bits that JAX uses stays illegal.
+        targets = targets.to(self.device).long().clamp(_WHOLE.min, _WHOLE.max).to(torch.int32)
+        made = targets.new_zeros(shape)
+        if targets.ndim == 1:  # by index: a mask on the device would have to be counted, and waited for
+            row, column = (torch.from_numpy(x).to(targets.device, non_blocking=True) for x in np.nonzero(inside))
+            made[row, column] = targets
+        else:
+            made[: self.sequences, :longest] = targets[:, :longest]
+        return made
+
+
+def _swap(shape: torch.Size) -> tuple[int, int, int]:
+    frames, sequences, classes = shape
+    return sequences, frames, classes

@@ -1,0 +1,103 @@
+"""The short way of a plain call: no transform, no compiler, one node in PyTorch's graph.
+
+The reduction's weights are multiplied in where JAX writes the gradient, so that the backward pass of a
+`loss.backward()` has nothing left to compute. Whatever asks for more than that gradient (a second
+derivative) goes on through `_autograd`.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+from bridge import _autograd, _programs
+from bridge._batch import Batch
+from bridge._operators import Settings
+from bridge._reduction import reduce
+from jaxctc._types import Reduction
+
+_keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
+
+
+def plain(tensors: tuple[Tensor, ...]) -> bool:
+    """Nobody looks on but PyTorch's own autograd."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
+        and forward_ad._current_level < 0
+        and all(type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
+        and tensors[0].device.type in ("cpu", "cuda")
+    )
+
+
+def loss(
+    scores: Tensor,
+    targets: Tensor,
+    input_lengths: Tensor,
+    target_lengths: Tensor,
+    settings: Settings,
+    reduction: Reduction,
+    zero_infinity: bool,
+) -> Tensor:
+    """() or, unreduced, (N,). Shapes as in `_batch`."""
+    if scores.requires_grad and torch.is_grad_enabled():
+        return _Loss.apply(scores, targets, input_lengths, target_lengths, settings, reduction, zero_infinity)
+    batch = Batch(scores, targets, input_lengths, target_lengths, *settings[:3])
+    return reduce(_programs.losses(batch, scores.detach()), target_lengths, reduction, zero_infinity)
+
+
+class _Loss(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        scores: Tensor,
+        targets: Tensor,
+        input_lengths: Tensor,
+        target_lengths: Tensor,
+        settings: Settings,
+        reduction: Reduction,
+        zero_infinity: bool,
+    ) -> Tensor:
+        batch = Batch(scores, targets, input_lengths, target_lengths, *settings[:3])
+        weights = np.ones((2, batch.sequences), _programs.precision(scores))
+        if reduction == "mean":
+            weights /= np.maximum(batch.target_lengths, 1) * batch.sequences
+        if zero_infinity:
+            weights[1] = 0
+        value, gradients = _programs.losses_and_gradient(batch, scores.detach(), settings[3], weights)
+        ctx.batch, ctx.settings, ctx.reduction, ctx.zero_infinity = batch, settings, reduction, zero_infinity
+        ctx.save_for_backward(scores, targets, input_lengths, target_lengths, value, *gradients)
+        return reduce(value, target_lengths, reduction, zero_infinity)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (weights,) = upstream
+        scores, targets, input_lengths, target_lengths, value, *gradients = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph
+            inner = torch.ones_like(value)
+            if ctx.reduction == "mean":
+                inner = inner / (target_lengths.to(inner).clamp(min=1) * len(inner))
+            if ctx.zero_infinity:
+                inner = torch.where(value == torch.inf, 0, inner)
+            gradient = _autograd.gradients((scores, targets, input_lengths, target_lengths), ctx.settings)
+            return _autograd.weigh(weights * inner, gradient, ctx.settings[2]), *(None,) * 6
+        return _scaled(ctx.batch, gradients, weights), *(None,) * 6
+
+
+def _scaled(batch: Batch, gradients: list[Tensor], weights: Tensor) -> Tensor:
+    """The gradients of all blocks times what has come from above, in one tensor that is the caller's."""
+    if weights.ndim == 0 and weights.device.type == "cpu" and weights.item() == 1:
+        whole = batch.assemble(gradients)
+        return whole.clone() if batch.exact and _keeps_graph() else whole
+    weights = weights.expand(batch.sequences)
+    return batch.assemble(
+        [
+            _autograd.weigh(
+                weights[block.first : block.first + block.rows], batch.crop(gradient, block), batch.options.batch_first
+            )
+            for block, gradient in zip(batch.blocks(), gradients, strict=True)
+        ]
+    )

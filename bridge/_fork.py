@@ -1,0 +1,25 @@
+"""JAX's threads do not survive a fork: whoever calls it in the child waits for them for ever."""
+
+import os
+
+from jax._src import xla_bridge
+
+_inherited = False
+
+
+def _in_child() -> None:
+    global _inherited  # noqa: PLW0603, a fact about the process
+    _inherited = xla_bridge.backends_are_initialized()
+
+
+os.register_at_fork(after_in_child=_in_child)
+
+
+def check() -> None:
+    """Raises in a process that was forked after JAX had started in its parent."""
+    if _inherited:
+        raise RuntimeError(
+            "The bridge was called in a process that was forked after JAX had started in its parent, where JAX would "
+            "wait for ever. Start the process with the spawn or forkserver method, for a DataLoader with "
+            'multiprocessing_context="spawn"; or compute losses in the parent only, and no JAX in the workers.'
+        )

@@ -1,0 +1,127 @@
+"""What JAX computes, block by block: the compiled programs, and the way of a batch through them."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch import Tensor
+
+from bridge._batch import Batch, Block
+from bridge._dlpack import crossing, to_jax, to_torch
+from jaxctc._lattice import accumulator, frames_first, row_of_indices
+from jaxctc._loss import losses as core_losses
+from jaxctc._types import Options
+
+
+def losses(batch: Batch, scores: Tensor) -> Tensor:
+    """(N,)."""
+    results = _run(batch, scores, lambda block: (_losses, batch.options, to_jax(batch.pad(scores, block))))
+    return _joined(batch, [loss for (loss,) in results])
+
+
+def losses_and_gradient(
+    batch: Batch, scores: Tensor, normalized: bool, weights: np.ndarray
+) -> tuple[Tensor, list[Tensor]]:
+    """(N,), and of each block the padded gradient of its losses, each with respect to its own scores.
+
+    `weights`, (2, N), multiply the gradients of finite losses and of infinite ones.
+    """
+    wide = np.zeros((2, batch.rows_in_all), weights.dtype)
+    wide[:, : batch.sequences] = weights
+
+    def call(block: Block) -> tuple[Any, ...]:
+        own = wide[:, block.first : block.first + len(block.lengths)]
+        return _losses_and_gradient, batch.options, normalized, own, to_jax(batch.pad(scores, block))
+
+    results = _run(batch, scores, call)
+    return _joined(batch, [loss for loss, _ in results]), [gradient for _, gradient in results]
+
+
+def hessian_product(batch: Batch, scores: Tensor, normalized: bool, direction: Tensor) -> Tensor:
+    """Each loss's matrix of second derivatives times its own part of `direction`; of the shape of the scores."""
+
+    def call(block: Block) -> tuple[Any, ...]:
+        along, padded = (to_jax(batch.pad(x, block)) for x in (direction, scores))
+        return _hessian_product, batch.options, normalized, along, padded
+
+    return batch.assemble([product for (product,) in _run(batch, scores, call)])
+
+
+def precision(scores: Tensor) -> str:
+    """What the losses are computed in, in numpy's words."""
+    return "float64" if scores.dtype == torch.float64 else "float32"
+
+
+def _run(batch: Batch, scores: Tensor, call: Callable[[Block], tuple[Any, ...]]) -> list[tuple[Tensor, ...]]:
+    """Starts every block before it waits for the first: JAX computes them side by side."""
+    with crossing(scores):
+        started = []
+        for block in batch.blocks():
+            program, *arguments = call(block)
+            labels = block.labels if isinstance(block.labels, np.ndarray) else to_jax(block.labels)
+            started.append(program(*arguments, labels, block.lengths))
+        return [tuple(to_torch(array) for array in results) for results in started]
+
+
+def _joined(batch: Batch, pieces: list[Tensor]) -> Tensor:
+    if len(pieces) == 1 and batch.rows_in_all == batch.sequences:
+        return pieces[0]
+    return torch.cat([piece[: block.rows] for block, piece in zip(batch.blocks(), pieces, strict=True)])
+
+
+def _value(options: Options, scores: jax.Array, labels: jax.Array, lengths: jax.Array) -> jax.Array:
+    # Frames beyond the longest input are not computed, however many the padding has made.
+    return core_losses(options, scores, labels, lengths[:, 0], lengths[:, 1], lengths[:, 0].max())
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _losses(options: Options, *problem: jax.Array) -> tuple[jax.Array]:
+    return (_value(options, *problem),)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _losses_and_gradient(
+    options: Options, normalized: bool, weights: jax.Array, *problem: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return _gradient_of(options, normalized, weights, *problem)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _hessian_product(
+    options: Options, normalized: bool, direction: jax.Array, scores: jax.Array, *rest: jax.Array
+) -> tuple[jax.Array]:
+    weights = jnp.ones((2, rest[0].shape[0]), accumulator(scores.dtype))
+
+    def gradient(scores: jax.Array) -> jax.Array:
+        return _gradient_of(options, normalized, weights, scores, *rest)[1]
+
+    return (jax.jvp(gradient, (scores,), (direction,))[1],)
+
+
+def _gradient_of(
+    options: Options,
+    normalized: bool,
+    weights: jax.Array,
+    scores: jax.Array,
+    labels: jax.Array,
+    lengths: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    value, pull_back = jax.vjp(lambda scores: _value(options, scores, labels, lengths), scores)
+    finite, infinite = weights
+    (gradient,) = pull_back(finite)
+    if not normalized or options.from_logits:
+        return value, gradient
+    # PyTorch's own: behind a log-softmax it is the same, for exp(log_probs) is normal to all that it lets through.
+    frames = scores.shape[1 if options.batch_first else 0]
+    live = lengths[:, 0][None] > row_of_indices(frames).T
+    lost = jnp.isposinf(value)
+    nan = frames_first(live & (lost & (infinite != 0))[None], options)[:, :, None]
+    live = frames_first(live & ~lost[None], options)[:, :, None]
+    probabilities = jnp.exp(scores.astype(finite.dtype)) * frames_first(finite[None], options)[:, :, None]
+    # Whatever the row's own frames, a NaN that says "illegal" must stay.
+    gradient = jnp.where(live, probabilities.astype(gradient.dtype) + gradient, gradient)
+    return value, jnp.where(nan, jnp.nan, gradient)

@@ -1,0 +1,118 @@
+"""Threads, forked processes, memory, exceptions, and the same bits every time."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+import bridge
+
+ROOT = Path(__file__).parents[2]
+
+
+def problem(seed, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(20, 3, 6, generator=generator, dtype=dtype).log_softmax(2)
+    targets = torch.randint(1, 6, (3, 5), generator=generator)
+    return scores, targets, [20, 20 - seed % 7, 12], [5, 3, seed % 5]
+
+
+def value_and_gradient(function, scores, *rest):
+    leaf = scores.clone().requires_grad_()
+    loss = function(leaf, *rest)
+    loss.backward()
+    return loss.detach(), leaf.grad
+
+
+def test_eight_threads_at_once():
+    """Two types: JAX's switch to float64 belongs to a thread."""
+    problems = [problem(seed, (torch.float32, torch.float64)[seed % 2]) for seed in range(64)]
+    with ThreadPoolExecutor(8) as threads:
+        ours = list(threads.map(lambda args: value_and_gradient(bridge.ctc_loss, *args), problems))
+    for result, args in zip(ours, problems, strict=True):
+        torch.testing.assert_close(result, value_and_gradient(functional.ctc_loss, *args), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(20, 3), (64, 21)])
+def test_the_same_bits_every_time(size):
+    scores = torch.randn(*size, 6, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(size[1] * 5).reshape(-1, 5) % 5 + 1
+    first, *others = (value_and_gradient(bridge.ctc_loss_with_logits, scores, targets, size[0], 5) for _ in range(10))
+    for again in others:
+        assert torch.equal(first[0], again[0])
+        assert torch.equal(first[1], again[1])
+
+
+def test_an_exception_in_the_backward_pass_reaches_the_caller_whole(monkeypatch):
+    from bridge import _programs
+
+    leaf = problem(0)[0].requires_grad_()
+    loss = bridge.ctc_loss(leaf, *problem(0)[1:])
+
+    def fail(*_):
+        raise MemoryError("no memory for the second derivative")
+
+    (first,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    monkeypatch.setattr(_programs, "_hessian_product", fail)
+    with pytest.raises(MemoryError, match="no memory for the second derivative"):
+        first.sum().backward()
+
+
+FORKED_LOADER = """
+import sys, torch, bridge
+def loss():
+    return bridge.ctc_loss(torch.zeros(9, 2, 4), torch.ones(2, 2, dtype=torch.long), 9, 2).item()
+class Data(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+    def __getitem__(self, index):
+        return loss() if sys.argv[1] == "inside" else torch.full((3,), index)
+before = loss()
+loader = torch.utils.data.DataLoader(Data(), batch_size=2, num_workers=2, multiprocessing_context="fork")
+for batch in loader:
+    assert loss() == before
+"""
+
+
+def run(script, *arguments):
+    # jax warns at every fork of what bridge reports where it happens.
+    command = [sys.executable, "-W", "ignore", "-c", script, *arguments]
+    return subprocess.run(command, cwd=ROOT, timeout=120, capture_output=True, text=True, check=False)
+
+
+def test_a_forked_data_loader_does_not_hang():
+    finished = run(FORKED_LOADER, "outside")
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_a_loss_in_a_forked_worker_says_what_to_do():
+    finished = run(FORKED_LOADER, "inside")
+    assert finished.returncode != 0
+    assert 'multiprocessing_context="spawn"' in finished.stderr
+
+
+SOAK = """
+import random, sys
+sys.path.insert(0, "benchmarks")
+import soak
+generator = random.Random(0)
+for _ in range(200):
+    soak.call(generator, 60)
+before, handles = soak.resident(), soak.state().split(", ")[1:]
+for _ in range(400):
+    soak.call(generator, 60)
+assert soak.resident() - before < 16, (before, soak.resident())
+assert soak.state().split(", ")[1:] == handles, (handles, soak.state())
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="memory and file handles are read from Linux's /proc")
+def test_memory_and_file_handles_stay_what_they_are():
+    """benchmarks/soak.py in short."""
+    finished = run(SOAK)
+    assert finished.returncode == 0, finished.stderr
