@@ -40,7 +40,7 @@ _SMALL = 1 << 20
 """Bytes of states that are kept rather than walked again."""
 
 Index: TypeAlias = int | Int[Array, ""]
-_Outward: TypeAlias = tuple["_Segment", "_Posterior", Float[Array, "N 2 M W"]]
+_Outward: TypeAlias = tuple["_Segment", "_Flow", Float[Array, "N 2 M W"], Float[Array, "N 2 M"]]
 
 
 class _States(NamedTuple):
@@ -111,19 +111,29 @@ def _at_least(least: int, value: Index) -> Index:
     return max(least, value) if isinstance(value, int) else jnp.maximum(least, value)
 
 
-class _Posterior(NamedTuple):
+class Posterior(NamedTuple):
+    """Given the target, the probability of each label at each step, and of all blanks together."""
+
+    label: Float[Array, "N 2 M W"]
+    """Of each column, in each direction's own order of labels."""
+    blank: Float[Array, "N 2 M"]
+
+
+class _Flow(NamedTuple):
     """Probabilities of the states after each of K steps, and before the first: row k is after k steps."""
 
     label: Float[Array, "N 2 K W"]
+    total: Float[Array, "N 2 K"]
+    """Of all blanks."""
     even: Float[Array, "N 2 V"]
     """The blank's, of the last even row that was written; a margin after the last column."""
     odd: Float[Array, "N 2 V"]
-    flow: Complex[Array, "N 2 V"]
+    moves: Complex[Array, "N 2 V"]
     """Packed: what leaves each blank for the label before it, and what stays in each label."""
 
     def undo(
         self, k: Index, before: _States, b: Index, after: _States, a: Index, walk: Walk, i: Index, name: str
-    ) -> "_Posterior":
+    ) -> "_Flow":
         """Row k from row k + 1: each state gives back what step i gave it. `name` is that of row k's blanks."""
         columns = walk.scores.shape[3]
         other = {"even": "odd", "odd": "even"}[name]
@@ -134,18 +144,19 @@ class _Posterior(NamedTuple):
         through = blank + jnp.where(walk.skip, label - stayed, 0)
         stay = _left(walk, before.read("blank", b), i)
         kept = through * jnp.minimum(_scaled.portion(stay, after.read("blank", a)), 1)
-        flow = _write(self.flow, lax.complex(through - kept, stayed), (0, 0, 0))
+        moves = _write(self.moves, lax.complex(through - kept, stayed), (0, 0, 0))
 
-        stayed = lax.imag(flow[:, :, :columns])
-        arriving = lax.real(flow[:, :, 1 : columns + 1])
+        stayed = lax.imag(moves[:, :, :columns])
+        arriving = lax.real(moves[:, :, 1 : columns + 1])
         labels = _write(self.label, _visible(stayed + arriving)[:, :, None], (0, 0, k, 0))
 
-        left, stayed = lax.real(flow[:, :, :columns]), lax.imag(flow[:, :, :columns])
+        left, stayed = lax.real(moves[:, :, :columns]), lax.imag(moves[:, :, :columns])
         stepped = _row(labels, k + 1) - stayed
         # Where the blank may be skipped, what stepped into the label came through it.
         kept = blank - left + stepped
         blanks = _write(getattr(self, name), _visible(kept), (0, 0, 0))
-        return self._replace(label=labels, flow=flow, **{name: blanks})
+        total = _write(self.total, blanks[:, :, :columns].sum(axis=2)[:, :, None], (0, 0, k))
+        return self._replace(label=labels, total=total, moves=moves, **{name: blanks})
 
 
 def _row(x: Float[Array, "N 2 M W"], i: Index) -> Float[Array, "N 2 W"]:
@@ -241,8 +252,8 @@ def likelihood(walk: Walk, start: Index = 0) -> Scaled:
     return _meet(even, 0, walk).likelihood
 
 
-def posterior(walk: Walk, start: Index = 0) -> tuple[Scaled, Float[Array, "N 2 M W"]]:
-    """Also the probability of every label at every step, given the target; unspecified before `start`."""
+def posterior(walk: Walk, start: Index = 0) -> tuple[Scaled, Posterior]:
+    """The likelihoods, and the posterior, which is unspecified before `start`."""
     sequences, _, steps, columns = walk.scores.shape
     size = _segment_size(walk)
     walk, extra = _padded(walk, max(steps + -steps % size, size))
@@ -268,17 +279,18 @@ def posterior(walk: Walk, start: Index = 0) -> tuple[Scaled, Float[Array, "N 2 M
     dtype = walk.scores.dtype
     blank = jnp.zeros((sequences, 2, columns + _MARGIN), dtype)
     label = jnp.zeros((sequences, 2, size + 1, columns), dtype)
-    gamma = _Posterior(
+    gamma = _Flow(
         _write(label, meeting.label[:, :, None], (0, 0, size, 0)),
+        _write(label[:, :, :, 0], meeting.blank.sum(axis=2)[:, :, None], (0, 0, size)),
         _write(blank, meeting.blank, (0, 0, 0)),
         blank,
         _scaled.pack(Scaled(blank, blank)),
     )
 
-    def undone(segment: _Segment, gamma: _Posterior, at: Walk, first: Index) -> _Posterior:
+    def undone(segment: _Segment, gamma: _Flow, at: Walk, first: Index) -> _Flow:
         even, odd = segment
 
-        def pair(back: Index, gamma: _Posterior) -> _Posterior:
+        def pair(back: Index, gamma: _Flow) -> _Flow:
             j = half - 1 - back
             i = first + 2 * j
             gamma = gamma.undo(2 * j + 1, odd, j, even, j + 1, at, i + 1, "odd")
@@ -288,20 +300,26 @@ def posterior(walk: Walk, start: Index = 0) -> tuple[Scaled, Float[Array, "N 2 M
 
     if count == 1:
         gamma = undone(segment, gamma, walk, 0)
-        return meeting.likelihood, gamma.label[:, :, 1 + extra :]
+        return meeting.likelihood, Posterior(gamma.label[:, :, 1 + extra :], gamma.total[:, :, 1 + extra :])
 
     def outward(back: Index, carry: _Outward) -> _Outward:
         s = count - 1 - back
-        segment, gamma, scores = carry
+        segment, gamma, scores, blank = carry
         at = walk._replace(scores=scores)
         segment = segment.walk_on(kept.row(s), at, s * size, start)
         gamma = undone(segment, gamma, at, s * size)
         scores = lax.dynamic_update_slice_in_dim(scores, gamma.label[:, :, 1:], s * size, 2)
-        last = lax.optimization_barrier(gamma.label[:, :, :1])
-        return segment, gamma._replace(label=lax.dynamic_update_slice_in_dim(gamma.label, last, size, 2)), scores
+        blank = lax.dynamic_update_slice_in_dim(blank, gamma.total[:, :, 1:], s * size, 2)
+        last = (x[:, :, :1] for x in (gamma.label, gamma.total))
+        label, total = (
+            lax.dynamic_update_slice_in_dim(x, row, size, 2)
+            for x, row in zip((gamma.label, gamma.total), last, strict=True)
+        )
+        return segment, gamma._replace(label=label, total=total), scores, blank
 
-    *_, scores = lax.fori_loop(0, count - first, outward, (segment, gamma, walk.scores))
-    return meeting.likelihood, scores[:, :, extra:]
+    carry = segment, gamma, walk.scores, walk.scores[:, :, :, 0]
+    *_, scores, blank = lax.fori_loop(0, count - first, outward, carry)
+    return meeting.likelihood, Posterior(scores[:, :, extra:], blank[:, :, extra:])
 
 
 def _segment_size(walk: Walk) -> int:
