@@ -29,6 +29,9 @@ class Sizes(NamedTuple):
         sequences: Sequences in a block; None chooses for the device: 16 on the CPU, or 8 beyond 64 labels,
             and 32 on a GPU, where what runs side by side costs little.
 
+    Raises:
+        TypeError, ValueError: When set, as `set_sizes` says.
+
     Example:
         >>> import bridge
         >>> bridge.Sizes(frames=(400, 800, 1600), labels=(50, 100), sequences=32).frames

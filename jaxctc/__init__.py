@@ -13,8 +13,8 @@ frame t, and :math:`\oplus` the logaddexp,
     l_t(s) &= (l_{t-1}(s) \oplus w_t(s)) + \log p_t(\text{label } s)
 
 and the loss is :math:`-(b_T(L) \oplus l_T(L - 1))`. Here the recursion starts from both ends of the
-input at once, and what it learns where the two meet flows back outward as probabilities, which is the
-gradient.
+input at once, in numbers of a mantissa and an exponent each, and what it learns where the two meet flows
+back outward as probabilities, which is the gradient.
 """
 
 from jaxctc._debug import check_batch as check_batch

@@ -52,7 +52,7 @@ class _States(NamedTuple):
     def read(self, name: str, k: Index, shift: int = 0) -> Scaled:
         rows = getattr(self, name)
         size = (1, *rows.shape[1:3], rows.shape[3] - _MARGIN)
-        return unpack(lax.dynamic_slice(rows, (k, 0, 0, _MARGIN + shift), size)[0])
+        return unpack(lax.dynamic_slice(rows, _place(k, 0, 0, _MARGIN + shift), size)[0])
 
     def write(self, name: str, k: Index, value: Scaled) -> "_States":
         return self._replace(**{name: _write(getattr(self, name), pack(value)[None], (k, 0, 0, _MARGIN))})
@@ -165,7 +165,12 @@ def _row(x: Float[Array, "N 2 M W"], i: Index) -> Float[Array, "N 2 W"]:
 
 def _write(buffer: Array, value: Array, where: tuple[Index, ...]) -> Array:
     """In place. The barrier keeps XLA from computing the value again for each of its readers."""
-    return lax.optimization_barrier(lax.dynamic_update_slice(buffer, value, where))
+    return lax.optimization_barrier(lax.dynamic_update_slice(buffer, value, _place(*where)))
+
+
+def _place(*where: Index) -> tuple[Array, ...]:
+    """Of one type, whatever the loops have made of each."""
+    return tuple(jnp.asarray(i, jnp.int32) for i in where)
 
 
 def _visible(probability: Float[Array, "..."]) -> Float[Array, "..."]:
