@@ -26,6 +26,7 @@ serve as its left neighbour.
 from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Complex, Float, Int
 
@@ -52,16 +53,17 @@ class _States(NamedTuple):
     def read(self, name: str, k: Index, shift: int = 0) -> Scaled:
         rows = getattr(self, name)
         size = (1, *rows.shape[1:3], rows.shape[3] - _MARGIN)
-        return unpack(lax.dynamic_slice(rows, _place(k, 0, 0, _MARGIN + shift), size)[0])
+        return unpack(_read(rows, (k, 0, 0, _MARGIN + shift), size)[0])
 
     def write(self, name: str, k: Index, value: Scaled) -> "_States":
         return self._replace(**{name: _write(getattr(self, name), pack(value)[None], (k, 0, 0, _MARGIN))})
 
     def row(self, k: Index) -> "_States":
-        return lax.optimization_barrier(_States(*(lax.dynamic_slice_in_dim(x, k, 1) for x in self)))
+        rows = (_read(x, (k, 0, 0, 0), (1, *x.shape[1:])) for x in self)
+        return lax.optimization_barrier(_States(*rows))
 
     def put(self, k: Index, row: "_States") -> "_States":
-        return _States(*(lax.dynamic_update_slice_in_dim(x, y, k, 0) for x, y in zip(self, row, strict=True)))
+        return _States(*(_put(x, y, (k, 0, 0, 0)) for x, y in zip(self, row, strict=True)))
 
 
 def _started(walk: Walk, count: int) -> _States:
@@ -160,17 +162,25 @@ class _Flow(NamedTuple):
 
 
 def _row(x: Float[Array, "N 2 M W"], i: Index) -> Float[Array, "N 2 W"]:
-    return lax.dynamic_index_in_dim(x, i, 2, keepdims=False)
+    return _read(x, (0, 0, i, 0), (*x.shape[:2], 1, x.shape[3]))[:, :, 0]
 
 
 def _write(buffer: Array, value: Array, where: tuple[Index, ...]) -> Array:
     """In place. The barrier keeps XLA from computing the value again for each of its readers."""
-    return lax.optimization_barrier(lax.dynamic_update_slice(buffer, value, _place(*where)))
+    return lax.optimization_barrier(_put(buffer, value, where))
 
 
-def _place(*where: Index) -> tuple[Array, ...]:
+def _put(buffer: Array, value: Array, where: tuple[Index, ...]) -> Array:
+    return lax.dynamic_update_slice(buffer, value, _place(where), allow_negative_indices=False)
+
+
+def _read(buffer: Array, where: tuple[Index, ...], size: tuple[int, ...]) -> Array:
+    return lax.dynamic_slice(buffer, _place(where), size, allow_negative_indices=False)
+
+
+def _place(where: tuple[Index, ...]) -> tuple[np.int32 | Array, ...]:
     """Of one type, whatever the loops have made of each."""
-    return tuple(jnp.asarray(i, jnp.int32) for i in where)
+    return tuple(np.int32(i) if isinstance(i, int) else lax.convert_element_type(i, jnp.int32) for i in where)
 
 
 def _visible(probability: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -313,13 +323,10 @@ def posterior(walk: Walk, start: Index = 0) -> tuple[Scaled, Posterior]:
         at = walk._replace(scores=scores)
         segment = segment.walk_on(kept.row(s), at, s * size, start)
         gamma = undone(segment, gamma, at, s * size)
-        scores = lax.dynamic_update_slice_in_dim(scores, gamma.label[:, :, 1:], s * size, 2)
-        blank = lax.dynamic_update_slice_in_dim(blank, gamma.total[:, :, 1:], s * size, 2)
-        last = (x[:, :, :1] for x in (gamma.label, gamma.total))
-        label, total = (
-            lax.dynamic_update_slice_in_dim(x, row, size, 2)
-            for x, row in zip((gamma.label, gamma.total), last, strict=True)
-        )
+        scores = _put(scores, gamma.label[:, :, 1:], (0, 0, s * size, 0))
+        blank = _put(blank, gamma.total[:, :, 1:], (0, 0, s * size))
+        label = _put(gamma.label, gamma.label[:, :, :1], (0, 0, size, 0))
+        total = _put(gamma.total, gamma.total[:, :, :1], (0, 0, size))
         return segment, gamma._replace(label=label, total=total), scores, blank
 
     carry = segment, gamma, walk.scores, walk.scores[:, :, :, 0]

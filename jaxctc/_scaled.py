@@ -84,7 +84,7 @@ def normalised(a: Scaled) -> Scaled:
 
 def portion(part: Scaled, whole: Scaled) -> Float[Array, "..."]:
     """part / whole, for a part that is no larger than the whole; a part too small to matter gives a little more."""
-    floor = jnp.asarray(-_layout(part.exponent.dtype).bias // 2, part.exponent.dtype)
+    floor = jnp.full_like(part.exponent, -_layout(part.exponent.dtype).bias // 2)
     return part.mantissa / whole.mantissa * _power_of_two(_max(part.exponent - whole.exponent, floor))
 
 
@@ -136,11 +136,11 @@ def _power_of_two(exponent: Float[Array, "..."]) -> Float[Array, "..."]:
     Adding 1.5 * 2**digits leaves the whole number in the lowest bits, where it is shifted into place.
     """
     digits, bias, integer = _layout(exponent.dtype)
-    exponent = _max(exponent, jnp.asarray(1 - bias, exponent.dtype))
+    exponent = _max(exponent, jnp.full_like(exponent, 1 - bias))
     bits = lax.bitcast_convert_type(exponent + (1.5 * 2**digits + bias), integer)
     return lax.bitcast_convert_type(bits << digits, exponent.dtype)
 
 
 def _max(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
     """`jnp.maximum` but for NaN, which cannot occur, and which it takes four instructions to respect."""
-    return jnp.where(a < b, b, a)
+    return lax.select(a < b, b, a)

@@ -35,7 +35,8 @@ def draw(shape, seed, feasible=True):
     return scores.astype(np.float32), *problem
 
 
-@functools.partial(jax.jit, static_argnames="function")
+# As users run it: see conftest.
+@functools.partial(jax.jit, static_argnames="function", compiler_options={"xla_backend_optimization_level": 3})
 def loss_and_gradient(function, scores, *problem):
     loss, pull_back = jax.vjp(lambda x: function(x, *problem, reduction="none"), scores)
     return loss, pull_back(jnp.ones_like(loss))[0]

@@ -66,11 +66,11 @@ def test_module(samples):
 
 
 def finite(samples):
-    """Numerical differences of an infinite loss say nothing. One sample of each kind of arguments is enough."""
+    """Numerical differences of an infinite loss say nothing. One sample of each kind of shapes is enough."""
     kinds = {}
     for scores, args, options in samples:
         if bridge.ctc_loss(scores, *args, **options).isfinite().all():
-            kinds.setdefault((args[0].ndim, scores.ndim, *sorted(options.items())), (scores, args, options))
+            kinds.setdefault((args[0].ndim, scores.ndim, options.get("reduction")), (scores, args, options))
     return list(kinds.values())
 
 
