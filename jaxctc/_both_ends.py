@@ -267,10 +267,13 @@ def likelihood(walk: Walk, start: Index = 0) -> Scaled:
     return _meet(even, 0, walk).likelihood
 
 
-def posterior(walk: Walk, start: Index = 0) -> tuple[Scaled, Posterior]:
-    """The likelihoods, and the posterior, which is unspecified before `start`."""
+def posterior(walk: Walk, start: Index = 0, size: int | None = None) -> tuple[Scaled, Posterior]:
+    """The likelihoods, and the posterior, which is unspecified before `start`.
+
+    `size` is the number of steps in a segment, an even one; its choice changes no result.
+    """
     sequences, _, steps, columns = walk.scores.shape
-    size = _segment_size(walk)
+    size = size or _segment_size(walk)
     walk, extra = _padded(walk, max(steps + -steps % size, size))
     count = walk.scores.shape[2] // size
     start = start + extra

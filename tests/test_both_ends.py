@@ -1,5 +1,7 @@
 """The recursion at both ends against the plain one, which it shares nothing with but the scores."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,12 +40,12 @@ def plain(problem):
     return value, posterior
 
 
-@jax.jit
-def both_ends(problem, start=0):
+@functools.partial(jax.jit, static_argnames="size")
+def both_ends(problem, start=0, size=None):
     lattice = _lattice.build(problem, Options())
     walk = _walk.build(problem.scores, None, lattice, Options())
     alone = _both_ends.likelihood(walk, start)
-    value, posterior = _both_ends.posterior(walk, start)
+    value, posterior = _both_ends.posterior(walk, start, size)
     return *(walk.offset + _scaled.log2(x) * np.log(2) for x in (value, alone)), posterior
 
 
@@ -69,15 +71,6 @@ def assert_agree(problem, got, tolerance):
     np.testing.assert_allclose(by_frame(problem, posterior), gradient, atol=tolerance)
 
 
-@pytest.fixture
-def segments(monkeypatch):
-    """States are never all kept, however few."""
-    monkeypatch.setattr(_both_ends, "_SMALL", 0)
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
-
-
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("frames", [1, 2, 3, 12, 13])
 def test_agrees_with_the_plain_recursion(frames):
@@ -85,21 +78,21 @@ def test_agrees_with_the_plain_recursion(frames):
     assert_agree(batch, both_ends(batch), 1e-12)
 
 
-@pytest.mark.usefixtures("x64", "segments")
-@pytest.mark.parametrize("frames", [1, 36, 75])
-def test_agrees_where_states_are_walked_again(frames):
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("frames", "size"), [(1, 2), (36, 4), (75, 8)])
+def test_agrees_where_states_are_walked_again(frames, size):
     batch = problem(frames, jnp.float64)
-    assert_agree(batch, both_ends(batch), 1e-12)
+    assert_agree(batch, both_ends(batch, size=size), 1e-12)
 
 
-@pytest.mark.usefixtures("x64", "segments")
+@pytest.mark.usefixtures("x64")
 def test_steps_that_no_sequence_needs_are_left_out():
     """The same result however many of them there are, up to none at all that are computed."""
     batch = problem(36, jnp.float64)
     batch = batch._replace(input_lengths=jnp.asarray([15, 12, 9, 0], jnp.int32))
     scores = batch.scores.at[15:].set(jnp.nan)
     for start in (0, 3, 10):  # 18 steps, of which 8 are needed
-        assert_agree(batch, both_ends(batch._replace(scores=scores), start), 1e-12)
+        assert_agree(batch, both_ends(batch._replace(scores=scores), start, size=4), 1e-12)
 
 
 @pytest.mark.parametrize("frames", [2, 13, 400])
