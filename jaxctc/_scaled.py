@@ -92,7 +92,7 @@ def least(dtype: jnp.dtype) -> float:
     """A probability that counts as 0, and so does all below it.
 
     It is more than any `portion` of a part too small to matter. And its product with one is still a normal
-    number: the others, which hardware handles a hundred times more slowly, never occur.
+    number: the others, which hardware handles slowly, never occur.
     """
     return 2.0 ** -(_layout(dtype).bias // 3)
 
