@@ -8,6 +8,7 @@ a state, is left out, and so is everything that keeps a real machine from its be
 """
 
 import functools
+import math
 import time
 from collections.abc import Callable
 
@@ -98,9 +99,10 @@ def _power_of_two(exponent: jax.Array) -> jax.Array:
 
 def _fastest(call: Callable[[], object]) -> float:
     call()
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < _SECONDS:
-        start = time.perf_counter()
+    first = before = time.perf_counter()
+    count, fastest = 0, math.inf
+    while count < 3 or before - first < _SECONDS:
         call()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        after = time.perf_counter()
+        count, fastest, before = count + 1, min(fastest, after - before), after
+    return fastest

@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-# Nearly all the time goes into compiling, and what the compiler's optimiser does is tested where it matters, to the
-# last digits of float32: there it is asked for by name.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+import compiler
+
+os.environ.update(compiler.environment())
 
 import jax
 import pytest

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiler import AS_FOR_USERS
 from oracles import log_softmax, torch_float64
 
 import jaxctc
@@ -35,17 +36,17 @@ def draw(shape, seed, feasible=True):
     return scores.astype(np.float32), *problem
 
 
-# As users run it: see conftest.
-@functools.partial(jax.jit, static_argnames="function", compiler_options={"xla_backend_optimization_level": 3})
 def loss_and_gradient(function, scores, *problem):
     loss, pull_back = jax.vjp(lambda x: function(x, *problem, reduction="none"), scores)
     return loss, pull_back(jnp.ones_like(loss))[0]
 
 
 def both_precisions(function, scores, *problem):
-    narrow = [np.asarray(x, np.float64) for x in loss_and_gradient(function, jnp.asarray(scores), *problem)]
+    of_float64 = jax.jit(loss_and_gradient, static_argnums=0)
+    of_float32 = jax.jit(loss_and_gradient, static_argnums=0, compiler_options=AS_FOR_USERS)
+    narrow = [np.asarray(x, np.float64) for x in of_float32(function, scores, *problem)]
     with jax.enable_x64(True):
-        wide = [np.asarray(x) for x in loss_and_gradient(function, jnp.asarray(scores, jnp.float64), *problem)]
+        wide = [np.asarray(x) for x in of_float64(function, scores.astype(np.float64), *problem)]
     return narrow, wide
 
 

@@ -49,18 +49,20 @@ def both_ends(problem, start=0, size=None):
     return *(walk.offset + _scaled.log2(x) * np.log(2) for x in (value, alone)), posterior
 
 
+@jax.jit
+def steps(problem):
+    return _walk.steps_of_frames(_lattice.build(problem, Options()), problem.scores.shape[0])
+
+
 def by_frame(problem, posterior):
     """(T, N, W), in the order of the target, from each direction's own order of steps and labels."""
-    lattice = _lattice.build(problem, Options())
-    frames = problem.scores.shape[0]
-    direction, step = (np.asarray(x) for x in _walk.steps_of_frames(lattice, frames))
-    made = np.zeros((frames, N, posterior.label.shape[3]))
-    for n in range(N):
-        length = int(lattice.target_lengths[n])
-        for t in range(int(lattice.input_lengths[n])):
-            row = np.asarray(posterior.label[n, direction[n, t], step[n, t], :length])
+    direction, step, label, blank = (np.asarray(x) for x in (*steps(problem), *posterior))
+    made = np.zeros((len(problem.scores), N, label.shape[3]))
+    for n, (frames, length) in enumerate(np.stack([problem.input_lengths, problem.target_lengths], axis=1)):
+        for t in range(frames):
+            row = label[n, direction[n, t], step[n, t], :length]
             made[t, n, :length] = row[::-1] if direction[n, t] else row
-            made[t, n, -1] = posterior.blank[n, direction[n, t], step[n, t]]
+            made[t, n, -1] = blank[n, direction[n, t], step[n, t]]
     return made
 
 

@@ -12,6 +12,13 @@ INPUT_LENGTHS = [5, 3, 4]
 TARGET_LENGTHS = [2, 2, 1]
 
 
+@pytest.fixture(autouse=True)
+def _small_sizes():
+    """The checkers call the loss some hundred times: with a little padding, not with much."""
+    with bridge.set_sizes(bridge.Sizes(frames=(8,), labels=(4,), sequences=4)):
+        yield
+
+
 @pytest.fixture
 def scores() -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
@@ -29,18 +36,20 @@ ROADS = {
     "batch first": lambda x: loss(x.transpose(0, 1), normalized=False, batch_first=True, reduction="sum"),
     "logits": lambda x: bridge.ctc_loss_with_logits(x, TARGETS, INPUT_LENGTHS, TARGET_LENGTHS, reduction="none"),
 }
+IN_EVERY_ELEMENT = ("leaf, true derivative", "logits")
+"""The others differ from these in what PyTorch itself does; one random direction shows that."""
 
 
 @pytest.mark.parametrize("road", ROADS)
 # PyTorch's own forward mode warns about torch.jit when it is first used.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_gradcheck(road, scores):
-    assert gradcheck(ROADS[road], (scores,), check_forward_ad=True)
+    assert gradcheck(ROADS[road], (scores,), check_forward_ad=True, fast_mode=road not in IN_EVERY_ELEMENT)
 
 
 @pytest.mark.parametrize("road", ROADS)
 def test_gradgradcheck(road, scores):
-    assert gradgradcheck(ROADS[road], (scores,), fast_mode=road not in ("leaf, true derivative", "logits"))
+    assert gradgradcheck(ROADS[road], (scores,), fast_mode=road not in IN_EVERY_ELEMENT)
 
 
 def test_gradgradcheck_with_an_infeasible_row(scores):
