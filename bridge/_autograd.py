@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from bridge import _operators
+from bridge._gradient import weigh
 from bridge._operators import Settings
 
 
@@ -31,13 +32,6 @@ def losses(
     function = _Losses if torch.compiler.is_compiling() else _DualLosses
     loss, _ = function.apply(scores, targets, input_lengths, target_lengths, settings, wanted)
     return loss
-
-
-def weigh(weights: Tensor, gradient: Tensor, batch_first: bool) -> Tensor:
-    """Each sequence's gradient times its weight, where a weight of 0 gives 0 even for a gradient of NaN."""
-    weights = weights.to(gradient.dtype)
-    weights = weights[:, None, None] if batch_first else weights[None, :, None]
-    return weights * torch.where((weights == 0) & gradient.isnan(), 0, gradient)
 
 
 def gradients(problem: Sequence[Tensor], settings: Settings, known: Tensor | None = None) -> Tensor:

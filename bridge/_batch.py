@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bridge import _sizes
+from bridge import _memory, _sizes, _vocabulary
 from jaxctc import _checks
 from jaxctc._checks import Form
 from jaxctc._types import Options
@@ -26,6 +26,8 @@ class Block(NamedTuple):
     rows: int
     labels: np.ndarray | Tensor
     """(R, S'), 32 bits wide; a tensor where the targets are on a GPU."""
+    classes: Tensor | None
+    """(rows, K): those that the labels number, where the batch is compact (see `_vocabulary`)."""
     lengths: np.ndarray
     """(R, 2): frames and labels of each sequence; 0 and 0 for padded rows."""
 
@@ -34,6 +36,9 @@ class Batch:
     """All about a batch but its scores.
 
     Checks the values that are at hand; the lengths always are, as for PyTorch, the labels unless on a GPU.
+
+    It is compact if its sequences are given no classes but their own (see `_vocabulary`), which it may be on the
+    CPU, where memory is what takes the time.
     """
 
     def __init__(
@@ -45,6 +50,8 @@ class Batch:
         blank: int,
         from_logits: bool,
         batch_first: bool,
+        *,
+        may_be_compact: bool = True,
     ) -> None:
         self.device = scores.device
         self.options = Options(blank, from_logits, batch_first)
@@ -64,15 +71,27 @@ class Batch:
         except ValueError as error:  # PyTorch raises RuntimeError for illegal values
             raise RuntimeError(str(error)) from None
         self.rows_in_all = self._labels.shape[0]
-        self.exact = (self._frames, self._rows) == (self.frames, self.sequences)
+        self.compact = (
+            may_be_compact
+            and not from_logits
+            and self.device.type == "cpu"
+            and _vocabulary.pays(self._labels.shape[1], classes)
+        )
+        self.exact = not self.compact and (self._frames, self._rows) == (self.frames, self.sequences)
         self._lengths = np.zeros((self.rows_in_all, 2), np.int32)
         self._lengths[: self.sequences, 0] = frames
         self._lengths[: self.sequences, 1] = counts
+        if self.compact:
+            assert isinstance(self._labels, np.ndarray)
+            self._classes, self._labels = _vocabulary.build(self._labels, self._lengths[:, 1], blank)
+            self.options = self.options._replace(blank=0)
 
     def blocks(self) -> Iterator[Block]:
         for first in range(0, self.sequences, self._rows):
             rows = slice(first, first + self._rows)
-            yield Block(first, min(self._rows, self.sequences - first), self._labels[rows], self._lengths[rows])
+            real = min(self._rows, self.sequences - first)
+            classes = self._classes[first : first + real] if self.compact else None
+            yield Block(first, real, self._labels[rows], classes, self._lengths[rows])
 
     def part(self, x: Tensor, block: Block) -> Tensor:
         """The sequences of a block, of a tensor of the shape of the scores."""
@@ -80,14 +99,26 @@ class Batch:
         return x[rows] if self.options.batch_first else x[:, rows]
 
     def pad(self, x: Tensor, block: Block) -> Tensor:
-        """That part as (T', R, C), or (R, T', C); what is new is arbitrary."""
+        """That part as (T', R, C), or (R, T', C), with K classes for C if compact; what is new is arbitrary."""
         part = self.part(x, block)
         shape = (self._rows, self._frames) if self.options.batch_first else (self._frames, self._rows)
+        if block.classes is not None:
+            padded = _memory.empty((*shape, block.classes.shape[1]), x)
+            target = self.frames_first(self.crop(padded, block))
+            _vocabulary.gather(self.frames_first(part), block.classes, target)
+            return padded
         if part.shape[:2] == shape:
             return part.contiguous()
-        padded = x.new_empty((*shape, x.shape[2]))
+        padded = _memory.empty((*shape, x.shape[2]), x)
         self.crop(padded, block).copy_(part)
         return padded
+
+    def frames_first(self, x: Tensor) -> Tensor:
+        return x.transpose(0, 1) if self.options.batch_first else x
+
+    def live(self) -> Tensor:
+        """(T, N): the frames within each sequence's length."""
+        return torch.from_numpy(np.arange(self.frames)[:, None] < self._lengths[: self.sequences, 0])
 
     def crop(self, padded: Tensor, block: Block) -> Tensor:
         """The real frames and sequences of what `pad` has made."""
@@ -100,7 +131,7 @@ class Batch:
         if self.exact:
             return padded[0]
         sizes = (self.sequences, self.frames) if self.options.batch_first else (self.frames, self.sequences)
-        whole = padded[0].new_empty((*sizes, padded[0].shape[2]))
+        whole = _memory.empty((*sizes, padded[0].shape[2]), padded[0])
         for block, piece in zip(self.blocks(), padded, strict=True):
             self.part(whole, block).copy_(self.crop(piece, block))
         return whole

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from bridge import _autograd, _programs
+from bridge import _autograd, _gradient, _programs
 from bridge._batch import Batch
+from bridge._gradient import weigh
 from bridge._operators import Settings
 from bridge._reduction import reduce
 from jaxctc._types import Reduction
@@ -68,7 +69,8 @@ class _Loss(Function):
         if zero_infinity:
             weights[1] = 0
         value, gradients = _programs.losses_and_gradient(batch, scores.detach(), settings[3], weights)
-        ctx.batch, ctx.settings, ctx.reduction, ctx.zero_infinity = batch, settings, reduction, zero_infinity
+        ctx.batch, ctx.inner = batch, weights
+        ctx.settings, ctx.reduction, ctx.zero_infinity = settings, reduction, zero_infinity
         ctx.save_for_backward(scores, targets, input_lengths, target_lengths, value, *gradients)
         return reduce(value, target_lengths, reduction, zero_infinity)
 
@@ -83,21 +85,11 @@ class _Loss(Function):
             if ctx.zero_infinity:
                 inner = torch.where(value == torch.inf, 0, inner)
             gradient = _autograd.gradients((scores, targets, input_lengths, target_lengths), ctx.settings)
-            return _autograd.weigh(weights * inner, gradient, ctx.settings[2]), *(None,) * 6
-        return _scaled(ctx.batch, gradients, weights), *(None,) * 6
-
-
-def _scaled(batch: Batch, gradients: list[Tensor], weights: Tensor) -> Tensor:
-    """The gradients of all blocks times what has come from above, in one tensor that is the caller's."""
-    if weights.ndim == 0 and weights.device.type == "cpu" and weights.item() == 1:
-        whole = batch.assemble(gradients)
-        return whole.clone() if batch.exact and _keeps_graph() else whole
-    weights = weights.expand(batch.sequences)
-    return batch.assemble(
-        [
-            _autograd.weigh(
-                weights[block.first : block.first + block.rows], batch.crop(gradient, block), batch.options.batch_first
-            )
-            for block, gradient in zip(batch.blocks(), gradients, strict=True)
-        ]
-    )
+            return weigh(weights * inner, gradient, ctx.settings[2]), *(None,) * 6
+        outer = None
+        if weights.ndim or weights.device.type != "cpu" or weights.item() != 1:
+            outer = weights.expand(len(value))
+        made = _gradient.whole(ctx.batch, scores, gradients, value, ctx.inner, outer, ctx.settings[3])
+        # What the program wrote is handed out, unless it is wanted again.
+        shared = outer is None and ctx.batch.exact and _keeps_graph()
+        return made.clone() if shared else made, *(None,) * 6

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bridge import _programs
+from bridge import _gradient, _programs
 from bridge._batch import Batch
 
 Settings: TypeAlias = tuple[int, bool, bool, bool]
@@ -47,7 +47,7 @@ def losses_and_gradient(
     batch = Batch(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first)
     weights = np.ones((2, batch.sequences), _programs.precision(scores))
     value, gradient = _programs.losses_and_gradient(batch, scores.detach(), normalized, weights)
-    return value, batch.assemble(gradient)
+    return value, _gradient.whole(batch, scores.detach(), gradient, value, weights, None, normalized)
 
 
 @torch.library.custom_op("jaxctc::hessian_product", mutates_args=())
@@ -63,7 +63,8 @@ def hessian_product(
     normalized: bool,
 ) -> Tensor:
     """Each loss's matrix of second derivatives times its own part of `direction`."""
-    batch = Batch(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first)
+    lattice = targets, input_lengths, target_lengths
+    batch = Batch(scores, *lattice, blank, from_logits, batch_first, may_be_compact=False)
     return _programs.hessian_product(batch, scores.detach(), normalized, direction.detach())
 
 

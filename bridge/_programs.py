@@ -28,8 +28,10 @@ def losses_and_gradient(
 ) -> tuple[Tensor, list[Tensor]]:
     """(N,), and of each block the padded gradient of its losses, each with respect to its own scores.
 
-    `weights`, (2, N), multiply the gradients of finite losses and of infinite ones.
+    `weights`, (2, N), multiply the gradients of finite losses and of infinite ones. Of a compact batch, the
+    gradient with respect to its vocabulary, without the exp(scores) that PyTorch adds if they are `normalized`.
     """
+    normalized = normalized and not batch.compact
     wide = np.zeros((2, batch.rows_in_all), weights.dtype)
     wide[:, : batch.sequences] = weights
 

@@ -39,7 +39,7 @@ class Sizes(NamedTuple):
     """
 
     frames: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
-    labels: tuple[int, ...] = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+    labels: tuple[int, ...] = (32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
     sequences: int | None = None
 
     def fit(self, frames: int, labels: int, accelerated: bool) -> tuple[int, int, int]:
@@ -47,7 +47,7 @@ class Sizes(NamedTuple):
         labels = _next(labels, self.labels)
         sequences = self.sequences
         if sequences is None:
-            sequences = 32 if accelerated else 16 if labels <= 64 else 8
+            sequences = 32 if accelerated else 16 if labels <= 64 else 8 if labels <= 256 else 4
         return _next(frames, self.frames), sequences, labels
 
 

@@ -6,12 +6,19 @@ import torch
 from torch.nn import functional
 
 import bridge
+from bridge import _vocabulary
 
 T, N, C, S = 9, 4, 5, 3
 TARGETS = torch.tensor([[1, 2, 2], [3, 1, -100], [4, 10**9, 0], [0, 0, 0]])
 INPUT_LENGTHS = torch.tensor([9, 7, 1, 5])
 TARGET_LENGTHS = torch.tensor([3, 2, 1, 0])
 END_TO_END = torch.tensor([1, 2, 2, 3, 1, 4])
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["all classes", "own classes"])
+def _classes(request, monkeypatch):
+    """All of it either way that JAX can be given a batch, whatever pays."""
+    monkeypatch.setattr(_vocabulary, "pays", lambda _labels, _classes: request.param)
 
 
 def log_probs(dtype=torch.float64, seed=0) -> torch.Tensor:

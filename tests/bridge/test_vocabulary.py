@@ -1,0 +1,118 @@
+"""Where JAX is given no classes but a sequence's own: against PyTorch in float64, and piece by piece."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+import bridge
+from bridge import _programs, _vocabulary
+
+T, N, C, S = 21, 5, 40, 6
+SIZES = bridge.Sizes(frames=(24,), labels=(8,), sequences=2)
+
+
+def problem(blank=0, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    scores = (torch.randn(T, N, C, dtype=torch.float64, generator=generator) * 3).log_softmax(2).to(dtype)
+    targets = torch.randint(1, C, (N, S), generator=generator)
+    targets[:, 2] = targets[:, 0]  # a label twice, with another between
+    targets[0, 1] = targets[0, 0]
+    targets = (targets + blank) % C
+    targets[2, 4:], targets[3] = -7, 10**9
+    return scores, targets, torch.tensor([T, 13, 17, 9, 20]), torch.tensor([S, S, 4, 0, S])
+
+
+@pytest.fixture
+def gathered(monkeypatch):
+    """The shapes that JAX was given."""
+    shapes = []
+    original = _programs.to_jax
+
+    def noted(tensor):
+        shapes.append(tuple(tensor.shape))
+        return original(tensor)
+
+    monkeypatch.setattr(_programs, "to_jax", noted)
+    with bridge.set_sizes(SIZES):
+        yield shapes
+
+
+@pytest.mark.parametrize("blank", [0, 17, C - 1])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("chunk", [1, 5 * 2 * C, 1 << 18])
+def test_against_pytorch(gathered, monkeypatch, blank, batch_first, chunk):
+    monkeypatch.setattr(_vocabulary, "_CHUNK", chunk)
+    scores, targets, *lengths = problem(blank)
+    weights = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0], dtype=torch.float64)
+    theirs, ours = (scores.clone().requires_grad_() for _ in range(2))
+    expected = functional.ctc_loss(theirs, targets, *lengths, blank, "none")
+    turned = ours.transpose(0, 1).contiguous() if batch_first else ours
+    loss = bridge.ctc_loss(turned, targets, *lengths, blank, "none", batch_first=batch_first)
+    torch.testing.assert_close(loss, expected)
+    expected.backward(weights)
+    loss.backward(weights)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    assert set(gathered) == {(2, 24, 9) if batch_first else (24, 2, 9)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_narrow_types(gathered, dtype, normalized):
+    scores, *lattice = problem(dtype=dtype)
+    narrow, wide = scores.clone().requires_grad_(), scores.double().requires_grad_()
+    for leaf in (narrow, wide):
+        bridge.ctc_loss(leaf, *lattice, reduction="sum", normalized=normalized).backward()
+    assert narrow.grad.dtype == dtype
+    assert gathered
+    torch.testing.assert_close(narrow.grad.double(), wide.grad, rtol=0, atol=max(torch.finfo(dtype).eps, 1e-6))
+
+
+def test_the_same_with_all_classes(gathered, monkeypatch):
+    """Infeasible rows and NaN included, with every option."""
+    scores, targets, _, counts = problem()
+    scores[3, 1, targets[1, 0]] = torch.nan
+    frames = torch.tensor([T, 13, 2, 9, 0])
+    for options in (
+        {"normalized": normalized, "zero_infinity": zero, "reduction": reduction}
+        for normalized in (False, True)
+        for zero in (False, True)
+        for reduction in ("none", "sum", "mean")
+    ):
+        results = []
+        for own in (True, False):
+            monkeypatch.setattr(_vocabulary, "pays", lambda *_, own=own: own)
+            leaf = scores.clone().requires_grad_()
+            loss = bridge.ctc_loss(leaf, targets, frames, counts, **options)
+            loss.backward(torch.linspace(0, 2, N, dtype=loss.dtype) if loss.ndim else None)
+            results.append((loss.detach(), leaf.grad))
+        torch.testing.assert_close(*results, equal_nan=True, msg=lambda text, o=options: f"{o}: {text}")
+    assert {shape[2] for shape in gathered} == {9, C}
+
+
+def test_the_program_knows_no_number_of_classes(gathered):
+    scores, *rest = problem()
+    wider = torch.cat([scores, torch.full((T, N, 60), -torch.inf, dtype=scores.dtype)], dim=2)
+    torch.testing.assert_close(bridge.ctc_loss(wider, *rest), bridge.ctc_loss(scores, *rest))
+    assert set(gathered) == {(24, 2, 9)}
+
+
+def test_labels_are_numbered_anew():
+    labels = np.array([[7, 3, 7, 5, 0], [9, 9, 0, 0, 0], [0, 0, 0, 0, 0]], np.int32)
+    counts = np.array([4, 2, 0])
+    classes, numbered = _vocabulary.build(labels, counts, blank=2)
+    assert classes.tolist() == [[2, 3, 5, 7, 2, 2], [2, 9, 2, 2, 2, 2], [2] * 6]
+    assert numbered.tolist() == [[3, 1, 3, 2, 0], [1, 1, 0, 0, 0], [0] * 5]
+
+
+def test_the_same_bits_every_time(gathered):
+    scores, *rest = problem(dtype=torch.float32)
+
+    def gradient():
+        leaf = scores.clone().requires_grad_()
+        bridge.ctc_loss(leaf, *rest, reduction="sum").backward()
+        return leaf.grad
+
+    first = gradient()
+    assert all(torch.equal(gradient(), first) for _ in range(5))
+    assert {shape[2] for shape in gathered} == {9}
