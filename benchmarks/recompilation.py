@@ -25,7 +25,7 @@ def main(batches: int = 2000) -> None:
         lambda event, seconds, **_: compiled.append(seconds) if event.endswith("backend_compile_duration") else None
     )
     sizes, generator = bridge.Sizes(), random.Random(0)
-    computed = needed = 0
+    computed = needed = ratios = 0
     started = time.perf_counter()
     for batch in range(1, batches + 1):
         frames, sequences, labels = (generator.randint(*span) for span in ((50, 1500), (1, 64), (1, 200)))
@@ -33,12 +33,13 @@ def main(batches: int = 2000) -> None:
         leaf = torch.zeros(frames, sequences, CLASSES, requires_grad=True)
         bridge.ctc_loss(leaf, targets, [frames] * sequences, [labels] * sequences).backward()
         _, rows, columns = sizes.fit(frames, labels, accelerated=False)
-        computed += frames * -(-sequences // rows) * rows * (2 * columns + 1)
-        needed += frames * sequences * (2 * labels + 1)
+        cells = frames * -(-sequences // rows) * rows * (2 * columns + 1)
+        useful = frames * sequences * (2 * labels + 1)
+        computed, needed, ratios = computed + cells, needed + useful, ratios + cells / useful
         if batch % 100 == 0 or batch == batches:
             print(
                 f"{batch:5} batches  {len(compiled):3} compilations ({sum(compiled):.1f} s)  "
-                f"{computed / needed:.3f} cells computed for one needed  {time.perf_counter() - started:.0f} s",
+                f"{computed / needed:.3f} cells computed for one needed (a batch in the mean {ratios / batch:.2f})  {time.perf_counter() - started:.0f} s",
                 flush=True,
             )
 

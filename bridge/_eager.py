@@ -47,7 +47,26 @@ def loss(
     if scores.requires_grad and torch.is_grad_enabled():
         return _Loss.apply(scores, targets, input_lengths, target_lengths, settings, reduction, zero_infinity)
     batch = Batch(scores, targets, input_lengths, target_lengths, *settings[:3])
-    return reduce(_programs.losses(batch, scores.detach()), target_lengths, reduction, zero_infinity)
+    weights = _weights(batch, scores, reduction, zero_infinity)
+    return _reduced(_programs.losses(batch, scores.detach()), target_lengths, weights, reduction, zero_infinity)
+
+
+def _weights(batch: Batch, scores: Tensor, reduction: Reduction, zero_infinity: bool) -> np.ndarray:
+    """(2, N): of finite losses and of infinite ones."""
+    weights = np.ones((2, batch.sequences), _programs.precision(scores))
+    if reduction == "mean":
+        weights /= np.maximum(batch.target_lengths, 1) * batch.sequences
+    if zero_infinity:
+        weights[1] = 0
+    return weights
+
+
+def _reduced(
+    losses: Tensor, target_lengths: Tensor, weights: np.ndarray, reduction: Reduction, zero_infinity: bool
+) -> Tensor:
+    if reduction == "none" or zero_infinity or losses.device.type != "cpu":
+        return reduce(losses, target_lengths, reduction, zero_infinity)
+    return torch.dot(losses, torch.from_numpy(weights[0]))  # in one operation: of a small batch the rest shows
 
 
 class _Loss(Function):
@@ -63,16 +82,12 @@ class _Loss(Function):
         zero_infinity: bool,
     ) -> Tensor:
         batch = Batch(scores, targets, input_lengths, target_lengths, *settings[:3])
-        weights = np.ones((2, batch.sequences), _programs.precision(scores))
-        if reduction == "mean":
-            weights /= np.maximum(batch.target_lengths, 1) * batch.sequences
-        if zero_infinity:
-            weights[1] = 0
+        weights = _weights(batch, scores, reduction, zero_infinity)
         value, gradients = _programs.losses_and_gradient(batch, scores.detach(), settings[3], weights)
         ctx.batch, ctx.inner = batch, weights
         ctx.settings, ctx.reduction, ctx.zero_infinity = settings, reduction, zero_infinity
         ctx.save_for_backward(scores, targets, input_lengths, target_lengths, value, *gradients)
-        return reduce(value, target_lengths, reduction, zero_infinity)
+        return _reduced(value, target_lengths, weights, reduction, zero_infinity)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
