@@ -39,7 +39,8 @@ def main(batches: int = 2000) -> None:
         if batch % 100 == 0 or batch == batches:
             print(
                 f"{batch:5} batches  {len(compiled):3} compilations ({sum(compiled):.1f} s)  "
-                f"{computed / needed:.3f} cells computed for one needed (a batch in the mean {ratios / batch:.2f})  {time.perf_counter() - started:.0f} s",
+                f"{computed / needed:.3f} cells computed for one needed (a batch in the mean {ratios / batch:.2f})  "
+                f"{time.perf_counter() - started:.0f} s",
                 flush=True,
             )
 

@@ -31,7 +31,7 @@ from jax import lax
 from jaxtyping import Array, Complex, Float, Int
 
 from jaxctc import _scaled
-from jaxctc._log_space import LOG_ZERO
+from jaxctc._lattice import Lattice
 from jaxctc._scaled import Scaled, pack, unpack
 from jaxctc._walk import Walk
 
@@ -244,18 +244,26 @@ def _meet(states: _States, k: Index, walk: Walk) -> Meeting:
     )
 
 
-def _padded(walk: Walk, count: int) -> tuple[Walk, int]:
-    """With steps before the first that change nothing, so that segments come out even; and how many."""
-    extra = count - walk.scores.shape[2]
-    front = ((0, 0), (0, 0), (extra, 0))
-    scores = jnp.pad(walk.scores, (*front, (0, 0)), constant_values=LOG_ZERO)
-    return walk._replace(scores=scores, drop=jnp.pad(walk.drop, front)), extra
+def segment_size(frames: int, lattice: Lattice, dtype: jnp.dtype) -> int:
+    """Steps whose states are kept at once: all where that takes little memory, about the square root elsewhere."""
+    sequences, columns = lattice.labels.shape
+    steps = even(frames)
+    row = 4 * sequences * (columns + _MARGIN) * dtype.itemsize * 2
+    if steps * row <= _SMALL:
+        return steps
+    return max(int((frames / 2) ** 0.5) // 2 * 2, 2)
+
+
+def even(frames: int, size: int = 2) -> int:
+    """Steps enough for so many frames, in whole segments; a segment is of an even number of steps."""
+    return max(-(-frames // (2 * size)), 1) * size
 
 
 def likelihood(walk: Walk, start: Index = 0) -> Scaled:
-    """The likelihood of each target, (N,), but for the walk's offset. No step before `start` reads a live frame."""
-    steps = walk.scores.shape[2]
-    walk, extra = _padded(walk, max(steps + steps % 2, 2))
+    """The likelihood of each target, (N,), but for the walk's offset. No step before `start` reads a live frame.
+
+    The steps are even in number.
+    """
 
     def pair(j: Index, states: tuple[_States, _States]) -> tuple[_States, _States]:
         even, odd = states
@@ -263,20 +271,17 @@ def likelihood(walk: Walk, start: Index = 0) -> Scaled:
         return _step(odd, 0, even, 0, walk, 2 * j + 1), odd
 
     states = _started(walk, 1), _started(walk, 1)
-    even, _ = lax.fori_loop((start + extra) // 2, walk.scores.shape[2] // 2, pair, states)
+    even, _ = lax.fori_loop(start // 2, walk.scores.shape[2] // 2, pair, states)
     return _meet(even, 0, walk).likelihood
 
 
-def posterior(walk: Walk, start: Index = 0, size: int | None = None) -> tuple[Scaled, Posterior]:
+def posterior(walk: Walk, size: int, start: Index = 0) -> tuple[Scaled, Posterior]:
     """The likelihoods, and the posterior, which is unspecified before `start`.
 
-    `size` is the number of steps in a segment, an even one; its choice changes no result.
+    `size` is the number of steps in a segment, an even one that divides that of all; its choice changes no result.
     """
     sequences, _, steps, columns = walk.scores.shape
-    size = size or _segment_size(walk)
-    walk, extra = _padded(walk, max(steps + -steps % size, size))
-    count = walk.scores.shape[2] // size
-    start = start + extra
+    count = steps // size
     half = size // 2
     first = start // size
 
@@ -318,7 +323,7 @@ def posterior(walk: Walk, start: Index = 0, size: int | None = None) -> tuple[Sc
 
     if count == 1:
         gamma = undone(segment, gamma, walk, 0)
-        return meeting.likelihood, Posterior(gamma.label[:, :, 1 + extra :], gamma.total[:, :, 1 + extra :])
+        return meeting.likelihood, Posterior(gamma.label[:, :, 1:], gamma.total[:, :, 1:])
 
     def outward(back: Index, carry: _Outward) -> _Outward:
         s = count - 1 - back
@@ -334,13 +339,4 @@ def posterior(walk: Walk, start: Index = 0, size: int | None = None) -> tuple[Sc
 
     carry = segment, gamma, walk.scores, walk.scores[:, :, :, 0]
     *_, scores, blank = lax.fori_loop(0, count - first, outward, carry)
-    return meeting.likelihood, Posterior(scores[:, :, extra:], blank[:, :, extra:])
-
-
-def _segment_size(walk: Walk) -> int:
-    """Even. All steps where their states take little memory, about the square root of their number elsewhere."""
-    sequences, _, steps, columns = walk.scores.shape
-    row = 4 * sequences * (columns + _MARGIN) * walk.scores.dtype.itemsize * 2
-    if steps * row <= _SMALL:
-        return max(steps + steps % 2, 2)
-    return max(int(steps**0.5) // 2 * 2, 2)
+    return meeting.likelihood, Posterior(scores, blank)

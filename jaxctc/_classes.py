@@ -43,7 +43,7 @@ def class_posterior(
         blanks = blank.at[direction, step].get(mode="promise_in_bounds")
         return jnp.where(is_blank, blanks[:, None], labels)
 
-    return gather(folded, posterior.blank, *_walk.steps_of_frames(lattice, frames), place)
+    return gather(folded, posterior.blank, *_walk.steps_of_frames(lattice, frames, posterior.label.shape[2]), place)
 
 
 def _fold(lattice: Lattice, home: Int[Array, "N W"], places: int) -> Bool[Array, "N 2 W K"]:

@@ -6,20 +6,22 @@ differentiates by itself as often as it is asked to.
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-from jaxctc import _both_ends, _lattice, _recursion, _scaled, _walk
+from jaxctc import _both_ends, _lattice, _recursion, _walk
 from jaxctc._classes import class_posterior
 from jaxctc._lattice import Lattice, accumulator, frames_first, row_of_indices
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._scaled import Scaled
 from jaxctc._types import Options, Problem
 from jaxctc._walk import Walk
+
+_BLOCK = 16
+"""Steps of a loss without a gradient whose scores are fetched at once."""
 
 
 class _Setting(NamedTuple):
@@ -53,12 +55,13 @@ def _log_normaliser(logits: Float[Array, "A B C"]) -> Float[Array, "A B"]:
     return peak + jnp.log(jnp.exp(logits.astype(dtype) - shift[:, :, None]).sum(axis=2))
 
 
-def _set_up(problem: Problem, options: Options) -> _Setting:
+def _set_up(
+    problem: Problem, lattice: Lattice, options: Options, steps: int, block: int, start: _both_ends.Index
+) -> _Setting:
     scores = problem.scores
-    lattice = _lattice.build(problem, options)
     live = frames_first(_live(lattice, _frames(scores, options)), options)
     log_normaliser = _log_normaliser(scores) if options.from_logits else None
-    walk = _walk.build(scores, log_normaliser, lattice, options)
+    walk = _walk.build(scores, log_normaliser, lattice, options, steps, block, start)
     poisoned = walk.poisoned
     if log_normaliser is not None:
         poisoned = poisoned | frames_first(live & ~(log_normaliser < jnp.inf), options).any(axis=0)
@@ -74,22 +77,24 @@ def _set_up(problem: Problem, options: Options) -> _Setting:
 
 def _losses(likelihood: Scaled, setting: _Setting, problem: Problem, options: Options) -> Float[Array, " N"]:
     """Puts back what was taken out of the scores; then infinities, NaN and rounding below zero."""
-    log2_likelihood = _scaled.log2(likelihood)
-    loss = -(setting.walk.offset + log2_likelihood * math.log(2))
+    loss = -_walk.log_likelihood(setting.walk, likelihood)
     if options.from_logits:
         loss = jnp.maximum(loss, 0)
     else:
         # Rows that are normalised in the caller's precision may sum to a little more than one.
         slack = _frames(problem.scores, options) * float(jnp.finfo(problem.scores.dtype).eps)
         loss = jnp.where((loss <= 0) & (loss >= -slack), 0, loss)
-    impossible = setting.infeasible | (log2_likelihood < LOG_ZERO / 2)
+    impossible = setting.infeasible | (likelihood.exponent < LOG_ZERO / 2)
     return jnp.where(setting.broken, jnp.nan, jnp.where(impossible, jnp.inf, loss))
 
 
-def _start(options: Options, scores: Float[Array, "A B C"], frames: Int[Array, ""] | None) -> int | Int[Array, ""]:
-    """The first step that reads a live frame, if no sequence is longer than `frames`."""
-    count = _walk.steps(_frames(scores, options))
-    return 0 if frames is None else jnp.clip(count - (frames + 1) // 2, 0, count)
+def _start(
+    steps: int, scores: Float[Array, "A B C"], frames: Int[Array, ""] | None, options: Options
+) -> _both_ends.Index:
+    """The first of the steps that reads a live frame, if no sequence is longer than `frames`."""
+    if frames is None:
+        return steps - -(-_frames(scores, options) // 2)
+    return jnp.clip(steps - (frames + 1) // 2, 0, steps)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -106,8 +111,12 @@ def losses(
     `frames`, if given, is no smaller than any input length: frames beyond it cost nothing.
     """
     problem = Problem(scores, targets, input_lengths, target_lengths)
-    setting = _set_up(problem, options)
-    return _losses(_both_ends.likelihood(setting.walk, _start(options, scores, frames)), setting, problem, options)
+    lattice = _lattice.build(problem, options)
+    steps = _both_ends.even(_frames(scores, options), _BLOCK)
+    start = _start(steps, scores, frames, options)
+    setting = _set_up(problem, lattice, options, steps, _BLOCK, start)
+    likelihood = _both_ends.likelihood(setting.walk, start)
+    return _losses(likelihood, setting, problem, options)
 
 
 @losses.defjvp
@@ -127,10 +136,13 @@ def losses_and_gradient(
 ) -> tuple[Float[Array, " N"], Float[Array, "A B C"], Bool[Array, "A B C"]]:
     """The losses, the derivative of each with respect to its own scores, and where that can be other than 0."""
     problem = Problem(scores, targets, input_lengths, target_lengths)
-    setting = _set_up(problem, options)
-    likelihood, posterior = _both_ends.posterior(setting.walk, _start(options, scores, frames))
+    lattice = _lattice.build(problem, options)
+    size = _both_ends.segment_size(_frames(scores, options), lattice, accumulator(scores.dtype))
+    steps = _both_ends.even(_frames(scores, options), size)
+    start = _start(steps, scores, frames, options)
+    setting = _set_up(problem, lattice, options, steps, size, start)
+    likelihood, posterior = _both_ends.posterior(setting.walk, size, start)
     value = _losses(likelihood, setting, problem, options)
-    lattice = setting.lattice
     found = class_posterior(posterior, lattice, _frames(scores, options), scores.shape[2], options)
 
     rows = jnp.stack([jnp.isfinite(value), jnp.isnan(value)])

@@ -69,10 +69,6 @@ def exp2(x: Float[Array, "..."]) -> Scaled:
     return Scaled((c0 + c1 * f) + square * ((c2 + c3 * f) + square * (c4 + c5 * f + square * c6)), whole)
 
 
-def log2(a: Scaled) -> Float[Array, "..."]:
-    return a.exponent + jnp.log2(a.mantissa)
-
-
 def normalised(a: Scaled) -> Scaled:
     """The same number with its mantissa in [1, 2)."""
     digits, bias, integer = _layout(a.mantissa.dtype)

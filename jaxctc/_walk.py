@@ -1,9 +1,10 @@
 """The scores along the lattice, as the two directions of the recursion read them.
 
-Each direction takes M = ceil(T / 2) steps. The forward one reads the first half of a sequence's frames,
-the backward one the second half from its last frame down, over the labels in reverse, so that both walk
-alike: from column 0 on. They end together, at the middle of each sequence, however long it is: a short
-one starts late, and until then its scores keep it in the state that it starts from.
+Each direction takes M >= T / 2 steps, as many as suit who walks them. The forward one reads the first half
+of a sequence's frames, the backward one the second half from its last frame down, over the labels in
+reverse, so that both walk alike: from column 0 on. They end together, at the middle of each sequence,
+however long it is: a short one starts late, and until then its scores keep it in the state that it starts
+from.
 
 The blank is taken out of every frame: scores are relative to it, so that blank states need no
 multiplication. Only where a frame makes the blank next to impossible does it keep a power of two of its
@@ -11,6 +12,7 @@ own, `drop`.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -21,11 +23,18 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxctc import _lattice
 from jaxctc._lattice import Lattice, accumulator, row_of_indices
 from jaxctc._log_space import LOG_ZERO
+from jaxctc._scaled import Scaled
 from jaxctc._types import Options
 
 LOG2_E = 1.4426950408889634
+_PARTS = 256
+_LOG_2 = 177 / _PARTS
+"""Nearly."""
 _IMPOSSIBLE = -128.0
 """Binary digits by which the blank may stay behind a frame's best score before it is given a `drop`."""
+
+_SMALL = 1 << 20
+"""Bytes of scores that are made at once."""
 
 
 class Walk(NamedTuple):
@@ -41,7 +50,9 @@ class Walk(NamedTuple):
     """The label of a column differs from the one before it, in each direction's own order."""
     target_lengths: Int[Array, " N"]
     offset: Float[Array, " N"]
-    """Nats that were taken out of all paths of a sequence."""
+    """Nats that were taken out of all paths of a sequence, in whole 256ths: their sum over frames is exact."""
+    rest: Float[Array, " N"]
+    """What that leaves over."""
     exponent: Float[Array, " N"]
     """And the power of two, which the likelihood has back without a rounding."""
     poisoned: Bool[Array, " N"]
@@ -57,13 +68,8 @@ class Schedule(NamedTuple):
     live: Bool[Array, "N 2 M"]
 
 
-def steps(frames: int) -> int:
-    return -(-frames // 2)
-
-
-def schedule(lattice: Lattice, frames: int) -> Schedule:
+def schedule(lattice: Lattice, frames: int, count: int) -> Schedule:
     half, rest = _halves(lattice)
-    count = steps(frames)
     step = row_of_indices(count)
     ahead = step - (count - half)
     back = lattice.input_lengths[:, None] - 1 - (step - (count - rest))
@@ -72,10 +78,9 @@ def schedule(lattice: Lattice, frames: int) -> Schedule:
     return Schedule(jnp.clip(frame, 0, max(frames - 1, 0)), live)
 
 
-def steps_of_frames(lattice: Lattice, frames: int) -> tuple[Int[Array, "N T"], Int[Array, "N T"]]:
+def steps_of_frames(lattice: Lattice, frames: int, count: int) -> tuple[Int[Array, "N T"], Int[Array, "N T"]]:
     """The inverse of `schedule`: direction and step of each live frame."""
     half, rest = _halves(lattice)
-    count = steps(frames)
     frame = row_of_indices(frames)
     ahead = frame < half
     step = jnp.where(ahead, frame + count - half, lattice.input_lengths[:, None] - 1 - frame + count - rest)
@@ -100,16 +105,74 @@ def exists(lattice: Lattice) -> Bool[Array, "N W"]:
     return row_of_indices(lattice.labels.shape[1]) < lattice.target_lengths[:, None]
 
 
+class _Rows(NamedTuple):
+    """What the frames of K steps give. The names are `Walk`'s, before any sum over steps."""
+
+    scores: Float[Array, "N 2 K W"]
+    drop: Float[Array, "N 2 K"]
+    offset: Float[Array, "N 2 K"]
+    rest: Float[Array, "N 2 K"]
+    exponent: Float[Array, "N 2 K"]
+    poisoned: Bool[Array, "N 2 K"]
+    blocked: Bool[Array, "N 2 K"]
+
+
 def build(
     scores: Float[Array, "A B C"],
     log_normaliser: Float[Array, "A B"] | None,
     lattice: Lattice,
     options: Options,
+    count: int,
+    block: int | None = None,
+    start: int | Int[Array, ""] = 0,
 ) -> Walk:
+    """Of `count` steps, made in blocks, which leave little memory to be touched but the result's own.
+
+    `block` divides `count`; no step before `start` reads a live frame, and blocks before it are not made.
+    """
+    frames = scores.shape[1 if options.batch_first else 0]
+    plan = schedule(lattice, frames, count)
+    labels = both_ways(lattice.labels, lattice)
+    real = exists(lattice)[:, None, None]
+    rows = functools.partial(_rows, scores, log_normaliser, labels, real, options)
+    shapes = jax.eval_shape(rows, plan)
+    if block is None or shapes.scores.size * shapes.scores.dtype.itemsize <= _SMALL:
+        block = count
+
+    def fill(number: Int[Array, ""], made: _Rows) -> _Rows:
+        first = number * block
+        part = Schedule(*(lax.dynamic_slice_in_dim(x, first, block, axis=2) for x in plan))
+        pairs = zip(made, rows(part), strict=True)
+        return _Rows(*(lax.dynamic_update_slice_in_dim(x, piece, first, axis=2) for x, piece in pairs))
+
+    if count == block:
+        made = rows(plan)
+    else:
+        nothing = _Rows(*(jnp.zeros((*x.shape[:2], count, *x.shape[3:]), x.dtype) for x in shapes))
+        made = lax.fori_loop(start // block, count // block, fill, nothing)
+    return Walk(
+        scores=made.scores,
+        drop=jnp.pad(made.drop, ((0, 0), (0, 0), (1, 0))),
+        skip=_lattice.skip(labels),
+        target_lengths=lattice.target_lengths,
+        offset=_sum(made.offset),
+        rest=_sum(made.rest),
+        exponent=made.exponent.sum(axis=(1, 2)),
+        poisoned=made.poisoned.any(axis=(1, 2)),
+        blocked=made.blocked.any(axis=(1, 2)),
+    )
+
+
+def _rows(
+    scores: Float[Array, "A B C"],
+    log_normaliser: Float[Array, "A B"] | None,
+    labels: Int[Array, "N 2 W"],
+    real: Bool[Array, "N 1 1 W"],
+    options: Options,
+    plan: Schedule,
+) -> _Rows:
     sequence_axis = 0 if options.batch_first else 1
     frames = scores.shape[1 - sequence_axis]
-    plan = schedule(lattice, frames)
-    labels = both_ways(lattice.labels, lattice)
 
     @functools.partial(jax.vmap, in_axes=(sequence_axis, 0, 0))
     def gather(scores: Array, frame: Array, labels: Array) -> tuple[Array, Array]:
@@ -123,9 +186,9 @@ def build(
         # What a gather is fused with is no longer done eight at a time.
         used, blank = lax.optimization_barrier(gather(scores, plan.frame, labels))
     dtype = accumulator(scores.dtype)
-    real = exists(lattice)[:, None, None]
-    used, blank = jnp.where(real, used.astype(dtype), -jnp.inf), blank.astype(dtype)
+    used, blank = used.astype(dtype), blank.astype(dtype)
 
+    # A column without a label holds some score all the same, but none that is not the target's.
     peak = jnp.maximum(used.max(axis=3), blank)
     poisoned = plan.live & ~(peak < jnp.inf)
     blocked = plan.live & (peak <= LOG_ZERO)
@@ -137,23 +200,24 @@ def build(
     reference = behind - drop
     whole = jnp.round(reference)
     relative = jnp.maximum(used - peak[..., None], LOG_ZERO) * LOG2_E - reference[..., None]
-    offset = peak
+    # Nothing but the state that it is in can be reached in a frame that does not count.
+    relative = jnp.where(sound[..., None] & real, relative, LOG_ZERO)
+    taken_out = peak
     if log_normaliser is not None and frames:
         taken = jax.vmap(lambda x, frame: x[frame], in_axes=(sequence_axis, 0))(log_normaliser, plan.frame)
-        offset = jnp.where(sound, peak - taken, 0)
-    offset = offset + (reference - whole) / LOG2_E
-    # Nothing but the state that it is in can be reached in a frame that does not count.
-    relative = jnp.where(sound[..., None], relative, LOG_ZERO)
-    return Walk(
-        scores=relative,
-        drop=jnp.pad(drop, ((0, 0), (0, 0), (1, 0))),
-        skip=_lattice.skip(labels),
-        target_lengths=lattice.target_lengths,
-        offset=_sum(offset),
-        exponent=whole.sum(axis=(1, 2)),
-        poisoned=poisoned.any(axis=(1, 2)),
-        blocked=blocked.any(axis=(1, 2)),
-    )
+        taken_out = jnp.where(sound, peak - taken, 0)
+    offset = jnp.round(taken_out * _PARTS) / _PARTS
+    rest = (taken_out - offset) + (reference - whole) / LOG2_E
+    return _Rows(relative, drop, offset, rest, whole, poisoned, blocked)
+
+
+def log_likelihood(walk: Walk, likelihood: Scaled) -> Float[Array, " N"]:
+    """The logarithm of a likelihood along the walk, with all that was taken out put back.
+
+    Up to 65,536 nats what is large is added without a rounding, and the result is rounded once.
+    """
+    whole, left = likelihood.exponent * _LOG_2, likelihood.exponent * (math.log(2) - _LOG_2)
+    return (walk.offset + whole) + (walk.rest + left + jnp.log(likelihood.mantissa))
 
 
 def _sum(x: Float[Array, "N 2 M"]) -> Float[Array, " N"]:

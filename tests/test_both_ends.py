@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxctc import _both_ends, _lattice, _recursion, _scaled, _walk
+from jaxctc import _both_ends, _lattice, _recursion, _walk
 from jaxctc._types import Options, Problem
 
 N, C, S = 4, 5, 6
@@ -41,22 +41,25 @@ def plain(problem):
 
 
 @functools.partial(jax.jit, static_argnames="size")
-def both_ends(problem, start=0, size=None):
-    lattice = _lattice.build(problem, Options())
-    walk = _walk.build(problem.scores, None, lattice, Options())
+def both_ends(problem, first=None, size=None):
+    """Of the steps that there must be, none before `first` is taken."""
+    lattice, frames = _lattice.build(problem, Options()), len(problem.scores)
+    size = size or _both_ends.segment_size(frames, lattice, problem.scores.dtype)
+    walk = _walk.build(problem.scores, None, lattice, Options(), _both_ends.even(frames, size))
+    start = 0 if first is None else walk.scores.shape[2] - -(-frames // 2) + first
     alone = _both_ends.likelihood(walk, start)
-    value, posterior = _both_ends.posterior(walk, start, size)
-    return *(walk.offset + _scaled.log2(x) * np.log(2) for x in (value, alone)), posterior
+    value, posterior = _both_ends.posterior(walk, size, start)
+    return *(_walk.log_likelihood(walk, x) for x in (value, alone)), posterior
 
 
-@jax.jit
-def steps(problem):
-    return _walk.steps_of_frames(_lattice.build(problem, Options()), problem.scores.shape[0])
+@functools.partial(jax.jit, static_argnums=1)
+def steps(problem, count):
+    return _walk.steps_of_frames(_lattice.build(problem, Options()), len(problem.scores), count)
 
 
 def by_frame(problem, posterior):
     """(T, N, W), in the order of the target, from each direction's own order of steps and labels."""
-    direction, step, label, blank = (np.asarray(x) for x in (*steps(problem), *posterior))
+    direction, step, label, blank = (np.asarray(x) for x in (*steps(problem, posterior.label.shape[2]), *posterior))
     made = np.zeros((len(problem.scores), N, label.shape[3]))
     for n, (frames, length) in enumerate(np.stack([problem.input_lengths, problem.target_lengths], axis=1)):
         for t in range(frames):
@@ -113,6 +116,18 @@ def test_float32_keeps_its_digits_however_long_the_input():
         wide = both_ends(batch._replace(scores=batch.scores.astype(jnp.float64)))
     for narrow, exact in zip(both_ends(batch)[2], wide[2], strict=True):
         np.testing.assert_allclose(narrow, exact, atol=5e-6)
+
+
+def test_a_float32_loss_is_rounded_about_once():
+    """However many frames it is a sum of."""
+    errors = []
+    for seed in range(8):
+        batch = problem(1501, jnp.float32, seed)
+        with jax.enable_x64(True):
+            exact = np.asarray(both_ends(batch._replace(scores=batch.scores.astype(jnp.float64)))[0])
+        narrow = np.asarray(both_ends(batch)[:2], np.float64)
+        errors.append(np.abs((narrow - exact) / np.spacing(exact.astype(np.float32))))
+    assert np.max(errors) < 0.7
 
 
 def test_a_frame_that_all_but_forbids_the_blank():

@@ -51,7 +51,7 @@ def test_zero(exponent, dtype):
     assert float(_scaled.portion(a, a + zero)) == 1
     assert float(_scaled.portion(zero, a + zero)) < _scaled.least(dtype)
     for nothing in (a * zero, zero * zero, _scaled.normalised(zero + zero), zero * zero + zero):
-        assert float(_scaled.log2(nothing)) < LOG_ZERO / 2
+        assert float(nothing.exponent) < LOG_ZERO / 2
     assert 0 <= float(_scaled.portion(zero, zero + zero)) <= 1
 
 
@@ -66,7 +66,7 @@ def test_exp2(dtype):
     assert (np.asarray(got.exponent) == np.floor(x)).all()
     want = np.exp2(x - np.floor(x))
     np.testing.assert_allclose(got.mantissa, want, rtol=2e-7 if dtype == jnp.float32 else 1e-15)
-    assert float(_scaled.log2(_scaled.exp2(jnp.asarray(LOG_ZERO, dtype)))) == np.asarray(LOG_ZERO, dtype)
+    assert tuple(map(float, _scaled.exp2(jnp.asarray(LOG_ZERO, dtype)))) == (1, np.asarray(LOG_ZERO, dtype))
 
 
 def test_total(dtype):
@@ -74,7 +74,7 @@ def test_total(dtype):
     got = _scaled.total(a, axis=(1,))
     assert got.mantissa.shape == (2, 1)
     assert (float(got.mantissa[0, 0]), float(got.exponent[0, 0])) == (1.0, -4999.0)
-    assert float(_scaled.log2(got)[1, 0]) < LOG_ZERO / 2
+    assert float(got.exponent[1, 0]) < LOG_ZERO / 2
 
 
 def test_two_visible_probabilities_have_a_normal_product(dtype):

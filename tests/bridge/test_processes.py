@@ -101,12 +101,12 @@ import random, sys
 sys.path.insert(0, "benchmarks")
 import soak
 generator = random.Random(0)
-for _ in range(300):  # by then every kind of program has been compiled
-    soak.call(generator, 60, 64)
+for _ in range(200):  # by then every kind of program has been compiled
+    soak.call(generator, 30, 128)
 before, handles = soak.resident(), soak.state().split(", ")[1:]
-for _ in range(300):  # of 60 kB each in the mean
-    soak.call(generator, 60, 64)
-assert soak.resident() - before < 8, (before, soak.resident())
+for _ in range(200):  # of 60 kB each in the mean
+    soak.call(generator, 30, 128)
+assert soak.resident() - before < 6, (before, soak.resident())
 assert soak.state().split(", ")[1:] == handles, (handles, soak.state())
 """
 
