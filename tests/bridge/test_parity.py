@@ -15,9 +15,9 @@ TARGET_LENGTHS = torch.tensor([3, 2, 1, 0])
 END_TO_END = torch.tensor([1, 2, 2, 3, 1, 4])
 
 
-@pytest.fixture(autouse=True, params=[False, True], ids=["all classes", "own classes"])
-def _classes(request, monkeypatch):
-    """All of it either way that JAX can be given a batch, whatever pays."""
+@pytest.fixture(params=[False, True], ids=["all classes", "own classes"])
+def either_way(request, monkeypatch):
+    """Both ways in which JAX can be given a batch, whatever pays."""
     monkeypatch.setattr(_vocabulary, "pays", lambda _labels, _classes: request.param)
 
 
@@ -115,6 +115,7 @@ SAME = {
 }
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("name", SAME)
 def test_the_same_as_torch(name):
     args, options = SAME[name]
@@ -222,6 +223,7 @@ DIFFERENT = {
 }
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_different_on_purpose(name):
     (args, options), ours, _, theirs = DIFFERENT[name]
@@ -242,6 +244,7 @@ def test_what_torch_does_not_take_means_what_it_says(name):
     torch.testing.assert_close(bridge.ctc_loss(*DIFFERENT[name][0][0]), expected)
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize(
     "view",
     [
@@ -264,11 +267,13 @@ def test_views(view):
     torch.testing.assert_close(leaf.grad, gradient * 2)  # `both` weighs a single loss by 0.5
 
 
+@pytest.mark.usefixtures("either_way")
 def test_the_gradient_of_padded_frames_is_zero():
     _, (_, gradient) = both(poisoned(torch.nan, slice(7, None), 1), TARGETS, INPUT_LENGTHS, TARGET_LENGTHS)
     assert (gradient[7:, 1] == 0).all()
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_nan_on_a_used_class_stays_in_its_row(value):
     scores = log_probs()
@@ -280,6 +285,7 @@ def test_nan_on_a_used_class_stays_in_its_row(value):
     torch.testing.assert_close(ours[:, 1:], theirs[:, 1:])
 
 
+@pytest.mark.usefixtures("either_way")
 def test_nan_on_an_unused_class_leaves_the_loss_alone():
     scores = log_probs()
     expected = functional.ctc_loss(scores, TARGETS, INPUT_LENGTHS, TARGET_LENGTHS)
@@ -350,6 +356,7 @@ def test_half_precision_works_on_the_cpu(dtype, function):
     torch.testing.assert_close(scores.grad.double(), wide.grad, rtol=0, atol=torch.finfo(dtype).eps)
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("normalized", [True, False])
 def test_a_cotangent_of_zero_masks_an_infeasible_row(normalized):
     scores = log_probs().requires_grad_()
@@ -364,6 +371,7 @@ def test_a_cotangent_of_zero_masks_an_infeasible_row(normalized):
     torch.testing.assert_close(masked[:, 1:], unmasked[:, 1:])
 
 
+@pytest.mark.usefixtures("either_way")
 def test_masked_classes_have_a_finite_gradient():
     """torch: NaN at the masked entries, and through log_softmax in the whole frame."""
     logits = torch.randn(T, N, C, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
