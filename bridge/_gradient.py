@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from bridge import _memory, _vocabulary
-from bridge._batch import Batch, Block
+from bridge._batch import Batch
 from bridge._vocabulary import Share
 
 
@@ -32,7 +32,9 @@ def whole(
     if not batch.compact:
         if outer is not None:
             pieces = [
-                weigh(_of(outer, block), batch.crop(piece, block), batch.options.batch_first)
+                weigh(
+                    outer[block.first : block.first + block.rows], batch.crop(piece, block), batch.options.batch_first
+                )
                 for block, piece in zip(batch.blocks(), pieces, strict=True)
             ]
         return batch.assemble(pieces)
@@ -52,7 +54,3 @@ def whole(
         assert block.classes is not None
         _vocabulary.spread(change, block.classes, own if normalized else None, share, target)
     return out
-
-
-def _of(x: Tensor, block: Block) -> Tensor:
-    return x[block.first : block.first + block.rows]

@@ -27,7 +27,6 @@ _BLOCK = 16
 class _Setting(NamedTuple):
     """Everything about a batch but its likelihoods."""
 
-    lattice: Lattice
     walk: Walk
     log_normaliser: Float[Array, "A B"] | None
     """Of logits: their log-sum-exp."""
@@ -66,7 +65,6 @@ def _set_up(
     if log_normaliser is not None:
         poisoned = poisoned | frames_first(live & ~(log_normaliser < jnp.inf), options).any(axis=0)
     return _Setting(
-        lattice,
         walk,
         log_normaliser,
         live,
