@@ -1,9 +1,8 @@
 """From targets to the lattice of states that the recursion walks, and the scores along it.
 
-The lattice has W = min(S, T) + 1 columns: column s holds blank s and label s (see `_recursion`). A
-target of more than T labels can never be spelled in T frames, so nothing beyond T columns is kept.
-Padding slots take the blank's class and so does the last column, where no label can stand: one
-gather fetches the scores of all labels and, in the last column, of the blank.
+The lattice has W columns: column s holds blank s and label s (see `_recursion`). A target of more than T
+labels can never be spelled in T frames, so W is min(S, T) + 2, rounded up to whole vectors: one column for
+the last blank, and one that no target reaches. Columns without a label take the blank's class.
 """
 
 from typing import NamedTuple

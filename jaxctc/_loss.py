@@ -36,6 +36,8 @@ class _Setting(NamedTuple):
     """The loss is NaN: illegal lengths or labels, or a NaN or +inf score that counts."""
     infeasible: Bool[Array, " N"]
     """The loss is +inf, known before any recursion."""
+    start: _both_ends.Index
+    """The first of the steps that reads a live frame."""
 
 
 def _frames(scores: Float[Array, "A B C"], options: Options) -> int:
@@ -54,13 +56,25 @@ def _log_normaliser(logits: Float[Array, "A B C"]) -> Float[Array, "A B"]:
     return peak + jnp.log(jnp.exp(logits.astype(dtype) - shift[:, :, None]).sum(axis=2))
 
 
+def _start(
+    steps: int, scores: Float[Array, "A B C"], longest: Int[Array, ""] | None, options: Options
+) -> _both_ends.Index:
+    """The first of the steps that reads a live frame, if no sequence is longer than `longest`."""
+    if longest is None:
+        return steps - -(-_frames(scores, options) // 2)
+    return jnp.clip(steps - (longest + 1) // 2, 0, steps)
+
+
 def _set_up(
-    problem: Problem, lattice: Lattice, options: Options, steps: int, block: int, start: _both_ends.Index
+    problem: Problem, lattice: Lattice, options: Options, size: int, longest: Int[Array, ""] | None
 ) -> _Setting:
+    """In segments of `size` steps, if no sequence is longer than `longest`."""
     scores = problem.scores
+    steps = _both_ends.even(_frames(scores, options), size)
+    start = _start(steps, scores, longest, options)
     live = frames_first(_live(lattice, _frames(scores, options)), options)
     log_normaliser = _log_normaliser(scores) if options.from_logits else None
-    walk = _walk.build(scores, log_normaliser, lattice, options, steps, block, start)
+    walk = _walk.build(scores, log_normaliser, lattice, options, steps, size, start)
     poisoned = walk.poisoned
     if log_normaliser is not None:
         poisoned = poisoned | frames_first(live & ~(log_normaliser < jnp.inf), options).any(axis=0)
@@ -70,6 +84,7 @@ def _set_up(
         live,
         broken=~lattice.legal | (lattice.possible & poisoned),
         infeasible=~lattice.possible | walk.blocked,
+        start=start,
     )
 
 
@@ -84,15 +99,6 @@ def _losses(likelihood: Scaled, setting: _Setting, problem: Problem, options: Op
         loss = jnp.where((loss <= 0) & (loss >= -slack), 0, loss)
     impossible = setting.infeasible | (likelihood.exponent < LOG_ZERO / 2)
     return jnp.where(setting.broken, jnp.nan, jnp.where(impossible, jnp.inf, loss))
-
-
-def _start(
-    steps: int, scores: Float[Array, "A B C"], frames: Int[Array, ""] | None, options: Options
-) -> _both_ends.Index:
-    """The first of the steps that reads a live frame, if no sequence is longer than `frames`."""
-    if frames is None:
-        return steps - -(-_frames(scores, options) // 2)
-    return jnp.clip(steps - (frames + 1) // 2, 0, steps)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -110,10 +116,8 @@ def losses(
     """
     problem = Problem(scores, targets, input_lengths, target_lengths)
     lattice = _lattice.build(problem, options)
-    steps = _both_ends.even(_frames(scores, options), _BLOCK)
-    start = _start(steps, scores, frames, options)
-    setting = _set_up(problem, lattice, options, steps, _BLOCK, start)
-    likelihood = _both_ends.likelihood(setting.walk, start)
+    setting = _set_up(problem, lattice, options, _BLOCK, frames)
+    likelihood = _both_ends.likelihood(setting.walk, setting.start)
     return _losses(likelihood, setting, problem, options)
 
 
@@ -136,10 +140,8 @@ def losses_and_gradient(
     problem = Problem(scores, targets, input_lengths, target_lengths)
     lattice = _lattice.build(problem, options)
     size = _both_ends.segment_size(_frames(scores, options), lattice, accumulator(scores.dtype))
-    steps = _both_ends.even(_frames(scores, options), size)
-    start = _start(steps, scores, frames, options)
-    setting = _set_up(problem, lattice, options, steps, size, start)
-    likelihood, posterior = _both_ends.posterior(setting.walk, size, start)
+    setting = _set_up(problem, lattice, options, size, frames)
+    likelihood, posterior = _both_ends.posterior(setting.walk, size, setting.start)
     value = _losses(likelihood, setting, problem, options)
     found = class_posterior(posterior, lattice, _frames(scores, options), scores.shape[2], options)
 
