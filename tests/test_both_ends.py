@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxctc import _both_ends, _lattice, _recursion, _walk
+from jaxctc import _both_ends, _emissions, _lattice, _recursion, _walk
 from jaxctc._types import Options, Problem
 
 N, C, S = 4, 5, 6
@@ -29,14 +29,14 @@ def problem(frames, dtype, seed=0):
 def plain(problem):
     """Log likelihoods, and the posterior of each label: the derivative with respect to its own score."""
     lattice = _lattice.build(problem, Options())
-    emissions = jnp.take_along_axis(problem.scores, lattice.labels[None], axis=2)
+    labels = jnp.take_along_axis(problem.scores, lattice.labels[None], axis=2)
 
-    def total(emissions):
-        rest = _lattice.skip(lattice.labels), lattice.input_lengths, lattice.target_lengths
-        value = _recursion.log_likelihood(emissions, *rest)
+    def total(labels):
+        emitted = _recursion.States(problem.scores[:, :, :1], labels)
+        value = _recursion.log_likelihood(emitted, _emissions.rules(lattice))
         return value.sum(), value
 
-    (_, value), posterior = jax.value_and_grad(total, has_aux=True)(emissions)
+    (_, value), posterior = jax.value_and_grad(total, has_aux=True)(labels)
     return value, posterior
 
 
