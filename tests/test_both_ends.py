@@ -29,14 +29,15 @@ def problem(frames, dtype, seed=0):
 def plain(problem):
     """Log likelihoods, and the posterior of each label: the derivative with respect to its own score."""
     lattice = _lattice.build(problem, Options())
-    labels = jnp.take_along_axis(problem.scores, lattice.labels[None], axis=2)
+    # The last column is the blank's, and no label's.
+    scores = jnp.take_along_axis(problem.scores, lattice.labels[None], axis=2)
 
-    def total(labels):
-        emitted = _recursion.States(problem.scores[:, :, :1], labels)
+    def total(scores):
+        emitted = _recursion.States(scores[:, :, -1:], scores)
         value = _recursion.log_likelihood(emitted, _emissions.rules(lattice))
         return value.sum(), value
 
-    (_, value), posterior = jax.value_and_grad(total, has_aux=True)(labels)
+    (_, value), posterior = jax.value_and_grad(total, has_aux=True)(scores)
     return value, posterior
 
 
