@@ -17,9 +17,17 @@ input at once, in numbers of a mantissa and an exponent each, and what it learns
 back outward as probabilities, which is the gradient.
 """
 
+from jaxctc._alignment import Alignment as Alignment
+from jaxctc._alignment import TokenSpan as TokenSpan
+from jaxctc._alignment import forced_align as forced_align
+from jaxctc._alignment import merge_tokens as merge_tokens
 from jaxctc._debug import check_batch as check_batch
 from jaxctc._functional import ctc_loss as ctc_loss
 from jaxctc._functional import ctc_loss_with_logits as ctc_loss_with_logits
+from jaxctc._posteriors import Posteriors as Posteriors
+from jaxctc._posteriors import Statistics as Statistics
+from jaxctc._posteriors import ctc_posteriors as ctc_posteriors
+from jaxctc._posteriors import ctc_statistics as ctc_statistics
 
 __version__ = "0.1.0"
 __all__ = ["check_batch", "ctc_loss", "ctc_loss_with_logits"]

@@ -52,5 +52,5 @@ def build(log_probs: Float[Array, "T N C"], lattice: Lattice, options: Options) 
     return Emissions(States(*(jnp.where(kept[:, :, None], x - peak[:, :, None], 0) for x in (blank, label))), peak)
 
 
-def rules(lattice: Lattice) -> Rules:
+def rules_of(lattice: Lattice) -> Rules:
     return Rules(_lattice.skip(lattice.labels), lattice.input_lengths, lattice.target_lengths)

@@ -34,7 +34,7 @@ def plain(problem):
 
     def total(scores):
         emitted = _recursion.States(scores[:, :, -1:], scores)
-        value = _recursion.log_likelihood(emitted, _emissions.rules(lattice))
+        value = _recursion.log_likelihood(emitted, _emissions.rules_of(lattice))
         return value.sum(), value
 
     (_, value), posterior = jax.value_and_grad(total, has_aux=True)(scores)
@@ -60,7 +60,9 @@ def steps(problem, count):
 
 def by_frame(problem, posterior):
     """(T, N, W), in the order of the target, from each direction's own order of steps and labels."""
-    direction, step, label, blank = (np.asarray(x) for x in (*steps(problem, posterior.label.shape[2]), *posterior))
+    direction, step, label, blank = (
+        np.asarray(x) for x in (*steps(problem, posterior.label.shape[2]), posterior.label, posterior.blank)
+    )
     made = np.zeros((len(problem.scores), N, label.shape[3]))
     for n, (frames, length) in enumerate(np.stack([problem.input_lengths, problem.target_lengths], axis=1)):
         for t in range(frames):
