@@ -17,6 +17,7 @@ input at once, in numbers of a mantissa and an exponent each, and what it learns
 back outward as probabilities, which is the gradient.
 """
 
+from jaxctc import variants as variants
 from jaxctc._alignment import Alignment as Alignment
 from jaxctc._alignment import TokenSpan as TokenSpan
 from jaxctc._alignment import forced_align as forced_align
@@ -30,4 +31,17 @@ from jaxctc._posteriors import ctc_posteriors as ctc_posteriors
 from jaxctc._posteriors import ctc_statistics as ctc_statistics
 
 __version__ = "0.1.0"
-__all__ = ["check_batch", "ctc_loss", "ctc_loss_with_logits"]
+__all__ = [
+    "Alignment",
+    "Posteriors",
+    "Statistics",
+    "TokenSpan",
+    "check_batch",
+    "ctc_loss",
+    "ctc_loss_with_logits",
+    "ctc_posteriors",
+    "ctc_statistics",
+    "forced_align",
+    "merge_tokens",
+    "variants",
+]
