@@ -23,10 +23,10 @@ from typing import TypeAlias, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Integer
 
 from jaxctc import _checks, _emissions, _lattice, _recursion, _states
-from jaxctc._arguments import canonical
+from jaxctc._arguments import canonical, canonical_frames, canonical_scores
 from jaxctc._emissions import Emissions, frames_of
 from jaxctc._lattice import Lattice, accumulator, frames_first, row_of_indices
 from jaxctc._log_space import LOG_ZERO, logaddexp
@@ -88,18 +88,18 @@ def label_priors(log_probs: ArrayLike, input_lengths: ArrayLike, *, batch_first:
         >>> jnp.exp(priors).round(4).tolist()
         [0.5, 0.5]
     """
-    shape = _checks.scores("log_probs", log_probs).shape
-    targets = jnp.zeros((0,) if len(shape) == 2 else (shape[0 if batch_first else 1], 0), jnp.int32)
-    problem, options, _ = canonical("log_probs", log_probs, targets, input_lengths, 0, 0, batch_first, None)
-    return _label_priors(problem, options)
+    scores, options, batched = canonical_scores("log_probs", log_probs, 0, batch_first)
+    return _label_priors(scores, canonical_frames("log_probs", input_lengths, scores, options, batched), options)
 
 
 @functools.partial(jax.jit, static_argnames="options")
-def _label_priors(problem: Problem, options: Options) -> Float[Array, " C"]:
-    kept = _live(problem, options)[:, :, None]
-    scores = jax.lax.stop_gradient(problem.scores.astype(accumulator(problem.scores.dtype)))
-    probabilities = jnp.where(kept, jnp.exp(scores), 0).sum(axis=(0, 1))
-    return jnp.log(probabilities) - jnp.log(kept.sum(dtype=jnp.int32).astype(probabilities.dtype))
+def _label_priors(
+    scores: Float[Array, "A B C"], input_lengths: Integer[Array, " N"], options: Options
+) -> Float[Array, " C"]:
+    live = frames_first(input_lengths[None] > row_of_indices(frames_of(scores, options)).T, options)[:, :, None]
+    scores = jax.lax.stop_gradient(scores.astype(accumulator(scores.dtype)))
+    probabilities = jnp.where(live, jnp.exp(scores), 0).sum(axis=(0, 1))
+    return jnp.log(probabilities) - jnp.log(live.sum(dtype=jnp.int32).astype(scores.dtype))
 
 
 def prior_ctc_loss(

@@ -37,7 +37,7 @@ def viterbi(scores, target, blank):
     for frame in np.asarray(scores, np.float64):
         after, came = {}, {}
         for s, label in enumerate(states):
-            steps = [0, 1] + ([2] if s % 2 and (s == 1 or states[s] != states[s - 2]) else [])
+            steps = [0, 1] + ([2] if s % 2 and (s == 1 or label != states[s - 2]) else [])
             # Before the first frame stands a blank: label 0 lies one step from it.
             values = [best.get(s - step, -np.inf) for step in steps]
             came[s] = steps[int(np.argmax(values))]
