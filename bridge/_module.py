@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from bridge._functional import Lengths, ctc_loss
+from bridge._arguments import Lengths
+from bridge._functional import ctc_loss
 from bridge._reduction import Reduction
 
 

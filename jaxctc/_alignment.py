@@ -100,15 +100,15 @@ def forced_align(
     problem, options, batched = canonical(
         "log_probs", log_probs, targets, input_lengths, target_lengths, blank, batch_first, max_target_length
     )
-    _check_feasible(problem, batched)
-    found = _aligned(problem, options)
+    targets, frames, counts = (_checks.host_values(x) for x in problem[1:])
+    if not (targets is None or frames is None or counts is None):
+        check_feasible(targets, frames, counts, batched)
+    found = align(problem, options)
     return found if batched else Alignment(*(x[0] for x in found))
 
 
-def _check_feasible(problem: Problem, batched: bool) -> None:
-    targets, frames, counts = (_checks.host_values(x) for x in problem[1:])
-    if targets is None or frames is None or counts is None:
-        return
+def check_feasible(targets: np.ndarray, frames: np.ndarray, counts: np.ndarray, batched: bool) -> None:
+    """Raises ValueError for a target, (N, S), that so many frames, (N,), are too few for."""
     inside = np.arange(1, targets.shape[1]) < counts[:, None]
     repeats = (inside & (targets[:, 1:] == targets[:, :-1])).sum(axis=1)
     bad = np.flatnonzero(frames < counts + repeats)
@@ -125,7 +125,7 @@ def _check_feasible(problem: Problem, batched: bool) -> None:
 
 
 @functools.partial(jax.jit, static_argnames="options")
-def _aligned(problem: Problem, options: Options) -> Alignment:
+def align(problem: Problem, options: Options) -> Alignment:
     lattice = _lattice.build(problem, options)
     log_probs = _emissions.log_probs(problem.scores, lattice, options)
     states, score = _best_path.best_path(log_probs, lattice, options)

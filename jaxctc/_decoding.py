@@ -95,7 +95,7 @@ def greedy_decode(
     """
     scores, options, batched = canonical_scores("log_probs", log_probs, blank, batch_first)
     counts = canonical_frames("log_probs", input_lengths, scores, options, batched)
-    return _unbatched(_best_paths(scores, counts, options), batched)
+    return _unbatched(best_paths(scores, counts, options), batched)
 
 
 def beam_search_decode(
@@ -193,7 +193,7 @@ def _each_sequence(function: Callable[..., Any], options: Options) -> Callable[.
 
 
 @functools.partial(jax.jit, static_argnames=("options",))
-def _best_paths(scores: Float[Array, "A B C"], input_lengths: Integer[Array, " N"], options: Options) -> Decoded:
+def best_paths(scores: Float[Array, "A B C"], input_lengths: Integer[Array, " N"], options: Options) -> Decoded:
     def one(scores: Float[Array, "T C"], input_length: Integer[Array, ""]) -> Decoded:
         frames = scores.shape[0]
         legal = within(wide(input_length), frames)
