@@ -34,8 +34,7 @@ def main() -> None:
     spans = jaxctc.merge_tokens(labels, scores, blank)
     print(f"{'word':<12}{'from':>7}{'to':>7}  confidence")
     for word, start, end, score in words(spans, names):
-        start, end = (frame * SECONDS_PER_FRAME for frame in (start, end))
-        print(f"{word:<12}{start:6.2f}s{end:6.2f}s  {np.exp(score):.2f}")
+        print(f"{word:<12}{start * SECONDS_PER_FRAME:6.2f}s{end * SECONDS_PER_FRAME:6.2f}s  {np.exp(score):.2f}")
     if options.picture:
         figure = jaxctc.plot_alignment(
             log_probs,
