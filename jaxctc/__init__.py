@@ -24,6 +24,7 @@ from jaxctc._alignment import merge_tokens as merge_tokens
 from jaxctc._debug import check_batch as check_batch
 from jaxctc._functional import ctc_loss as ctc_loss
 from jaxctc._functional import ctc_loss_with_logits as ctc_loss_with_logits
+from jaxctc._plot import plot_alignment as plot_alignment
 from jaxctc._posteriors import Posteriors as Posteriors
 from jaxctc._posteriors import Statistics as Statistics
 from jaxctc._posteriors import ctc_posteriors as ctc_posteriors
