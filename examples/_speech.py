@@ -75,8 +75,7 @@ def _from_npz(path: Path):
 
 
 def _from_clone(path: Path):
-    files = (path / "recordings").glob("*_*_*.wav")
-    for file in sorted(files, key=lambda file: int(file.stem.split("_")[2])):
+    for file in sorted((path / "recordings").glob("*_*_*.wav")):
         digit, speaker, _ = file.stem.split("_")
         with wave.open(str(file)) as recording:
             yield speaker, int(digit), np.frombuffer(recording.readframes(recording.getnframes()), "<i2")

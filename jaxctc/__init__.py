@@ -22,6 +22,8 @@ from jaxctc._alignment import TokenSpan as TokenSpan
 from jaxctc._alignment import forced_align as forced_align
 from jaxctc._alignment import merge_tokens as merge_tokens
 from jaxctc._debug import check_batch as check_batch
+from jaxctc._decoding import beam_search_decode as beam_search_decode
+from jaxctc._decoding import greedy_decode as greedy_decode
 from jaxctc._functional import ctc_loss as ctc_loss
 from jaxctc._functional import ctc_loss_with_logits as ctc_loss_with_logits
 from jaxctc._plot import plot_alignment as plot_alignment
@@ -31,4 +33,4 @@ from jaxctc._posteriors import ctc_posteriors as ctc_posteriors
 from jaxctc._posteriors import ctc_statistics as ctc_statistics
 
 __version__ = "0.1.0"
-__all__ = ["check_batch", "ctc_loss", "ctc_loss_with_logits"]
+__all__ = ["beam_search_decode", "check_batch", "ctc_loss", "ctc_loss_with_logits", "greedy_decode"]

@@ -25,36 +25,22 @@ def canonical(
     max_target_length: int | None,
 ) -> tuple[Problem, Options, bool]:
     """Checks and converts; `name` is what the caller calls the scores. The last result: it was a batch."""
-    scores = _checks.scores(name, scores)
-    batch_first = _checks.flag("batch_first", batch_first)
-    options = Options(_checks.blank(blank, scores.shape[-1]), name == "logits", batch_first)
+    scores, options, batched = canonical_scores(name, scores, blank, batch_first)
     bound = None
     if max_target_length is not None:
         bound = _checks.integer("max_target_length", max_target_length, "a bound on the target lengths")
         if bound < 0:
             raise ValueError(f"max_target_length is {bound}: it must be at least 0, or None.")
 
-    batched = scores.ndim == 3
-    if not batched:
-        scores = scores[None] if batch_first else scores[:, None]
-    frames, sequences = scores.shape[1::-1] if batch_first else scores.shape[:2]
+    frames, sequences = _frames_and_sequences(scores, options)
     targets = _checks.integers("targets", targets, "labels, an array")
     targets, form = _form(name, targets, sequences, batched)
+    input_lengths = canonical_frames(name, input_lengths, scores, options, batched)
     if not batched:
-        input_lengths = _one("input_lengths", input_lengths)
         target_lengths = _one("target_lengths", target_lengths)
-    input_lengths = _checks.lengths("input_lengths", input_lengths, sequences)
     target_lengths = _checks.lengths("target_lengths", target_lengths, sequences)
 
     counts = _checks.host_values(target_lengths)
-    _checks.length_values(
-        "input_lengths",
-        _checks.host_values(input_lengths),
-        frames,
-        f"{name} has T = {frames} frames",
-        "An input length counts the frames that the model gives for a sequence, after any subsampling.",
-        batched,
-    )
     longest, slots = targets.shape[-1], f"targets has S = {targets.shape[-1]} slots"
     if form is Form.END_TO_END:
         slots = f"targets holds {longest} labels end to end"
@@ -76,8 +62,43 @@ def canonical(
     values = _checks.host_values(targets)
     if values is not None and counts is not None:
         _checks.label_values(values, counts, options.blank, scores.shape[-1], form)
-    problem = Problem(scores, *(_device(x) for x in (targets, input_lengths, target_lengths)))
+    problem = Problem(scores, _device(targets), input_lengths, _device(target_lengths))
     return problem, options, batched
+
+
+def canonical_scores(name: str, scores: ArrayLike, blank: int, batch_first: bool) -> tuple[jax.Array, Options, bool]:
+    """The scores with an axis of sequences. The last result: they had one."""
+    scores = _checks.scores(name, scores)
+    batch_first = _checks.flag("batch_first", batch_first)
+    options = Options(_checks.blank(blank, scores.shape[-1]), name == "logits", batch_first)
+    batched = scores.ndim == 3
+    if not batched:
+        scores = scores[None] if batch_first else scores[:, None]
+    return scores, options, batched
+
+
+def canonical_frames(
+    name: str, input_lengths: ArrayLike, scores: jax.Array, options: Options, batched: bool
+) -> jax.Array:
+    """The frames of each sequence of such scores."""
+    frames, sequences = _frames_and_sequences(scores, options)
+    if not batched:
+        input_lengths = _one("input_lengths", input_lengths)
+    input_lengths = _checks.lengths("input_lengths", input_lengths, sequences)
+    _checks.length_values(
+        "input_lengths",
+        _checks.host_values(input_lengths),
+        frames,
+        f"{name} has T = {frames} frames",
+        "An input length counts the frames that the model gives for a sequence, after any subsampling.",
+        batched,
+    )
+    return _device(input_lengths)
+
+
+def _frames_and_sequences(scores: jax.Array, options: Options) -> tuple[int, int]:
+    first, second, _ = scores.shape
+    return (second, first) if options.batch_first else (first, second)
 
 
 def _form(
