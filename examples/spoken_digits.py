@@ -170,7 +170,7 @@ def draw(path: Path, log_probs: jax.Array, batch: Speech, speaker: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="the dataset: a clone of its repository, or an .npz of it")
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output")
     parser.add_argument("--fast", action="store_true", help="20 steps: runs everything, learns little")

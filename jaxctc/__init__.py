@@ -33,4 +33,11 @@ from jaxctc._posteriors import ctc_posteriors as ctc_posteriors
 from jaxctc._posteriors import ctc_statistics as ctc_statistics
 
 __version__ = "0.1.0"
-__all__ = ["beam_search_decode", "check_batch", "ctc_loss", "ctc_loss_with_logits", "greedy_decode"]
+__all__ = [
+    "beam_search_decode",
+    "check_batch",
+    "ctc_loss",
+    "ctc_loss_with_logits",
+    "greedy_decode",
+    "plot_alignment",
+]
