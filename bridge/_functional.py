@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from bridge import _autograd, _eager
-from bridge._reduction import reduce
+from bridge._reduction import REDUCTIONS, Reduction, reduce
 from jaxctc import _checks
-from jaxctc._types import Reduction
 
 Lengths: TypeAlias = Tensor | np.ndarray | Sequence[Any] | int
 """What PyTorch takes for lengths, and numpy arrays and plain numbers besides."""
@@ -150,7 +149,7 @@ def _evaluate(
     normalized: bool,
     batch_first: bool,
 ) -> Tensor:
-    _checks.reduction(reduction)
+    _checks.reduction(reduction, REDUCTIONS)
     flags = {"zero_infinity": zero_infinity, "normalized": normalized, "batch_first": batch_first}
     for flag, value in flags.items():
         _checks.flag(flag, value)

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from bridge._functional import Lengths, ctc_loss
-from jaxctc._types import Reduction
+from bridge._reduction import Reduction
 
 
 class CTCLoss(nn.Module):

@@ -17,11 +17,14 @@ input at once, in numbers of a mantissa and an exponent each, and what it learns
 back outward as probabilities, which is the gradient.
 """
 
+from jaxctc import variants as variants
 from jaxctc._alignment import Alignment as Alignment
 from jaxctc._alignment import TokenSpan as TokenSpan
 from jaxctc._alignment import forced_align as forced_align
 from jaxctc._alignment import merge_tokens as merge_tokens
 from jaxctc._debug import check_batch as check_batch
+from jaxctc._decoding import Beams as Beams
+from jaxctc._decoding import Decoded as Decoded
 from jaxctc._decoding import beam_search_decode as beam_search_decode
 from jaxctc._decoding import greedy_decode as greedy_decode
 from jaxctc._functional import ctc_loss as ctc_loss
@@ -34,10 +37,21 @@ from jaxctc._posteriors import ctc_statistics as ctc_statistics
 
 __version__ = "0.1.0"
 __all__ = [
+    "Alignment",
+    "Beams",
+    "Decoded",
+    "Posteriors",
+    "Statistics",
+    "TokenSpan",
     "beam_search_decode",
     "check_batch",
     "ctc_loss",
     "ctc_loss_with_logits",
+    "ctc_posteriors",
+    "ctc_statistics",
+    "forced_align",
     "greedy_decode",
+    "merge_tokens",
     "plot_alignment",
+    "variants",
 ]

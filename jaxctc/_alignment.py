@@ -162,8 +162,8 @@ def merge_tokens(tokens: ArrayLike, scores: ArrayLike, blank: int = 0) -> list[A
 
     Example:
         >>> import jax.numpy as jnp, jaxctc
-        >>> jaxctc.merge_tokens(jnp.array([0, 1, 1, 0, 1]), jnp.array([0.9, 0.5, 0.7, 0.8, 0.6]))[0]
-        TokenSpan(token=1, start=1, end=3, score=0.6...)
+        >>> jaxctc.merge_tokens(jnp.array([0, 1, 1, 0, 1]), jnp.array([0.9, 0.25, 0.75, 0.8, 0.6]))[0]
+        TokenSpan(token=1, start=1, end=3, score=0.5)
     """
     labels, values = np.asarray(tokens), np.asarray(scores)
     if labels.ndim not in (1, 2) or labels.shape != values.shape:

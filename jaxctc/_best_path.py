@@ -47,7 +47,7 @@ def best_path(
         live = (t < rules.input_lengths)[:, None]
         after = _recursion.step(jnp.maximum, states, States(blank - peak, label - peak), rules)
         after = States(*(jnp.where(live, x, y) for x, y in zip(after, states, strict=True)))
-        moves = jnp.where(live, _moves(states, rules), 0)
+        moves = jnp.where(live, _moves(states, rules), jnp.uint8(0))
         return (after, score + jnp.where(live, peak, 0)[:, 0]), _pack(moves)
 
     def back(state, moves):
@@ -86,17 +86,18 @@ def _size(frames: int, columns: int) -> int:
 def _moves(states: States, rules: Rules) -> UInt8[Array, "N W"]:
     """How many states back each one's best predecessor lies: of blank s in the lower two bits, of label s above."""
     stepped = from_left(states.label) > states.blank
-    into_label = jnp.where(rules.skip & stepped, from_left(states.label), states.blank)
-    of_label = jnp.where(into_label > states.label, jnp.where(rules.skip & stepped, 2, 1), 0)
-    return (stepped + 4 * of_label).astype(jnp.uint8)
+    skipped = rules.skip & stepped
+    left = jnp.where(skipped, from_left(states.label), states.blank) > states.label
+    of_label = jnp.where(left, jnp.where(skipped, 2, 1), 0)
+    return jnp.where(stepped, 4 * of_label + 1, 4 * of_label).astype(jnp.uint8)
 
 
-def _pack(moves: UInt8[Array, "N W"]) -> UInt8[Array, "N W/2"]:
+def _pack(moves: UInt8[Array, "N W"]) -> UInt8[Array, "N half"]:
     half = moves.shape[1] // 2
-    return moves[:, :half] | (moves[:, half:] << 4)
+    return moves[:, :half] | (moves[:, half:] << jnp.uint8(4))
 
 
-def _read(packed: UInt8[Array, "N W/2"], state: Int[Array, " N"]) -> Int[Array, " N"]:
+def _read(packed: UInt8[Array, "N half"], state: Int[Array, " N"]) -> Int[Array, " N"]:
     half = packed.shape[1]
     column = state // 2
     byte = jnp.take_along_axis(packed, (column % half)[:, None], axis=1, mode="promise_in_bounds")[:, 0]

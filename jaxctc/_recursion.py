@@ -46,8 +46,8 @@ class Rules(NamedTuple):
     skip: Bool[Array, "N W"]
     input_lengths: Int[Array, " N"]
     target_lengths: Int[Array, " N"]
-    stay: Float[Array, " T"] | float = 0.0
-    """The score of a label's second and every later frame."""
+    stay: Float[Array, "T N"] | float = 0.0
+    """What a label's second and every later frame adds to the score."""
     begins_anywhere: bool = False
     """A path may begin at any frame, not only at the first: what comes before costs nothing."""
     ends_anywhere: bool = False
@@ -84,14 +84,14 @@ def log_likelihood(emitted: States, rules: Rules) -> Float[Array, " N"]:
             begun = logaddexp(states.blank[:, :1], jnp.zeros_like(states.blank[:, :1]))
             states = states._replace(blank=jnp.concatenate([begun, states.blank[:, 1:]], axis=1))
         live = t < rules.input_lengths
-        after = step(logaddexp, states, States(*emitted), rules, stay)
+        after = step(logaddexp, states, States(*emitted), rules, stay[:, None])
         states = States(*(jnp.where(live[:, None], x, y) for x, y in zip(after, states, strict=True)))
         if rules.ends_anywhere:
             ended = jnp.where(live, logaddexp(ended, last(logaddexp, states, rules)), ended)
         return (states, ended), None
 
     count = emitted.label.shape[0]
-    stay = jnp.broadcast_to(jnp.asarray(rules.stay, dtype), (count,))
+    stay = jnp.broadcast_to(jnp.asarray(rules.stay, dtype), emitted.label.shape[:2])
     (states, ended), _ = lax.scan(
         frame, (start(rules, dtype), ended), (jnp.arange(count, dtype=jnp.int32), stay, *emitted)
     )

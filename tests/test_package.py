@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -25,16 +26,25 @@ def test_examples_in_docstrings(module):
     assert not results.failed
 
 
+def members(module):
+    """What can be called, in public modules as well; results that are named tuples say themselves what they hold."""
+    for name in module.__all__:
+        member = getattr(module, name)
+        if inspect.ismodule(member):
+            yield from members(member)
+        elif inspect.isfunction(member) or (inspect.isclass(member) and member.__init__ is not object.__init__):
+            yield f"{module.__name__}.{name}", member
+
+
 @pytest.mark.parametrize("package", ["jaxctc", "bridge"])
 def test_every_public_name_is_documented_with_an_example(package):
     if package == "bridge":
         pytest.importorskip("torch")
     module = importlib.import_module(package)
     assert sorted(module.__all__) == sorted(n for n in vars(module) if not n.startswith("_") and n != "annotations")
-    for name in module.__all__:
-        text = getattr(module, name).__doc__
+    for name, member in members(module):
         for part in ("Args:", "Raises:", "Example:", ">>> "):
-            assert part in text, f"{package}.{name} lacks {part!r}"
+            assert part in member.__doc__, f"{name} lacks {part!r}"
     assert (ROOT / package / "py.typed").exists()
 
 
