@@ -43,11 +43,22 @@ def log_probs(scores: Float[Array, "A B C"], lattice: Lattice, options: Options)
     return jnp.maximum(frames_first(made, options), LOG_ZERO)
 
 
-def build(log_probs: Float[Array, "T N C"], lattice: Lattice, options: Options, *, relative: bool = True) -> Emissions:
-    """Relative to each frame's best, unless paths need not pass through all frames."""
+def build(
+    log_probs: Float[Array, "T N C"],
+    lattice: Lattice,
+    options: Options,
+    *,
+    relative: bool = True,
+    possible: Bool[Array, " N"] | None = None,
+) -> Emissions:
+    """Relative to each frame's best, unless paths need not pass through all frames.
+
+    Of sequences that are not possible, by the lattice's word if nothing else is given, the scores are not read: a
+    NaN among them would find its way into the derivative.
+    """
     label = jnp.take_along_axis(log_probs, lattice.labels[None], axis=2, mode="promise_in_bounds")
     blank = log_probs[:, :, options.blank, None]
-    kept = live(lattice, len(log_probs))
+    kept = live(lattice, len(log_probs)) & (lattice.possible if possible is None else possible)[None]
     peak = jax.lax.stop_gradient(jnp.maximum(label.max(axis=2), blank[:, :, 0]))
     peak = jnp.where(kept & relative, peak, 0)
     return Emissions(States(*(jnp.where(kept[:, :, None], x - peak[:, :, None], 0) for x in (blank, label))), peak)

@@ -80,11 +80,12 @@ def log_likelihood(emitted: States, rules: Rules) -> Float[Array, " N"]:
     def frame(carry, now):
         states, ended = carry
         t, stay, *emitted = now
+        before = states
         if rules.begins_anywhere:
             begun = logaddexp(states.blank[:, :1], jnp.zeros_like(states.blank[:, :1]))
-            states = states._replace(blank=jnp.concatenate([begun, states.blank[:, 1:]], axis=1))
+            before = states._replace(blank=jnp.concatenate([begun, states.blank[:, 1:]], axis=1))
         live = t < rules.input_lengths
-        after = step(logaddexp, states, States(*emitted), rules, stay[:, None])
+        after = step(logaddexp, before, States(*emitted), rules, stay[:, None])
         states = States(*(jnp.where(live[:, None], x, y) for x, y in zip(after, states, strict=True)))
         if rules.ends_anywhere:
             ended = jnp.where(live, logaddexp(ended, last(logaddexp, states, rules)), ended)

@@ -23,7 +23,7 @@ from typing import TypeAlias, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer
 
 from jaxctc import _checks, _emissions, _lattice, _recursion, _states
 from jaxctc._arguments import canonical, canonical_frames, canonical_scores
@@ -316,11 +316,12 @@ def smoothed_ctc_loss(
 
 
 def _smoothed(options: Options, problem: Problem, weight: Array) -> Float[Array, " N"]:
-    kept = _live(problem, options)
+    loss = losses(options, *problem)
+    # What is infinite is so whatever the scores.
+    kept = _live(problem, options) & frames_first(~jnp.isposinf(loss)[None], options)
     scores = jnp.where(kept[:, :, None], problem.scores.astype(weight.dtype), 0)
     divergence = jnp.where(kept, -scores.mean(axis=2) - jnp.log(jnp.asarray(scores.shape[2], weight.dtype)), 0)
-    loss = (1 - weight) * losses(options, *problem)
-    return loss + weight * frames_first(divergence, options).sum(axis=0)
+    return (1 - weight) * loss + weight * frames_first(divergence, options).sum(axis=0)
 
 
 def delay_penalised_ctc_loss(
@@ -485,23 +486,26 @@ def star_ctc_loss(
 
 
 def _starred(options: Options, problem: Problem, penalty: Array) -> Float[Array, " N"]:
-    lattice, emissions = _emitted(options, problem, repeats_need_blanks=False)
+    lattice = _lattice.build(problem, options)
+    possible = lattice.input_lengths >= lattice.target_lengths  # no label needs a blank before it
+    log_probs = _emissions.log_probs(problem.scores, lattice, options)
+    log_probs = jnp.where(possible[None, :, None], log_probs, 0)
+    emissions = _emissions.build(log_probs, lattice, options, possible=possible)
     blank, label = emissions.states
-    star = _all_but_one(options, problem, lattice) - emissions.peak[:, :, None] - penalty
+    star = _all_but_one(log_probs, lattice, options) - emissions.peak[:, :, None] - penalty
     # Blank and star lead to and come from the same states: together they are one.
     either = logaddexp(jnp.broadcast_to(blank, star.shape), jnp.maximum(star, LOG_ZERO))
     rules = _emissions.rules_of(lattice)
     rules = rules._replace(skip=jnp.ones_like(rules.skip), stay=LOG_ZERO)
-    return _summed(emissions._replace(states=States(either, label)), rules, lattice, repeats_need_blanks=False)
+    return _summed(emissions._replace(states=States(either, label)), rules, lattice, possible)
 
 
-def _all_but_one(options: Options, problem: Problem, lattice: Lattice) -> Float[Array, "T N W"]:
+def _all_but_one(log_probs: Float[Array, "T N C"], lattice: Lattice, options: Options) -> Float[Array, "T N W"]:
     """The log probability of any label but that of each column; of any at all where a column has none."""
-    log_probs = _emissions.log_probs(problem.scores, lattice, options)
-    classes = log_probs.shape[2]
-    is_blank = row_of_indices(classes)[None] == options.blank
-    peak = jax.lax.stop_gradient(jnp.where(is_blank, LOG_ZERO, log_probs).max(axis=2, keepdims=True))
-    p = jnp.where(is_blank, 0, jnp.exp(jnp.minimum(log_probs - peak, 0)))
+    is_blank = (row_of_indices(log_probs.shape[2]) == options.blank)[None]
+    labels = jnp.where(is_blank, LOG_ZERO, log_probs)
+    peak = jax.lax.stop_gradient(labels.max(axis=2, keepdims=True))
+    p = jnp.where(is_blank, 0, jnp.exp(labels - peak))
     # Those before a class and those behind it: taking one from the sum of all would leave nothing but rounding.
     nothing = jnp.zeros_like(p[:, :, :1])
     before = jnp.concatenate([nothing, jnp.cumsum(p, axis=2)[:, :, :-1]], axis=2)
@@ -511,32 +515,22 @@ def _all_but_one(options: Options, problem: Problem, lattice: Lattice) -> Float[
     return jnp.where(any_at_all, jnp.log(jnp.where(any_at_all, others, 1)) + peak, LOG_ZERO)
 
 
-def _live(problem: Problem, options: Options) -> Array:
+def _live(problem: Problem, options: Options) -> Bool[Array, "A B"]:
     lattice = _lattice.build(problem, options)
     return frames_first(_emissions.live(lattice, frames_of(problem.scores, options)), options)
 
 
-def _emitted(
-    options: Options, problem: Problem, *, relative: bool = True, repeats_need_blanks: bool = True
-) -> tuple[Lattice, Emissions]:
+def _emitted(options: Options, problem: Problem, *, relative: bool = True) -> tuple[Lattice, Emissions]:
     lattice = _lattice.build(problem, options)
     log_probs = _emissions.log_probs(problem.scores, lattice, options)
-    emissions = _emissions.build(log_probs, lattice, options, relative=relative)
-    # Where there is no path a NaN among the scores must not reach the derivative.
-    possible = _possible(lattice, repeats_need_blanks)[None, :]
-    blank, label = (jnp.where(possible[:, :, None], x, 0) for x in emissions.states)
-    return lattice, Emissions(States(blank, label), jnp.where(possible, emissions.peak, 0))
-
-
-def _possible(lattice: Lattice, repeats_need_blanks: bool) -> Array:
-    return lattice.possible if repeats_need_blanks else lattice.input_lengths >= lattice.target_lengths
+    return lattice, _emissions.build(log_probs, lattice, options, relative=relative)
 
 
 def _summed(
-    emissions: Emissions, rules: Rules, lattice: Lattice, *, repeats_need_blanks: bool = True
+    emissions: Emissions, rules: Rules, lattice: Lattice, possible: Bool[Array, " N"] | None = None
 ) -> Float[Array, " N"]:
     value = _recursion.log_likelihood(emissions.states, rules)
-    lost = ~_possible(lattice, repeats_need_blanks) | (value < LOG_ZERO / 2)
+    lost = ~(lattice.possible if possible is None else possible) | (value < LOG_ZERO / 2)
     loss = jnp.where(lost, jnp.inf, -(value + emissions.peak.sum(axis=0)))
     # A product, so that the gradient is NaN as well.
     return loss * jnp.where(lattice.legal, 1, jnp.nan)

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
@@ -27,12 +28,12 @@ def test_examples_in_docstrings(module):
 
 
 def members(module):
-    """What can be called, in public modules as well; results that are named tuples say themselves what they hold."""
+    """What can be called, in public modules as well; what only holds values says so field by field."""
     for name in module.__all__:
         member = getattr(module, name)
         if inspect.ismodule(member):
             yield from members(member)
-        elif inspect.isfunction(member) or (inspect.isclass(member) and member.__init__ is not object.__init__):
+        elif not (inspect.isclass(member) and (issubclass(member, tuple | dict) or is_dataclass(member))):
             yield f"{module.__name__}.{name}", member
 
 
