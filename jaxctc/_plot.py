@@ -40,8 +40,9 @@ def plot_alignment(
     """Draws one utterance and its alignment.
 
     Three panels over one axis of time: the log probabilities of the blank and of the classes that the target
-    holds, with the alignment outlined; the posterior of each label, given the target; and the spans, each as high
-    as its confidence, the geometric mean of the probabilities along it. Names that would overlap are left out.
+    holds, with the alignment underlined; the posterior of each label, given the target; and the spans, each as high
+    as its confidence, ``exp(score)``, the geometric mean of the probabilities along it. Names that would overlap
+    move aside a little; where that is not enough they are left out.
 
     Shapes: T frames, C classes with the blank.
 
