@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output")
-    parser.add_argument("--fast", action="store_true", help="20 steps: runs everything, learns little")
+    parser.add_argument("--fast", action="store_true", help="10 steps: runs everything, learns little")
     options = parser.parse_args()
     if options.data is None:
         parser.error(WHERE)
@@ -186,7 +186,7 @@ def main() -> None:
         compose(voices[part], count, np.random.default_rng(seed)) for seed, part in enumerate(("validation", "test"))
     )
     start = time.perf_counter()
-    weights = train(voices["training"], validation, 20 if options.fast else options.steps, options.seed)
+    weights = train(voices["training"], validation, 10 if options.fast else options.steps, options.seed)
     print(f"trained in {time.perf_counter() - start:.0f} s on {', '.join(SPEAKERS['training'])}")
 
     log_probs = log_probs_of(weights, test)
