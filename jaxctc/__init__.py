@@ -29,6 +29,7 @@ from jaxctc._decoding import beam_search_decode as beam_search_decode
 from jaxctc._decoding import greedy_decode as greedy_decode
 from jaxctc._functional import ctc_loss as ctc_loss
 from jaxctc._functional import ctc_loss_with_logits as ctc_loss_with_logits
+from jaxctc._plot import plot_alignment as plot_alignment
 from jaxctc._posteriors import Posteriors as Posteriors
 from jaxctc._posteriors import Statistics as Statistics
 from jaxctc._posteriors import ctc_posteriors as ctc_posteriors
@@ -51,5 +52,6 @@ __all__ = [
     "forced_align",
     "greedy_decode",
     "merge_tokens",
+    "plot_alignment",
     "variants",
 ]

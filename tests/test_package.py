@@ -21,6 +21,8 @@ MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FI
 def test_examples_in_docstrings(module):
     if module.startswith("bridge"):
         pytest.importorskip("torch")
+    if module == "jaxctc._plot":
+        pytest.importorskip("matplotlib")
     results = doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS)
     assert not results.failed
 
@@ -47,7 +49,7 @@ def test_every_public_name_is_documented_with_an_example(package):
     assert (ROOT / package / "py.typed").exists()
 
 
-@pytest.mark.parametrize("forbidden", ["torch", "bridge", "optax", "beartype"])
+@pytest.mark.parametrize("forbidden", ["torch", "bridge", "optax", "beartype", "matplotlib"])
 def test_the_core_imports_nothing_that_it_can_do_without(forbidden):
     code = f"import sys, jaxctc; sys.exit({forbidden!r} in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
