@@ -117,16 +117,18 @@ def test_what_cannot_be_aligned_is_named():
 
 def test_lost_rows_touch_no_others():
     scores, targets, frames, counts = batch(4)
-    frames[:], counts[:4], targets[:4] = T, 2, [1, 2, 0]
+    frames[:], counts[:5], targets[:5] = T, 2, [1, 2, 0]
     want = jaxctc.forced_align(scores, targets, frames, counts)
     scores[:, 0, 1] = -np.inf  # no path but through -inf
     scores[2, 1, 2] = np.nan
-    targets[2, 0], frames[3] = 9, 1  # an illegal label, too few frames
+    targets[2, 0], frames[3], frames[4] = 9, 1, T + 1  # an illegal label, too few frames, an illegal length
+    scores[0, 3] = np.nan
     labels, found = jax.jit(jaxctc.forced_align)(scores, targets, frames, counts)
-    np.testing.assert_array_equal(labels[:4], -1)
+    np.testing.assert_array_equal(labels[:5], -1)
     np.testing.assert_array_equal(found[:3], np.full((3, T), [[-np.inf], [np.nan], [np.nan]]))
     np.testing.assert_array_equal(found[3], [-np.inf] + [0] * (T - 1))
-    np.testing.assert_array_equal(labels[4:], want.labels[4:])
+    assert np.isnan(found[4]).all()
+    np.testing.assert_array_equal(labels[5:], want.labels[5:])
 
 
 def test_one_sequence_and_other_layouts():

@@ -111,6 +111,20 @@ def test_broken_rows_are_nan_and_touch_no_others():
     assert not np.isnan(statistics.entropy[2:]).any()
 
 
+def test_a_nan_that_the_target_does_not_use_changes_nothing():
+    log_probs = np.log(np.array([[0.5, 0.3, 0.2]] * 3, np.float32))
+    spoiled = log_probs.copy()
+    spoiled[:, 2] = np.nan
+
+    def one(scores):
+        states, classes = jaxctc.ctc_posteriors(scores, np.array([1]), 3, 1)
+        return states[1, 1] + classes[2, 0]
+
+    (want, slope), (value, found) = (jax.value_and_grad(one)(jnp.asarray(x)) for x in (log_probs, spoiled))
+    assert value == want
+    np.testing.assert_array_equal(found, slope)
+
+
 def test_one_sequence_and_the_batch_first():
     log_probs, targets, frames, counts = batch(5)
     log_probs = log_probs.astype(np.float32)

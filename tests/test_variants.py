@@ -159,7 +159,7 @@ def test_rows_that_are_lost_touch_no_others(name):
     each = jax.jit(each)
     want, slope = each(log_probs, targets, frames, counts)
     frames[0], counts[0] = 2, 3  # too few frames
-    log_probs[0, 0, 0] = np.nan
+    log_probs[0, 0] = np.nan
     log_probs[1, 1, [0, targets[1, 0]]] = np.nan
     targets[2, 0] = 0  # the blank
     got, gradient = each(log_probs, targets, frames, counts)
