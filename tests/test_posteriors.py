@@ -111,7 +111,7 @@ def test_broken_rows_are_nan_and_touch_no_others():
     assert not np.isnan(statistics.entropy[2:]).any()
 
 
-def test_a_nan_that_the_target_does_not_use_changes_nothing():
+def test_what_is_not_used_or_not_possible_changes_nothing():
     log_probs = np.log(np.array([[0.5, 0.3, 0.2]] * 3, np.float32))
     spoiled = log_probs.copy()
     spoiled[:, 2] = np.nan
@@ -120,6 +120,9 @@ def test_a_nan_that_the_target_does_not_use_changes_nothing():
         states, classes = jaxctc.ctc_posteriors(scores, np.array([1]), 3, 1)
         return states[1, 1] + classes[2, 0]
 
+    # A label of probability zero: no path is left, and nothing to be changed.
+    lost = jax.grad(one)(jnp.asarray(log_probs).at[:, 1].set(-jnp.inf))
+    assert not lost.any()
     (want, slope), (value, found) = (jax.value_and_grad(one)(jnp.asarray(x)) for x in (log_probs, spoiled))
     assert value == want
     np.testing.assert_array_equal(found, slope)
