@@ -17,6 +17,7 @@ input at once, in numbers of a mantissa and an exponent each, and what it learns
 back outward as probabilities, which is the gradient.
 """
 
+from jaxctc import compat as compat
 from jaxctc import variants as variants
 from jaxctc._alignment import Alignment as Alignment
 from jaxctc._alignment import TokenSpan as TokenSpan
@@ -45,6 +46,7 @@ __all__ = [
     "TokenSpan",
     "beam_search_decode",
     "check_batch",
+    "compat",
     "ctc_loss",
     "ctc_loss_with_logits",
     "ctc_posteriors",

@@ -14,14 +14,14 @@ frame, and frames at or beyond a sequence's own length leave its states as they 
 
 With logaddexp for (+) it sums over all paths: the likelihood. With the maximum it finds the best of them
 (`_alignment`). And its derivative in the direction of the emissions is the mean score of a path, for all
-paths: the sum in the expectation semiring (`_statistics`).
+paths: the sum in the expectation semiring (`_states`).
 
 The losses and their gradient come from `_both_ends`, which is tested against this; derivatives above the
 first go through it, by JAX itself.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 from jax import lax
@@ -51,29 +51,51 @@ class Rules(NamedTuple):
     begins_anywhere: bool = False
     """A path may begin at any frame, not only at the first: what comes before costs nothing."""
     ends_anywhere: bool = False
+    broken: Float[Array, ""] | None = None
+    """What a path that breaks a rule adds to its score: one that begins in another state than blank 0, or that steps
+    from a label to an equal one. No path does where it is None.
+    """
 
 
 def start(rules: Rules, dtype: jnp.dtype) -> States:
     """Before the first frame."""
-    impossible = jnp.full(rules.skip.shape, LOG_ZERO, dtype)
+    impossible = jnp.full(rules.skip.shape, LOG_ZERO if rules.broken is None else rules.broken, dtype)
     return States(impossible if rules.begins_anywhere else impossible.at[:, 0].set(0), impossible)
 
 
 def step(plus: Sum, states: States, emitted: States, rules: Rules, stay: Array | float = 0.0) -> States:
     """On by one frame, for sequences that have it."""
     into_blank = plus(states.blank, from_left(states.label))
-    into_label = jnp.where(rules.skip, into_blank, states.blank)
+    stepped = states.blank if rules.broken is None else plus(states.blank, from_left(states.label) + rules.broken)
+    into_label = jnp.where(rules.skip, into_blank, stepped)
     return States(into_blank + emitted.blank, plus(states.label + stay, into_label) + emitted.label)
+
+
+def whole(plus: Sum, states: States) -> Float[Array, "N W"]:
+    """The sum over all paths that spell so many labels: into a virtual last blank."""
+    return plus(states.blank, from_left(states.label))
 
 
 def last(plus: Sum, states: States, rules: Rules) -> Float[Array, " N"]:
     """The sum over all paths that have come to their end."""
-    whole = plus(states.blank, from_left(states.label))  # into a virtual last blank
-    return jnp.take_along_axis(whole, rules.target_lengths[:, None], axis=1)[:, 0]
+    return jnp.take_along_axis(whole(plus, states), rules.target_lengths[:, None], axis=1)[:, 0]
 
 
 def log_likelihood(emitted: States, rules: Rules) -> Float[Array, " N"]:
     """The log likelihood of each target."""
+    (states, ended), _ = _scan(emitted, rules, keep=False)
+    return ended if rules.ends_anywhere else last(logaddexp, states, rules)
+
+
+def forward(emitted: States, rules: Rules) -> States:
+    """Before the first frame and after each, (T + 1, N, W): the sum over all beginnings of paths that end there."""
+    _, states = _scan(emitted, rules, keep=True)
+    begin = start(rules, emitted.label.dtype)
+    return States(*(jnp.concatenate([x[None], y]) for x, y in zip(begin, states, strict=True)))
+
+
+def _scan(emitted: States, rules: Rules, *, keep: bool) -> tuple[tuple[States, Array], Any]:
+    """The states after the last frame and the paths ended by then; and the states after every frame, to `keep`."""
     dtype = emitted.label.dtype
     ended = jnp.full(rules.target_lengths.shape, LOG_ZERO, dtype)
 
@@ -89,14 +111,11 @@ def log_likelihood(emitted: States, rules: Rules) -> Float[Array, " N"]:
         states = States(*(jnp.where(live[:, None], x, y) for x, y in zip(after, states, strict=True)))
         if rules.ends_anywhere:
             ended = jnp.where(live, logaddexp(ended, last(logaddexp, states, rules)), ended)
-        return (states, ended), None
+        return (states, ended), states if keep else None
 
     count = emitted.label.shape[0]
     stay = jnp.broadcast_to(jnp.asarray(rules.stay, dtype), emitted.label.shape[:2])
-    (states, ended), _ = lax.scan(
-        frame, (start(rules, dtype), ended), (jnp.arange(count, dtype=jnp.int32), stay, *emitted)
-    )
-    return ended if rules.ends_anywhere else last(logaddexp, states, rules)
+    return lax.scan(frame, (start(rules, dtype), ended), (jnp.arange(count, dtype=jnp.int32), stay, *emitted))
 
 
 def from_left(x: Float[Array, "N W"]) -> Float[Array, "N W"]:

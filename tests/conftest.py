@@ -15,6 +15,7 @@ from jaxtyping import install_import_hook
 SHAPED = [
     f"jaxctc.{name}"
     for name in (
+        "_beginnings",
         "_best_path",
         "_both_ends",
         "_classes",
