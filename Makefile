@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The Free Spoken Digit Dataset, which not everybody has: a clone of its repository, or one file.
+DATA ?= ../shared/data/fsdd.npz
 export JAX_PLATFORMS ?= cpu
 export MPLBACKEND ?= Agg
 
-.PHONY: demo test lint bench gpu-check examples-fast clean
+.PHONY: demo spoken test lint bench gpu-check examples-fast clean
 
 demo: $(VENV)/examples.installed  ## train a recogniser of handwritten lines
 	$(BIN)/python examples/handwritten_lines.py
@@ -27,9 +29,14 @@ bench: $(VENV)/bench.installed  ## measure time, memory and accuracy beside othe
 gpu-check:  ## run all tests that need an NVIDIA GPU
 	JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_PREALLOCATE=false $(PYTHON) -m pytest -m gpu -rs tests/gpu
 
+spoken: $(VENV)/examples.installed  ## train a recogniser of spoken digits; DATA says where the recordings are
+	$(BIN)/python examples/spoken_digits.py --data $(DATA)
+
 examples-fast: $(VENV)/dev.installed  ## run the examples in their short form
 	$(BIN)/python examples/handwritten_lines.py --fast
 	$(BIN)/python examples/handwritten_lines_torch.py --fast
+	@if [ -e "$(DATA)" ]; then $(BIN)/python examples/spoken_digits.py --fast --data "$(DATA)"; \
+	else echo "Left out: examples/spoken_digits.py, for there are no recordings at $(DATA)."; fi
 
 clean:
 	rm -rf $(VENV)

@@ -11,6 +11,12 @@ except ImportError as error:
         'bridge needs PyTorch. Install it, or install this library with it: pip install "jaxctc[torch]".'
     ) from error
 
+from bridge._alignment import Alignment as Alignment
+from bridge._alignment import Decoded as Decoded
+from bridge._alignment import Posteriors as Posteriors
+from bridge._alignment import ctc_posteriors as ctc_posteriors
+from bridge._alignment import forced_align as forced_align
+from bridge._alignment import greedy_decode as greedy_decode
 from bridge._functional import ctc_loss as ctc_loss
 from bridge._functional import ctc_loss_with_logits as ctc_loss_with_logits
 from bridge._module import CTCLoss as CTCLoss
@@ -18,4 +24,17 @@ from bridge._sizes import Sizes as Sizes
 from bridge._sizes import set_sizes as set_sizes
 from bridge._warmup import warmup as warmup
 
-__all__ = ["CTCLoss", "Sizes", "ctc_loss", "ctc_loss_with_logits", "set_sizes", "warmup"]
+__all__ = [
+    "Alignment",
+    "CTCLoss",
+    "Decoded",
+    "Posteriors",
+    "Sizes",
+    "ctc_loss",
+    "ctc_loss_with_logits",
+    "ctc_posteriors",
+    "forced_align",
+    "greedy_decode",
+    "set_sizes",
+    "warmup",
+]

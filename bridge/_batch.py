@@ -67,23 +67,23 @@ class Batch:
                 self._frames, self._rows = self.frames, max(self.sequences, 1)
             else:
                 self._frames, self._rows, width = sizes.fit(self.frames, longest, self.device.type != "cpu")
-            self._labels = self._lay_out(targets.detach(), counts, longest, width, classes)
+            self.labels = self._lay_out(targets.detach(), counts, longest, width, classes)
         except ValueError as error:  # PyTorch raises RuntimeError for illegal values
             raise RuntimeError(str(error)) from None
-        self.rows_in_all = self._labels.shape[0]
+        self.rows_in_all = self.labels.shape[0]
         self.compact = (
             may_be_compact
             and not from_logits
             and self.device.type == "cpu"
-            and _vocabulary.pays(self._labels.shape[1], classes)
+            and _vocabulary.pays(self.labels.shape[1], classes)
         )
         self.exact = not self.compact and (self._frames, self._rows) == (self.frames, self.sequences)
-        self._lengths = np.zeros((self.rows_in_all, 2), np.int32)
-        self._lengths[: self.sequences, 0] = frames
-        self._lengths[: self.sequences, 1] = counts
+        self.lengths = np.zeros((self.rows_in_all, 2), np.int32)
+        self.lengths[: self.sequences, 0] = frames
+        self.lengths[: self.sequences, 1] = counts
         if self.compact:
-            assert isinstance(self._labels, np.ndarray)
-            self._classes, self._labels = _vocabulary.build(self._labels, self._lengths[:, 1], blank)
+            assert isinstance(self.labels, np.ndarray)
+            self._classes, self.labels = _vocabulary.build(self.labels, self.lengths[:, 1], blank)
             self.options = self.options._replace(blank=0)
 
     def blocks(self) -> Iterator[Block]:
@@ -91,7 +91,7 @@ class Batch:
             rows = slice(first, first + self._rows)
             real = min(self._rows, self.sequences - first)
             classes = self._classes[first : first + real] if self.compact else None
-            yield Block(first, real, self._labels[rows], classes, self._lengths[rows])
+            yield Block(first, real, self.labels[rows], classes, self.lengths[rows])
 
     def part(self, x: Tensor, block: Block) -> Tensor:
         """The sequences of a block, of a tensor of the shape of the scores."""
@@ -118,7 +118,7 @@ class Batch:
 
     def live(self) -> Tensor:
         """(T, N): the frames within each sequence's length."""
-        return torch.from_numpy(np.arange(self.frames)[:, None] < self._lengths[: self.sequences, 0])
+        return torch.from_numpy(np.arange(self.frames)[:, None] < self.lengths[: self.sequences, 0])
 
     def crop(self, padded: Tensor, block: Block) -> Tensor:
         """The real frames and sequences of what `pad` has made."""

@@ -16,8 +16,7 @@ from bridge import _autograd, _gradient, _programs
 from bridge._batch import Batch
 from bridge._gradient import weigh
 from bridge._operators import Settings
-from bridge._reduction import reduce
-from jaxctc._types import Reduction
+from bridge._reduction import Reduction, reduce
 
 _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 

@@ -2,8 +2,9 @@
 
 from torch import Tensor, nn
 
-from bridge._functional import Lengths, ctc_loss
-from jaxctc._types import Reduction
+from bridge._arguments import Lengths
+from bridge._functional import ctc_loss
+from bridge._reduction import Reduction
 
 
 class CTCLoss(nn.Module):

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from bridge._batch import Batch, Block
 from bridge._dlpack import crossing, to_jax, to_torch
+from jaxctc._alignment import align
+from jaxctc._decoding import best_paths
 from jaxctc._lattice import accumulator, frames_first, row_of_indices
 from jaxctc._loss import losses as core_losses
-from jaxctc._types import Options
+from jaxctc._states import posteriors as core_posteriors
+from jaxctc._types import Options, Problem
 
 
 def losses(batch: Batch, scores: Tensor) -> Tensor:
@@ -51,6 +54,37 @@ def hessian_product(batch: Batch, scores: Tensor, normalized: bool, direction: T
         return _hessian_product, batch.options, normalized, along, padded
 
     return batch.assemble([product for (product,) in _run(batch, scores, call)])
+
+
+def aligned(batch: Batch, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The labels of the best paths and their scores, each (N, T)."""
+    found = _run(batch, scores, lambda block: (_aligned, batch.options, to_jax(batch.pad(scores, block))))
+    labels, values = (_joined(batch, list(pieces)) for pieces in zip(*found, strict=True))
+    return labels[:, : batch.frames], values[:, : batch.frames]
+
+
+def greedy(batch: Batch, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the best path of all spells: labels (N, T), lengths (N,) and log probabilities (N,)."""
+    found = _run(batch, scores, lambda block: (_greedy, batch.options, to_jax(batch.pad(scores, block))))
+    labels, lengths, log_probs = (_joined(batch, list(pieces)) for pieces in zip(*found, strict=True))
+    return labels[:, : batch.frames], lengths, log_probs
+
+
+def posteriors(batch: Batch, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Of states, 2 S' + 1 of them, and of classes."""
+    found = _run(batch, scores, lambda block: (_posteriors, batch.options, to_jax(batch.pad(scores, block))))
+    states, classes = (batch.assemble(pieces) for pieces in zip(*found, strict=True))
+    return states, classes
+
+
+def posteriors_pulled_back(batch: Batch, scores: Tensor, states: Tensor, classes: Tensor) -> Tensor:
+    """From cotangents of the posteriors to that of the scores."""
+
+    def call(block: Block) -> tuple[Any, ...]:
+        padded = (to_jax(batch.pad(x, block)) for x in (states, classes, scores))
+        return _posteriors_pulled_back, batch.options, *padded
+
+    return batch.assemble([gradient for (gradient,) in _run(batch, scores, call)])
 
 
 def precision(scores: Tensor) -> str:
@@ -127,3 +161,30 @@ def _gradient_of(
     # Whatever the row's own frames, a NaN that says "illegal" must stay.
     gradient = jnp.where(live, probabilities.astype(gradient.dtype) + gradient, gradient)
     return value, jnp.where(nan, jnp.nan, gradient)
+
+
+def _problem(scores: jax.Array, labels: jax.Array, lengths: jax.Array) -> Problem:
+    return Problem(scores, labels, lengths[:, 0], lengths[:, 1])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _aligned(options: Options, *problem: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple(align(_problem(*problem), options))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _greedy(options: Options, scores: jax.Array, _: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple(best_paths(scores, lengths[:, 0], options))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _posteriors(options: Options, *problem: jax.Array) -> tuple[jax.Array, ...]:
+    return core_posteriors(options, *_problem(*problem))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _posteriors_pulled_back(
+    options: Options, states: jax.Array, classes: jax.Array, scores: jax.Array, *rest: jax.Array
+) -> tuple[jax.Array, ...]:
+    _, pull_back = jax.vjp(lambda scores: core_posteriors(options, *_problem(scores, *rest)), scores)
+    return pull_back((states, classes))

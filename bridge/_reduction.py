@@ -1,9 +1,13 @@
 """From one loss a sequence to what the caller asked for."""
 
+from typing import Literal, TypeAlias, get_args
+
 import torch
 from torch import Tensor
 
-from jaxctc._types import Reduction
+Reduction: TypeAlias = Literal["none", "mean", "sum"]
+"""PyTorch's."""
+REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 
 
 def reduce(losses: Tensor, target_lengths: Tensor, reduction: Reduction, zero_infinity: bool) -> Tensor:

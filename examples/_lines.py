@@ -4,10 +4,10 @@ A line is a row of 3 to 9 scans with random gaps and a little vertical play. The
 before any line is composed: none is in both the training and the held-out lines.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from _errors import Errors, count_errors
 from sklearn.datasets import load_digits
 
 BLANK = 10
@@ -75,35 +75,8 @@ def best_path(scores: np.ndarray, length: int) -> list[int]:
     return [int(k) for k in classes[starts] if k != BLANK]
 
 
-def edit_distance(a: Sequence[int], b: Sequence[int]) -> int:
-    """Insertions, deletions and substitutions from one to the other (Levenshtein)."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        diagonal, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (x != y))
-    return row[-1]
-
-
-class Errors(NamedTuple):
-    """Edit operations, out of so many labels."""
-
-    count: int
-    labels: int
-
-    @property
-    def rate(self) -> float:
-        return self.count / self.labels
-
-    def __str__(self) -> str:
-        return f"{self.rate:.1%} ({self.count:,} of {self.labels:,} labels)"
-
-
 def label_errors(scores: np.ndarray, lines: Lines) -> Errors:
     """The label error rate of scores (N, T, C), read along the best path."""
-    count = 0
-    for row, frames, target, length in zip(
-        scores, lines.input_lengths, lines.targets, lines.target_lengths, strict=True
-    ):
-        count += edit_distance(best_path(row, frames), target[:length].tolist())
-    return Errors(count, int(lines.target_lengths.sum()))
+    found = [best_path(row, frames) for row, frames in zip(scores, lines.input_lengths, strict=True)]
+    truths = [row[:length].tolist() for row, length in zip(lines.targets, lines.target_lengths, strict=True)]
+    return count_errors(found, truths)

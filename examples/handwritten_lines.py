@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from _lines import BLANK, CLASSES, HEIGHT, SUBSAMPLING, Errors, Lines, best_path, compose, label_errors, load_scans
+from _errors import Errors, spell
+from _lines import BLANK, CLASSES, HEIGHT, SUBSAMPLING, Lines, best_path, compose, label_errors, load_scans
 from tqdm import tqdm
 
 import jaxctc
@@ -97,11 +98,7 @@ def show_reading(scores: np.ndarray, lines: Lines, count: int) -> None:
     for n in range(count):
         truth = lines.targets[n, : lines.target_lengths[n]].tolist()
         found = best_path(scores[n], lines.input_lengths[n])
-        print(f"{_spell(truth):<12}{_spell(found)}{'' if truth == found else '   <- differs'}")
-
-
-def _spell(labels: list[int]) -> str:
-    return "".join(map(str, labels))
+        print(f"{spell(truth):<12}{spell(found)}{'' if truth == found else '   <- differs'}")
 
 
 def posterior(logits: np.ndarray, target: np.ndarray) -> np.ndarray:

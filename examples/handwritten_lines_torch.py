@@ -11,7 +11,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from _lines import BLANK, CLASSES, HEIGHT, SUBSAMPLING, Errors, Lines, compose, label_errors, load_scans
+from _errors import Errors
+from _lines import BLANK, CLASSES, HEIGHT, SUBSAMPLING, Lines, compose, label_errors, load_scans
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int, Integer
 
 from jaxctc import _checks
-from jaxctc._checks import Form
+from jaxctc._checks import OURS, Form, Names
 from jaxctc._lattice import row_of_indices
 from jaxctc._types import ArrayLike, Options, Problem
 
@@ -23,45 +23,32 @@ def canonical(
     blank: int,
     batch_first: bool,
     max_target_length: int | None,
+    names: Names = OURS,
 ) -> tuple[Problem, Options, bool]:
     """Checks and converts; `name` is what the caller calls the scores. The last result: it was a batch."""
-    scores = _checks.scores(name, scores)
-    batch_first = _checks.flag("batch_first", batch_first)
-    options = Options(_checks.blank(blank, scores.shape[-1]), name == "logits", batch_first)
+    scores, options, batched = canonical_scores(name, scores, blank, batch_first, names)
     bound = None
     if max_target_length is not None:
         bound = _checks.integer("max_target_length", max_target_length, "a bound on the target lengths")
         if bound < 0:
             raise ValueError(f"max_target_length is {bound}: it must be at least 0, or None.")
 
-    batched = scores.ndim == 3
+    frames, sequences = _frames_and_sequences(scores, options)
+    targets = _checks.integers(names.targets, targets, "labels, an array")
+    targets, form = _form(name, targets, sequences, batched, names)
+    input_lengths = canonical_frames(name, input_lengths, scores, options, batched, names)
     if not batched:
-        scores = scores[None] if batch_first else scores[:, None]
-    frames, sequences = scores.shape[1::-1] if batch_first else scores.shape[:2]
-    targets = _checks.integers("targets", targets, "labels, an array")
-    targets, form = _form(name, targets, sequences, batched)
-    if not batched:
-        input_lengths = _one("input_lengths", input_lengths)
-        target_lengths = _one("target_lengths", target_lengths)
-    input_lengths = _checks.lengths("input_lengths", input_lengths, sequences)
-    target_lengths = _checks.lengths("target_lengths", target_lengths, sequences)
+        target_lengths = _one(names.target_lengths, target_lengths)
+    target_lengths = _checks.lengths(names.target_lengths, target_lengths, sequences)
 
     counts = _checks.host_values(target_lengths)
-    _checks.length_values(
-        "input_lengths",
-        _checks.host_values(input_lengths),
-        frames,
-        f"{name} has T = {frames} frames",
-        "An input length counts the frames that the model gives for a sequence, after any subsampling.",
-        batched,
-    )
-    longest, slots = targets.shape[-1], f"targets has S = {targets.shape[-1]} slots"
+    longest, slots = targets.shape[-1], f"{names.targets} has S = {targets.shape[-1]} slots"
     if form is Form.END_TO_END:
-        slots = f"targets holds {longest} labels end to end"
+        slots = f"{names.targets} holds {longest} labels end to end"
     if bound is not None and bound < longest:
         longest, slots = bound, f"max_target_length is {bound}"
     _checks.length_values(
-        "target_lengths",
+        names.target_lengths,
         counts,
         longest,
         slots,
@@ -69,32 +56,74 @@ def canonical(
         batched,
     )
     if form is Form.END_TO_END:
-        targets, target_lengths = _pad(targets, target_lengths, counts, bound, frames)
+        targets, target_lengths = _pad(targets, target_lengths, counts, bound, frames, names)
     elif bound is not None:
         targets = targets[:, :bound]
 
     values = _checks.host_values(targets)
     if values is not None and counts is not None:
-        _checks.label_values(values, counts, options.blank, scores.shape[-1], form)
-    problem = Problem(scores, *(_device(x) for x in (targets, input_lengths, target_lengths)))
+        _checks.label_values(values, counts, options.blank, scores.shape[-1], form, names)
+    problem = Problem(scores, _device(targets), input_lengths, _device(target_lengths))
     return problem, options, batched
 
 
+def canonical_scores(
+    name: str, scores: ArrayLike, blank: int, batch_first: bool, names: Names = OURS
+) -> tuple[jax.Array, Options, bool]:
+    """The scores with an axis of sequences. The last result: they had one."""
+    scores = _checks.scores(name, scores)
+    batch_first = _checks.flag("batch_first", batch_first)
+    options = Options(_checks.blank(blank, scores.shape[-1], names.blank), name == "logits", batch_first)
+    batched = scores.ndim == 3
+    if not batched:
+        scores = scores[None] if batch_first else scores[:, None]
+    return scores, options, batched
+
+
+def canonical_frames(
+    name: str,
+    input_lengths: ArrayLike,
+    scores: jax.Array,
+    options: Options,
+    batched: bool,
+    names: Names = OURS,
+) -> jax.Array:
+    """The frames of each sequence of such scores."""
+    frames, sequences = _frames_and_sequences(scores, options)
+    if not batched:
+        input_lengths = _one(names.input_lengths, input_lengths)
+    input_lengths = _checks.lengths(names.input_lengths, input_lengths, sequences)
+    _checks.length_values(
+        names.input_lengths,
+        _checks.host_values(input_lengths),
+        frames,
+        f"{name} has T = {frames} frames",
+        "An input length counts the frames that the model gives for a sequence, after any subsampling.",
+        batched,
+    )
+    return _device(input_lengths)
+
+
+def _frames_and_sequences(scores: jax.Array, options: Options) -> tuple[int, int]:
+    first, second, _ = scores.shape
+    return (second, first) if options.batch_first else (first, second)
+
+
 def _form(
-    name: str, targets: jax.Array | np.ndarray, sequences: int, batched: bool
+    name: str, targets: jax.Array | np.ndarray, sequences: int, batched: bool, names: Names
 ) -> tuple[jax.Array | np.ndarray, Form]:
     shape = tuple(targets.shape)
     if not batched:
         if len(shape) != 1:
             raise ValueError(
-                f"targets must have shape (S,) for one sequence, that is {name} of shape (T, C); got {shape}."
+                f"{names.targets} must have shape (S,) for one sequence, that is {name} of shape (T, C); got {shape}."
             )
         return targets[None], Form.ONE
     if len(shape) == 1:
         return targets, Form.END_TO_END
     if len(shape) != 2 or shape[0] != sequences:
         raise ValueError(
-            f"targets must have shape (N, S) with N = {sequences}, as {name} has, or be one-dimensional, all "
+            f"{names.targets} must have shape (N, S) with N = {sequences}, as {name} has, or be one-dimensional, all "
             f"targets end to end; got {shape}."
         )
     return targets, Form.PADDED
@@ -114,6 +143,7 @@ def _pad(
     counts: np.ndarray | None,
     bound: int | None,
     frames: int,
+    names: Names,
 ) -> tuple[Any, Any]:
     """End-to-end targets to padded ones, of a width that is known when tracing.
 
@@ -125,8 +155,8 @@ def _pad(
         return _pad_traced(targets, target_lengths, width, exact=bound is not None)
     if counts.sum() != total:
         raise ValueError(
-            f"targets holds {total} labels end to end, but target_lengths sum to {counts.sum()}: the two must "
-            "be equal. Padded targets must be two-dimensional, of shape (N, S)."
+            f"{names.targets} holds {total} labels end to end, but {names.target_lengths} sum to {counts.sum()}: "
+            "the two must be equal. Padded targets must be two-dimensional, of shape (N, S)."
         )
     width = int(counts.max(initial=0)) if bound is None else bound
     slot = np.arange(width)

@@ -25,6 +25,7 @@ serve as its left neighbour.
 
 from typing import NamedTuple, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -41,7 +42,7 @@ _SMALL = 1 << 20
 """Bytes of states that are kept rather than walked again."""
 
 Index: TypeAlias = int | Int[Array, ""]
-_Outward: TypeAlias = tuple["_Segment", "_Flow", Float[Array, "N 2 M W"], Float[Array, "N 2 M"]]
+_Outward: TypeAlias = tuple["_Segment", "_Flow", "Posterior"]
 
 
 class _States(NamedTuple):
@@ -119,14 +120,15 @@ class Posterior(NamedTuple):
     label: Float[Array, "N 2 M W"]
     """Of each column, in each direction's own order of labels."""
     blank: Float[Array, "N 2 M"]
+    blanks: Float[Array, "N 2 M W"] | None = None
+    """Of each blank, if it was asked for."""
 
 
 class _Flow(NamedTuple):
-    """Probabilities of the states after each of K steps, and before the first: row k is after k steps."""
+    """Probabilities of the states after each of K steps, and before the first."""
 
-    label: Float[Array, "N 2 K W"]
-    total: Float[Array, "N 2 K"]
-    """Of all blanks."""
+    rows: Posterior
+    """Row k is after k steps."""
     even: Float[Array, "N 2 V"]
     """The blank's, of the last even row that was written; a margin after the last column."""
     odd: Float[Array, "N 2 V"]
@@ -140,7 +142,7 @@ class _Flow(NamedTuple):
         columns = walk.scores.shape[3]
         other = {"even": "odd", "odd": "even"}[name]
         blank = getattr(self, other)[:, :, :columns]
-        label = _row(self.label, k + 1)
+        label = _row(self.rows.label, k + 1)
         gain = before.read("label", b) * _scaled.exp2(_row(walk.scores, i))
         stayed = label * jnp.minimum(_scaled.portion(gain, after.read("label", a)), 1)
         through = blank + jnp.where(walk.skip, label - stayed, 0)
@@ -150,15 +152,18 @@ class _Flow(NamedTuple):
 
         stayed = lax.imag(moves[:, :, :columns])
         arriving = lax.real(moves[:, :, 1 : columns + 1])
-        labels = _write(self.label, _visible(stayed + arriving)[:, :, None], (0, 0, k, 0))
+        labels = _write(self.rows.label, _visible(stayed + arriving)[:, :, None], (0, 0, k, 0))
 
         left, stayed = lax.real(moves[:, :, :columns]), lax.imag(moves[:, :, :columns])
         stepped = _row(labels, k + 1) - stayed
         # Where the blank may be skipped, what stepped into the label came through it.
         kept = blank - left + stepped
         blanks = _write(getattr(self, name), _visible(kept), (0, 0, 0))
-        total = _write(self.total, blanks[:, :, :columns].sum(axis=2)[:, :, None], (0, 0, k))
-        return self._replace(label=labels, total=total, moves=moves, **{name: blanks})
+        total = _write(self.rows.blank, blanks[:, :, :columns].sum(axis=2)[:, :, None], (0, 0, k))
+        each = self.rows.blanks
+        if each is not None:
+            each = _write(each, blanks[:, :, None, :columns], (0, 0, k, 0))
+        return self._replace(rows=Posterior(labels, total, each), moves=moves, **{name: blanks})
 
 
 def _row(x: Float[Array, "N 2 M W"], i: Index) -> Float[Array, "N 2 W"]:
@@ -275,7 +280,7 @@ def likelihood(walk: Walk, start: Index = 0) -> Scaled:
     return _meet(even, 0, walk).likelihood
 
 
-def posterior(walk: Walk, size: int, start: Index = 0) -> tuple[Scaled, Posterior]:
+def posterior(walk: Walk, size: int, start: Index = 0, *, every_blank: bool = False) -> tuple[Scaled, Posterior]:
     """The likelihoods, and the posterior, which is unspecified before `start`.
 
     `size` is the number of steps in a segment, an even one that divides that of all; its choice changes no result.
@@ -302,13 +307,12 @@ def posterior(walk: Walk, size: int, start: Index = 0) -> tuple[Scaled, Posterio
     dtype = walk.scores.dtype
     blank = jnp.zeros((sequences, 2, columns + _MARGIN), dtype)
     label = jnp.zeros((sequences, 2, size + 1, columns), dtype)
-    gamma = _Flow(
+    rows = Posterior(
         _write(label, meeting.label[:, :, None], (0, 0, size, 0)),
         _write(label[:, :, :, 0], meeting.blank.sum(axis=2)[:, :, None], (0, 0, size)),
-        _write(blank, meeting.blank, (0, 0, 0)),
-        blank,
-        _scaled.pack(Scaled(blank, blank)),
+        _write(label, meeting.blank[:, :, None], (0, 0, size, 0)) if every_blank else None,
     )
+    gamma = _Flow(rows, _write(blank, meeting.blank, (0, 0, 0)), blank, _scaled.pack(Scaled(blank, blank)))
 
     def undone(segment: _Segment, gamma: _Flow, at: Walk, first: Index) -> _Flow:
         even, odd = segment
@@ -321,22 +325,28 @@ def posterior(walk: Walk, size: int, start: Index = 0) -> tuple[Scaled, Posterio
 
         return lax.fori_loop(0, half - _at_least(0, (start - first) // 2), pair, gamma)
 
+    def after(rows: Posterior) -> Posterior:
+        """The steps, without what was before the first."""
+        return jax.tree.map(lambda x: x[:, :, 1:], rows)
+
     if count == 1:
-        gamma = undone(segment, gamma, walk, 0)
-        return meeting.likelihood, Posterior(gamma.label[:, :, 1:], gamma.total[:, :, 1:])
+        return meeting.likelihood, after(undone(segment, gamma, walk, 0).rows)
+
+    def put(rows: Posterior, value: Posterior, k: Index) -> Posterior:
+        return jax.tree.map(lambda x, y: _put(x, y, (0, 0, k, 0)[: x.ndim]), rows, value)
 
     def outward(back: Index, carry: _Outward) -> _Outward:
         s = count - 1 - back
-        segment, gamma, scores, blank = carry
-        at = walk._replace(scores=scores)
+        segment, gamma, found = carry
+        at = walk._replace(scores=found.label)
         segment = segment.walk_on(kept.row(s), at, s * size, start)
         gamma = undone(segment, gamma, at, s * size)
-        scores = _put(scores, gamma.label[:, :, 1:], (0, 0, s * size, 0))
-        blank = _put(blank, gamma.total[:, :, 1:], (0, 0, s * size))
-        label = _put(gamma.label, gamma.label[:, :, :1], (0, 0, size, 0))
-        total = _put(gamma.total, gamma.total[:, :, :1], (0, 0, size))
-        return segment, gamma._replace(label=label, total=total), scores, blank
+        found = put(found, after(gamma.rows), s * size)
+        # The segment before ends as this one begins.
+        rows = put(gamma.rows, jax.tree.map(lambda x: x[:, :, :1], gamma.rows), size)
+        return segment, gamma._replace(rows=rows), found
 
-    carry = segment, gamma, walk.scores, walk.scores[:, :, :, 0]
-    *_, scores, blank = lax.fori_loop(0, count - first, outward, carry)
-    return meeting.likelihood, Posterior(scores, blank)
+    # The posterior takes the place of the scores.
+    found = Posterior(walk.scores, walk.scores[:, :, :, 0], jnp.zeros_like(walk.scores) if every_blank else None)
+    *_, found = lax.fori_loop(0, count - first, outward, (segment, gamma, found))
+    return meeting.likelihood, found

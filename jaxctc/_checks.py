@@ -8,7 +8,7 @@ the CPU). Every message names the argument, the value, what is legal and what to
 import operator
 from collections.abc import Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,17 @@ class Form(Enum):
     END_TO_END = "one-dimensional"
     ONE = "(S,), one sequence"
 
+
+class Names(NamedTuple):
+    """What the caller calls the arguments beside the scores."""
+
+    targets: str = "targets"
+    input_lengths: str = "input_lengths"
+    target_lengths: str = "target_lengths"
+    blank: str = "blank"
+
+
+OURS = Names()
 
 _FLOATS = ("float64", "float32", "bfloat16", "float16")
 
@@ -91,11 +102,11 @@ def integers(name: str, x: Any, what: str) -> jax.Array | np.ndarray:
     return made
 
 
-def blank(value: Any, classes: int) -> int:
-    made = integer("blank", value, "the index of the blank class")
+def blank(value: Any, classes: int, name: str = "blank") -> int:
+    made = integer(name, value, "the index of the blank class")
     if not 0 <= made < classes:
         raise ValueError(
-            f"blank is {made}, but there are C = {classes} {'class' if classes == 1 else 'classes'}: "
+            f"{name} is {made}, but there are C = {classes} {'class' if classes == 1 else 'classes'}: "
             f"it must lie in [0, {classes})." + (" For the last class pass C - 1." if made < 0 else "")
         )
     return made
@@ -123,9 +134,9 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def reduction(value: Any) -> None:
-    if not (isinstance(value, str) and value in REDUCTIONS):
-        names = ", ".join(map(repr, REDUCTIONS))
+def reduction(value: Any, legal: tuple[str, ...] = REDUCTIONS) -> None:
+    if not (isinstance(value, str) and value in legal):
+        names = ", ".join(map(repr, legal))
         raise ValueError(f"reduction must be one of {names}; got {value!r}.")
 
 
@@ -157,7 +168,9 @@ def length_values(name: str, values: np.ndarray | None, stop: int, limit: str, r
         )
 
 
-def label_values(targets: np.ndarray, target_lengths: np.ndarray, blank: int, classes: int, form: Form) -> None:
+def label_values(
+    targets: np.ndarray, target_lengths: np.ndarray, blank: int, classes: int, form: Form, names: Names = OURS
+) -> None:
     """Every label within its target's length must be a class other than the blank."""
     inside = np.arange(targets.shape[1]) < target_lengths[:, None]
     for bad, why in (
@@ -168,22 +181,22 @@ def label_values(targets: np.ndarray, target_lengths: np.ndarray, blank: int, cl
         (
             targets == blank,
             "which is the blank: a target holds labels only, and the loss puts blanks between them "
-            "itself. If the blank is another class, say so with blank=...",
+            f"itself. If the blank is another class, say so with {names.blank}=...",
         ),
     ):
         where = _first(inside & bad)
         if where is None:
             continue
         row, position = where
-        length = f"target_lengths[{row}]"
+        length = f"{names.target_lengths}[{row}]"
         index, note = f"{row}, {position}", ""
         if form is Form.ONE:
-            index, length = f"{position}", "target_lengths"
+            index, length = f"{position}", names.target_lengths
         elif form is Form.END_TO_END:
             index = f"{target_lengths[:row].sum() + position}"
             note = f" (label {position} of sequence {row})"
         raise ValueError(
-            f"targets[{index}]{note} is {targets[where]}, {why} If it is padding, {length} = "
+            f"{names.targets}[{index}]{note} is {targets[where]}, {why} If it is padding, {length} = "
             f"{target_lengths[row]} is too long."
         )
 

@@ -3,12 +3,12 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxctc import _checks
 from jaxctc._arguments import canonical
 from jaxctc._loss import losses
+from jaxctc._reduction import reduce
 from jaxctc._types import ArrayLike, Options, Problem, Reduction
 
 
@@ -47,7 +47,8 @@ def ctc_loss(
         target_lengths: Labels of each target, within [0, S]; the same forms.
         blank: Index of the blank class, within [0, C).
         reduction: ``"none"`` gives one loss a sequence; ``"mean"`` divides each by
-            max(target_length, 1) and takes the mean over the batch; ``"sum"`` adds them.
+            max(target_length, 1) and takes the mean over the batch; ``"sum"`` adds them; ``"batchmean"`` takes
+            their mean; ``"mean_volume"`` divides their sum by that of the target lengths, as NeMo does.
         zero_infinity: Count infinite losses as 0. Their gradient is 0 either way.
         batch_first: `log_probs` is (N, T, C).
         max_target_length: A bound on the target lengths, known when tracing. Under `jax.jit` it says how
@@ -114,7 +115,7 @@ def ctc_loss_with_logits(
         input_lengths: Frames of each sequence.
         target_lengths: Labels of each target.
         blank: Index of the blank class.
-        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        reduction: ``"none"``, ``"mean"``, ``"sum"``, ``"batchmean"`` or ``"mean_volume"``.
         zero_infinity: Count infinite losses as 0.
         batch_first: `logits` is (N, T, C).
         max_target_length: A bound on the target lengths, known when tracing.
@@ -175,11 +176,4 @@ def _evaluate(
 
 @functools.partial(jax.jit, static_argnames=("options", "reduction", "zero_infinity"))
 def _reduced(problem: Problem, options: Options, reduction: Reduction, zero_infinity: bool) -> Float[Array, "..."]:
-    loss = losses(options, *problem)
-    if zero_infinity:
-        loss = jnp.where(jnp.isposinf(loss), 0, loss)
-    if reduction == "none":
-        return loss
-    if reduction == "sum":
-        return loss.sum()
-    return (loss / jnp.maximum(problem.target_lengths, 1).astype(loss.dtype)).mean()
+    return reduce(losses(options, *problem), problem.target_lengths, reduction, zero_infinity)

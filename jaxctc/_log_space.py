@@ -22,7 +22,7 @@ LOG_ZERO = -1e30
 """Stands for log 0. Scores at or below it mean probability zero; a million of them still fit in float32."""
 
 
-def logaddexp(a: Float[Array, "N W"], b: Float[Array, "N W"]) -> Float[Array, "N W"]:
+def logaddexp(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """log(e^a + e^b), differentiable to every order by JAX itself, also where a equals b.
 
     The sum does not depend on what is taken out of both, so that nothing is lost by holding it fixed;

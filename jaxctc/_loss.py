@@ -6,99 +6,20 @@ differentiates by itself as often as it is asked to.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-from jaxctc import _both_ends, _lattice, _recursion, _walk
+from jaxctc import _both_ends, _emissions, _lattice, _recursion, _setting
 from jaxctc._classes import class_posterior
-from jaxctc._lattice import Lattice, accumulator, frames_first, row_of_indices
+from jaxctc._emissions import frames_of
+from jaxctc._lattice import accumulator, frames_first
 from jaxctc._log_space import LOG_ZERO
-from jaxctc._scaled import Scaled
 from jaxctc._types import Options, Problem
-from jaxctc._walk import Walk
 
 _BLOCK = 16
 """Steps of a loss without a gradient whose scores are fetched at once."""
-
-
-class _Setting(NamedTuple):
-    """Everything about a batch but its likelihoods."""
-
-    walk: Walk
-    log_normaliser: Float[Array, "A B"] | None
-    """Of logits: their log-sum-exp."""
-    live: Bool[Array, "A B"]
-    """The frames within each sequence's length."""
-    broken: Bool[Array, " N"]
-    """The loss is NaN: illegal lengths or labels, or a NaN or +inf score that counts."""
-    infeasible: Bool[Array, " N"]
-    """The loss is +inf, known before any recursion."""
-    start: _both_ends.Index
-    """The first of the steps that reads a live frame."""
-
-
-def _frames(scores: Float[Array, "A B C"], options: Options) -> int:
-    return scores.shape[1 if options.batch_first else 0]
-
-
-def _live(lattice: Lattice, frames: int) -> Bool[Array, "T N"]:
-    """The frames within each sequence's length."""
-    return lattice.input_lengths[None] > row_of_indices(frames).T
-
-
-def _log_normaliser(logits: Float[Array, "A B C"]) -> Float[Array, "A B"]:
-    dtype = accumulator(logits.dtype)
-    peak = logits.max(axis=2).astype(dtype)
-    shift = jnp.where(jnp.isneginf(peak), 0, peak)
-    return peak + jnp.log(jnp.exp(logits.astype(dtype) - shift[:, :, None]).sum(axis=2))
-
-
-def _start(
-    steps: int, scores: Float[Array, "A B C"], longest: Int[Array, ""] | None, options: Options
-) -> _both_ends.Index:
-    """The first of the steps that reads a live frame, if no sequence is longer than `longest`."""
-    if longest is None:
-        return steps - -(-_frames(scores, options) // 2)
-    return jnp.clip(steps - (longest + 1) // 2, 0, steps)
-
-
-def _set_up(
-    problem: Problem, lattice: Lattice, options: Options, size: int, longest: Int[Array, ""] | None
-) -> _Setting:
-    """In segments of `size` steps, if no sequence is longer than `longest`."""
-    scores = problem.scores
-    steps = _both_ends.even(_frames(scores, options), size)
-    start = _start(steps, scores, longest, options)
-    live = frames_first(_live(lattice, _frames(scores, options)), options)
-    log_normaliser = _log_normaliser(scores) if options.from_logits else None
-    walk = _walk.build(scores, log_normaliser, lattice, options, steps, size, start)
-    poisoned = walk.poisoned
-    if log_normaliser is not None:
-        poisoned = poisoned | frames_first(live & ~(log_normaliser < jnp.inf), options).any(axis=0)
-    return _Setting(
-        walk,
-        log_normaliser,
-        live,
-        broken=~lattice.legal | (lattice.possible & poisoned),
-        infeasible=~lattice.possible | walk.blocked,
-        start=start,
-    )
-
-
-def _losses(likelihood: Scaled, setting: _Setting, problem: Problem, options: Options) -> Float[Array, " N"]:
-    """Puts back what was taken out of the scores; then infinities, NaN and rounding below zero."""
-    loss = -_walk.log_likelihood(setting.walk, likelihood)
-    if options.from_logits:
-        loss = jnp.maximum(loss, 0)
-    else:
-        # Rows that are normalised in the caller's precision may sum to a little more than one.
-        slack = _frames(problem.scores, options) * float(jnp.finfo(problem.scores.dtype).eps)
-        loss = jnp.where((loss <= 0) & (loss >= -slack), 0, loss)
-    impossible = setting.infeasible | (likelihood.exponent < LOG_ZERO / 2)
-    return jnp.where(setting.broken, jnp.nan, jnp.where(impossible, jnp.inf, loss))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -116,9 +37,9 @@ def losses(
     """
     problem = Problem(scores, targets, input_lengths, target_lengths)
     lattice = _lattice.build(problem, options)
-    setting = _set_up(problem, lattice, options, _BLOCK, frames)
+    setting = _setting.build(problem, lattice, options, _BLOCK, frames)
     likelihood = _both_ends.likelihood(setting.walk, setting.start)
-    return _losses(likelihood, setting, problem, options)
+    return _setting.losses(likelihood, setting, problem, options)
 
 
 @losses.defjvp
@@ -139,11 +60,11 @@ def losses_and_gradient(
     """The losses, the derivative of each with respect to its own scores, and where that can be other than 0."""
     problem = Problem(scores, targets, input_lengths, target_lengths)
     lattice = _lattice.build(problem, options)
-    size = _both_ends.segment_size(_frames(scores, options), lattice, accumulator(scores.dtype))
-    setting = _set_up(problem, lattice, options, size, frames)
+    size = _both_ends.segment_size(frames_of(scores, options), lattice, accumulator(scores.dtype))
+    setting = _setting.build(problem, lattice, options, size, frames)
     likelihood, posterior = _both_ends.posterior(setting.walk, size, setting.start)
-    value = _losses(likelihood, setting, problem, options)
-    found = class_posterior(posterior, lattice, _frames(scores, options), scores.shape[2], options)
+    value = _setting.losses(likelihood, setting, problem, options)
+    found = class_posterior(posterior, lattice, frames_of(scores, options), scores.shape[2], options)
 
     rows = jnp.stack([jnp.isfinite(value), jnp.isnan(value)])
     # Where an illegal length hides the live frames, all of them must show that the row is broken.
@@ -194,20 +115,6 @@ def _plain(
 ) -> Float[Array, " N"]:
     """The losses by the forward recursion alone, right where they are finite."""
     lattice = _lattice.build(Problem(scores, targets, input_lengths, target_lengths), options)
-    live = _live(lattice, _frames(scores, options))
-    # Padding must not only be left out: a NaN in it would find its way into the derivative.
-    kept = frames_first(live, options)[:, :, None]
-    log_probs = jnp.where(kept, scores.astype(accumulator(scores.dtype)), 0)
-    if options.from_logits:
-        peak = jax.lax.stop_gradient(log_probs.max(axis=2, keepdims=True))
-        log_probs = log_probs - peak
-        log_probs = log_probs - jnp.log(jnp.exp(log_probs).sum(axis=2, keepdims=True))
-    log_probs = jnp.maximum(frames_first(log_probs, options), LOG_ZERO)
-    emissions = jnp.take_along_axis(log_probs, lattice.labels[None], axis=2, mode="promise_in_bounds")
-    emissions = jnp.where(live[:, :, None], emissions, 0)
-    # Without each frame's best score the forward variables stay small, and float32 keeps its digits.
-    peak = jax.lax.stop_gradient(emissions.max(axis=2))
-    log_likelihood = _recursion.log_likelihood(
-        emissions - peak[:, :, None], _lattice.skip(lattice.labels), lattice.input_lengths, lattice.target_lengths
-    )
-    return -(log_likelihood + peak.sum(axis=0))
+    emitted = _emissions.build(_emissions.log_probs(scores, lattice, options), lattice, options)
+    log_likelihood = _recursion.log_likelihood(emitted.states, _emissions.rules_of(lattice))
+    return -(log_likelihood + emitted.peak.sum(axis=0))

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import jax
 from jaxtyping import Array, Integer
 
-Reduction: TypeAlias = Literal["none", "mean", "sum"]
+Reduction: TypeAlias = Literal["none", "mean", "sum", "batchmean", "mean_volume"]
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 
 ArrayLike: TypeAlias = Any

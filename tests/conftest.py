@@ -14,7 +14,21 @@ from jaxtyping import install_import_hook
 # The modules that hold arrays; what the public functions accept and raise is theirs to say.
 SHAPED = [
     f"jaxctc.{name}"
-    for name in ("_both_ends", "_classes", "_lattice", "_log_space", "_loss", "_recursion", "_scaled", "_walk")
+    for name in (
+        "_beginnings",
+        "_best_path",
+        "_both_ends",
+        "_classes",
+        "_emissions",
+        "_lattice",
+        "_log_space",
+        "_loss",
+        "_recursion",
+        "_scaled",
+        "_setting",
+        "_states",
+        "_walk",
+    )
 ]
 with install_import_hook(SHAPED, "beartype.beartype"):
     import jaxctc  # noqa: F401

@@ -36,6 +36,17 @@ def enumerate_paths(log_probs: np.ndarray, target: tuple[int, ...], blank: int) 
     return -(scores.max() + np.log(weights.sum())), posterior
 
 
+def states_of(path: np.ndarray, blank: int) -> list[int]:
+    """The states of a path: 2 s for the blank after s labels, 2 s + 1 for label s."""
+    states, before = [], blank
+    labels = 0
+    for k in path:
+        labels += k not in (blank, before)
+        states.append(2 * labels if k == blank else 2 * labels - 1)
+        before = k
+    return states
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     logits = np.asarray(logits, np.float64)
     shifted = logits - logits.max(axis=-1, keepdims=True)

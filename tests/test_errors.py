@@ -24,7 +24,7 @@ ILLEGAL = [
     ({"blank": 4}, ValueError, r"blank is 4, .* C = 4 classes: .* \[0, 4\)"),
     ({"blank": -1}, ValueError, r"blank is -1, .* \[0, 4\).* C - 1"),
     ({"blank": 1.5}, TypeError, r"blank must be .* int; got 1.5"),
-    ({"reduction": "max"}, ValueError, r"reduction must be one of 'none', 'mean', 'sum'; got 'max'"),
+    ({"reduction": "max"}, ValueError, r"reduction must be one of 'none', .*, 'mean_volume'; got 'max'"),
     ({"zero_infinity": 1}, TypeError, r"zero_infinity must be True or False, .* got 1"),
     ({"batch_first": "yes"}, TypeError, r"batch_first must be True or False, .* 'yes'"),
     ({"targets": TARGETS[:1]}, ValueError, r"targets must have shape \(N, S\) with N = 2.* got \(1, 2\)"),

@@ -2,8 +2,10 @@
 
 import doctest
 import importlib
+import inspect
 import subprocess
 import sys
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,20 @@ MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FI
 def test_examples_in_docstrings(module):
     if module.startswith("bridge"):
         pytest.importorskip("torch")
+    if module == "jaxctc._plot":
+        pytest.importorskip("matplotlib")
     results = doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS)
     assert not results.failed
+
+
+def members(module):
+    """What can be called, in public modules as well; what only holds values says so field by field."""
+    for name in module.__all__:
+        member = getattr(module, name)
+        if inspect.ismodule(member):
+            yield from members(member)
+        elif not (inspect.isclass(member) and (issubclass(member, tuple | dict) or is_dataclass(member))):
+            yield f"{module.__name__}.{name}", member
 
 
 @pytest.mark.parametrize("package", ["jaxctc", "bridge"])
@@ -29,14 +43,13 @@ def test_every_public_name_is_documented_with_an_example(package):
         pytest.importorskip("torch")
     module = importlib.import_module(package)
     assert sorted(module.__all__) == sorted(n for n in vars(module) if not n.startswith("_") and n != "annotations")
-    for name in module.__all__:
-        text = getattr(module, name).__doc__
+    for name, member in members(module):
         for part in ("Args:", "Raises:", "Example:", ">>> "):
-            assert part in text, f"{package}.{name} lacks {part!r}"
+            assert part in member.__doc__, f"{name} lacks {part!r}"
     assert (ROOT / package / "py.typed").exists()
 
 
-@pytest.mark.parametrize("forbidden", ["torch", "bridge", "optax", "beartype"])
+@pytest.mark.parametrize("forbidden", ["torch", "bridge", "optax", "beartype", "matplotlib"])
 def test_the_core_imports_nothing_that_it_can_do_without(forbidden):
     code = f"import sys, jaxctc; sys.exit({forbidden!r} in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

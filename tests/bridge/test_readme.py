@@ -204,7 +204,7 @@ def test_every_row_of_the_table_is_tested():
     assert rows[2:] == list(CLAIMS)
 
 
-@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("number", range(3))
 def test_snippets_run(number):
     snippet = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[number]
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # as JAX comes

@@ -1,0 +1,203 @@
+"""Alignment, posteriors and decoding for tensors: `jaxctc`'s own, padded to the bridge's sizes."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from bridge import _programs
+from bridge._arguments import Call, Lengths, canonical
+from bridge._batch import Batch
+from jaxctc import _checks
+from jaxctc._alignment import check_feasible
+
+
+class Alignment(NamedTuple):
+    """The best path of each target, frame by frame."""
+
+    labels: Tensor
+    """(N, T): the class of each frame, blanks included; the blank beyond a sequence's length; -1 without a path."""
+    scores: Tensor
+    """(N, T): the log probability of that class at that frame; 0 beyond a sequence's length."""
+
+
+class Posteriors(NamedTuple):
+    """Probabilities given the target; each sums to one over its last axis in every frame of a sequence."""
+
+    states: Tensor
+    """(T, N, 2 S + 1): blank 0, label 0, blank 1, and so on."""
+    classes: Tensor
+    """(T, N, C)."""
+
+
+class Decoded(NamedTuple):
+    """What the best path of each sequence spells."""
+
+    labels: Tensor
+    """(N, T), -1 after the last label."""
+    lengths: Tensor
+    """(N,)."""
+    log_probs: Tensor
+    """(N,), of the path."""
+
+
+def forced_align(
+    log_probs: Tensor,
+    targets: Tensor,
+    input_lengths: Lengths,
+    target_lengths: Lengths,
+    blank: int = 0,
+    *,
+    batch_first: bool = False,
+) -> Alignment:
+    """The most probable path that spells each target: `jaxctc.forced_align`, of a whole batch.
+
+    `torchaudio.functional.forced_align` takes one sequence, as (1, T, C): pass ``batch_first=True`` for that layout.
+
+    Args:
+        log_probs: (T, N, C), or (T, C) for one sequence; on the CPU or a CUDA device. No derivative.
+        targets: (N, S), padded with anything, or end to end; of any integer type. One sequence: (S,) or (1, S).
+        input_lengths: Frames of each sequence: a tensor, an array, a sequence of ints, or one int.
+        target_lengths: Labels of each target; the same forms.
+        blank: Index of the blank class.
+        batch_first: `log_probs` is (N, T, C).
+
+    Returns:
+        `Alignment`: labels, (N, T), of int32 where the targets are, else of int64; scores, (N, T), of the type of
+        `log_probs`; (T,) for one sequence. For spans, `jaxctc.merge_tokens` takes both, on the CPU.
+
+    Raises:
+        RuntimeError: A shape, a length, a label or `blank` is illegal, or a target needs more frames than there are.
+        NotImplementedError: `log_probs` is not of a floating-point type.
+        TypeError: An argument is of the wrong type.
+
+    Example:
+        >>> import torch, bridge
+        >>> log_probs = torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.2, 0.6, 0.2], [0.1, 0.1, 0.8]]).log()
+        >>> bridge.forced_align(log_probs, torch.tensor([1, 2]), 4, 2).labels.tolist()
+        [0, 1, 1, 2]
+
+    Reference:
+        See `jaxctc.forced_align`.
+    """
+    call = _canonical(log_probs, targets, input_lengths, target_lengths, blank, batch_first)
+    batch = _batch(call)
+    if isinstance(batch.labels, np.ndarray):
+        frames, counts = batch.lengths[: batch.sequences].T
+        try:
+            check_feasible(batch.labels[: batch.sequences], frames, counts, call.batched)
+        except ValueError as error:
+            raise RuntimeError(str(error)) from None
+    labels, scores = _programs.aligned(batch, call.scores.detach())
+    labels = labels if call.targets.dtype == torch.int32 else labels.long()
+    return Alignment(labels, scores) if call.batched else Alignment(labels[0], scores[0])
+
+
+def ctc_posteriors(
+    log_probs: Tensor,
+    targets: Tensor,
+    input_lengths: Lengths,
+    target_lengths: Lengths,
+    blank: int = 0,
+    *,
+    batch_first: bool = False,
+) -> Posteriors:
+    """The probability of each state, and of each class, at each frame, given the target: `jaxctc.ctc_posteriors`.
+
+    Args:
+        log_probs: (T, N, C), or (T, C) for one sequence; on the CPU or a CUDA device. Differentiable, once.
+        targets: (N, S), padded with anything, or end to end; of any integer type. One sequence: (S,) or (1, S).
+        input_lengths: Frames of each sequence: a tensor, an array, a sequence of ints, or one int.
+        target_lengths: Labels of each target; the same forms.
+        blank: Index of the blank class.
+        batch_first: `log_probs` is (N, T, C), and the results likewise.
+
+    Returns:
+        `Posteriors`: states, (T, N, 2 S + 1), and classes, (T, N, C), float64 for float64 and float32 otherwise; S is
+        the longest target's length where targets are end to end. Without the axis N for one sequence.
+
+    Raises:
+        RuntimeError: A shape, a length, a label or `blank` is illegal; or JAX lacks the tensor's device.
+        NotImplementedError: `log_probs` is not of a floating-point type.
+        TypeError: An argument is of the wrong type.
+
+    Example:
+        >>> import torch, bridge
+        >>> log_probs = torch.zeros(2, 3).log_softmax(1)
+        >>> states, classes = bridge.ctc_posteriors(log_probs, torch.tensor([1]), 2, 1)
+        >>> [round(p, 3) for p in states[0].tolist()]  # three paths: blank 1, 1 1, 1 blank
+        [0.333, 0.667, 0.0]
+
+    Reference:
+        See `jaxctc.ctc_posteriors`.
+    """
+    call = _canonical(log_probs, targets, input_lengths, target_lengths, blank, batch_first)
+    states, classes = _Posteriors.apply(call.scores, call)
+    count = call.targets.shape[1] if call.targets.ndim == 2 else int(call.target_lengths.max())
+    made = Posteriors(states[:, :, : 2 * count + 1], classes)
+    if call.turned:
+        made = Posteriors(*(x.transpose(0, 1) for x in made))
+    return made if call.batched else Posteriors(*(x.squeeze(0 if batch_first else 1) for x in made))
+
+
+def greedy_decode(log_probs: Tensor, input_lengths: Lengths, blank: int = 0, *, batch_first: bool = False) -> Decoded:
+    """The labels of the best path, repeats merged, then blanks removed: `jaxctc.greedy_decode`.
+
+    Args:
+        log_probs: (T, N, C), or (T, C) for one sequence, normalised or not; on the CPU or a CUDA device.
+        input_lengths: Frames of each sequence: a tensor, an array, a sequence of ints, or one int.
+        blank: Index of the blank class.
+        batch_first: `log_probs` is (N, T, C).
+
+    Returns:
+        `Decoded`: labels, (N, T) and int64, -1 after the last; lengths, (N,) and int64; and the paths' log
+        probabilities, (N,). One sequence gives (T,), () and ().
+
+    Raises:
+        RuntimeError: A shape, a length or `blank` is illegal; or JAX lacks the tensor's device.
+        NotImplementedError: `log_probs` is not of a floating-point type.
+        TypeError: An argument is of the wrong type.
+
+    Example:
+        >>> import torch, bridge
+        >>> path = torch.tensor([0, 1, 1, 0, 1, 2])  # 0 is the blank
+        >>> decoded = bridge.greedy_decode(torch.nn.functional.one_hot(path, 3).float().log(), 6)
+        >>> decoded.labels[: decoded.lengths].tolist()
+        [1, 1, 2]
+
+    Reference:
+        Graves et al., ICML 2006: section 3.2, best path decoding.
+    """
+    sequences = log_probs.shape[0 if batch_first else 1] if getattr(log_probs, "ndim", 0) == 3 else 1
+    call = _canonical(log_probs, torch.zeros((sequences, 0), dtype=torch.int64), input_lengths, 0, blank, batch_first)
+    labels, lengths, values = _programs.greedy(_batch(call), call.scores.detach())
+    found = Decoded(labels.long(), lengths.long(), values)
+    return found if call.batched else Decoded(*(x[0] for x in found))
+
+
+class _Posteriors(Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        ctx.batch = _batch(call)
+        ctx.save_for_backward(scores)
+        return _programs.posteriors(ctx.batch, scores.detach())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
+        (scores,) = ctx.saved_tensors
+        return _programs.posteriors_pulled_back(ctx.batch, scores.detach(), *cotangents), None
+
+
+def _canonical(
+    log_probs: Tensor, targets: Tensor, input_lengths: Lengths, target_lengths: Lengths, blank: int, batch_first: bool
+) -> Call:
+    _checks.flag("batch_first", batch_first)
+    return canonical("log_probs", log_probs, targets, input_lengths, target_lengths, blank, batch_first)
+
+
+def _batch(call: Call) -> Batch:
+    return Batch(*call.tensors, call.blank, from_logits=False, batch_first=call.batch_first, may_be_compact=False)

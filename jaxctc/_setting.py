@@ -1,0 +1,80 @@
+"""Everything about a batch but its likelihoods, and its losses once they are known."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxctc import _both_ends, _emissions, _walk
+from jaxctc._emissions import frames_of
+from jaxctc._lattice import Lattice, accumulator, frames_first
+from jaxctc._log_space import LOG_ZERO
+from jaxctc._scaled import Scaled
+from jaxctc._types import Options, Problem
+from jaxctc._walk import Walk
+
+
+class Setting(NamedTuple):
+    """Everything about a batch but its likelihoods."""
+
+    walk: Walk
+    log_normaliser: Float[Array, "A B"] | None
+    """Of logits: their log-sum-exp."""
+    live: Bool[Array, "A B"]
+    """The frames within each sequence's length."""
+    broken: Bool[Array, " N"]
+    """The loss is NaN: illegal lengths or labels, or a NaN or +inf score that counts."""
+    infeasible: Bool[Array, " N"]
+    """The loss is +inf, known before any recursion."""
+    start: _both_ends.Index
+    """The first of the steps that reads a live frame."""
+
+
+def _log_normaliser(logits: Float[Array, "A B C"]) -> Float[Array, "A B"]:
+    dtype = accumulator(logits.dtype)
+    peak = logits.max(axis=2).astype(dtype)
+    shift = jnp.where(jnp.isneginf(peak), 0, peak)
+    return peak + jnp.log(jnp.exp(logits.astype(dtype) - shift[:, :, None]).sum(axis=2))
+
+
+def _start(
+    steps: int, scores: Float[Array, "A B C"], longest: Int[Array, ""] | None, options: Options
+) -> _both_ends.Index:
+    """The first of the steps that reads a live frame, if no sequence is longer than `longest`."""
+    if longest is None:
+        return steps - -(-frames_of(scores, options) // 2)
+    return jnp.clip(steps - (longest + 1) // 2, 0, steps)
+
+
+def build(problem: Problem, lattice: Lattice, options: Options, size: int, longest: Int[Array, ""] | None) -> Setting:
+    """In segments of `size` steps, if no sequence is longer than `longest`."""
+    scores = problem.scores
+    steps = _both_ends.even(frames_of(scores, options), size)
+    start = _start(steps, scores, longest, options)
+    live = frames_first(_emissions.live(lattice, frames_of(scores, options)), options)
+    log_normaliser = _log_normaliser(scores) if options.from_logits else None
+    walk = _walk.build(scores, log_normaliser, lattice, options, steps, size, start)
+    poisoned = walk.poisoned
+    if log_normaliser is not None:
+        poisoned = poisoned | frames_first(live & ~(log_normaliser < jnp.inf), options).any(axis=0)
+    return Setting(
+        walk,
+        log_normaliser,
+        live,
+        broken=~lattice.legal | (lattice.possible & poisoned),
+        infeasible=~lattice.possible | walk.blocked,
+        start=start,
+    )
+
+
+def losses(likelihood: Scaled, setting: Setting, problem: Problem, options: Options) -> Float[Array, " N"]:
+    """Puts back what was taken out of the scores; then infinities, NaN and rounding below zero."""
+    loss = -_walk.log_likelihood(setting.walk, likelihood)
+    if options.from_logits:
+        loss = jnp.maximum(loss, 0)
+    else:
+        # Rows that are normalised in the caller's precision may sum to a little more than one.
+        slack = frames_of(problem.scores, options) * float(jnp.finfo(problem.scores.dtype).eps)
+        loss = jnp.where((loss <= 0) & (loss >= -slack), 0, loss)
+    impossible = setting.infeasible | (likelihood.exponent < LOG_ZERO / 2)
+    return jnp.where(setting.broken, jnp.nan, jnp.where(impossible, jnp.inf, loss))

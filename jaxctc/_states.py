@@ -1,0 +1,126 @@
+"""The posterior of every state of the lattice, and of every class, with derivatives of every order.
+
+Values come from the recursion at both ends, as the gradient of the losses does; derivatives from the plain
+one, of whose log likelihood these posteriors are the derivative.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer
+
+from jaxctc import _both_ends, _emissions, _lattice, _recursion, _setting, _walk
+from jaxctc._both_ends import Posterior
+from jaxctc._classes import class_posterior
+from jaxctc._emissions import frames_of
+from jaxctc._lattice import Lattice, accumulator, frames_first, row_of_indices
+from jaxctc._log_space import LOG_ZERO
+from jaxctc._recursion import States
+from jaxctc._types import Options, Problem
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def posteriors(
+    options: Options,
+    scores: Float[Array, "A B C"],
+    targets: Integer[Array, "N S"],
+    input_lengths: Integer[Array, " N"],
+    target_lengths: Integer[Array, " N"],
+) -> tuple[Float[Array, "A B states"], Float[Array, "A B C"]]:
+    """Of the 2 S + 1 states, blank and label in turn, and of the classes; 0 where a target has no path."""
+    problem = Problem(scores, targets, input_lengths, target_lengths)
+    lattice, frames = _lattice.build(problem, options), frames_of(scores, options)
+    size = _both_ends.segment_size(frames, lattice, accumulator(scores.dtype))
+    setting = _setting.build(problem, lattice, options, size, None)
+    likelihood, posterior = _both_ends.posterior(setting.walk, size, setting.start, every_blank=True)
+    value = _setting.losses(likelihood, setting, problem, options)
+
+    live = frames_first(setting.live, options) | ~lattice.legal[None]
+    finite, nan = (
+        frames_first(live & row[None], options)[:, :, None] for row in (jnp.isfinite(value), jnp.isnan(value))
+    )
+
+    def shown(x: Float[Array, "A B X"]) -> Float[Array, "A B X"]:
+        return jnp.where(nan, jnp.nan, jnp.where(finite, x, 0))
+
+    classes = class_posterior(posterior, lattice, frames, scores.shape[2], options)
+    return shown(_by_frame(posterior, lattice, frames, targets.shape[1], options)), shown(classes)
+
+
+@posteriors.defjvp
+def _posteriors_jvp(options, primals, tangents):
+    value = posteriors(options, *primals)
+    scores, *rest = primals
+
+    def plain(scores):
+        return _plain(options, Problem(scores, *rest))
+
+    _, change = jax.jvp(plain, (scores,), (tangents[0],))
+    # What is broken stays so; and nothing but what is possible can change.
+    return value, tuple(
+        jnp.where(jnp.isnan(x), jnp.nan, jnp.where(x == 0, 0, dx)) for x, dx in zip(value, change, strict=True)
+    )
+
+
+def _plain(options: Options, problem: Problem) -> tuple[Float[Array, "A B states"], Float[Array, "A B C"]]:
+    lattice = _lattice.build(problem, options)
+
+    def log_likelihood(each: States, log_probs: Float[Array, "T N C"]) -> Float[Array, ""]:
+        emitted = _emissions.build(log_probs, lattice, options).states
+        emitted = States(*(x + y for x, y in zip(emitted, each, strict=True)))
+        return _recursion.log_likelihood(emitted, _emissions.rules_of(lattice)).sum()
+
+    log_probs = _emissions.log_probs(problem.scores, lattice, options)
+    nothing = jnp.zeros((*log_probs.shape[:2], lattice.labels.shape[1]), log_probs.dtype)
+    each, classes = jax.grad(log_likelihood, argnums=(0, 1))(States(nothing, nothing), log_probs)
+    live = _emissions.live(lattice, len(log_probs))[:, :, None]
+    blank, label = (jnp.where(live, x, 0) for x in each)
+    states = _in_turn(blank, label, problem.targets.shape[1])
+    return frames_first(states, options), frames_first(classes, options)
+
+
+def _by_frame(
+    posterior: Posterior, lattice: Lattice, frames: int, longest: int, options: Options
+) -> Float[Array, "A B states"]:
+    """From each direction's own order of steps and labels to that of the frames and the target."""
+    columns = lattice.labels.shape[1]
+    assert posterior.blanks is not None
+
+    @functools.partial(jax.vmap, out_axes=0 if options.batch_first else 1)
+    def gather(label: Array, blank: Array, direction: Array, step: Array, length: Array) -> Array:
+        def row(x: Array, last: Array) -> Array:
+            column = row_of_indices(columns)
+            turned = jnp.where(direction[:, None] == 1, last - column, column)
+            found = x.at[direction[:, None], step[:, None], jnp.clip(turned, 0, columns - 1)]
+            return jnp.where(column <= last, found.get(mode="promise_in_bounds"), 0)
+
+        return _in_turn(row(blank, length), row(label, length - 1), longest)
+
+    if posterior.label.size == 0:
+        return frames_first(jnp.zeros((frames, len(lattice.labels), 2 * longest + 1), posterior.label.dtype), options)
+    steps = _walk.steps_of_frames(lattice, frames, posterior.label.shape[2])
+    return gather(posterior.label, posterior.blanks, *steps, lattice.target_lengths)
+
+
+def _in_turn(blank: Float[Array, "... W"], label: Float[Array, "... W"], longest: int) -> Float[Array, "... states"]:
+    """Blank 0, label 0, blank 1, and so on: 2 S + 1 in all; columns that no input can reach hold 0."""
+    states = jnp.stack([blank, label], axis=-1).reshape(*blank.shape[:-1], 2 * blank.shape[-1])
+    missing = max(2 * longest + 1 - states.shape[-1], 0)
+    states = jnp.pad(states, [(0, 0)] * (states.ndim - 1) + [(0, missing)])
+    return states[..., : 2 * longest + 1]
+
+
+def path_entropy(options: Options, problem: Problem) -> Float[Array, " N"]:
+    """Of the distribution over the paths of each target, in nats: log Z less the mean score of a path.
+
+    The mean is a sum in the expectation semiring, which is what forward differentiation computes: the
+    derivative of the log likelihood in the direction of the emissions themselves.
+    """
+    lattice = _lattice.build(problem, options)
+    rules = _emissions.rules_of(lattice)
+    emitted = _emissions.build(_emissions.log_probs(problem.scores, lattice, options), lattice, options).states
+    direction = States(*(jnp.where(x <= LOG_ZERO / 2, 0, x) for x in emitted))
+    value, mean = jax.jvp(lambda x: _recursion.log_likelihood(x, rules), (emitted,), (direction,))
+    # Rounding apart there is no less than none; and where no path is, none to be uncertain about.
+    return jnp.where(value < LOG_ZERO / 2, 0, jnp.maximum(value - mean, 0))

@@ -1,0 +1,367 @@
+"""CTC as other libraries spell it: their names, their order of arguments, their shapes.
+
+To move over, change the import. Each function says what it does otherwise than the original.
+
+| function | instead of |
+| --- | --- |
+| `optax_ctc_loss` | `optax.losses.ctc_loss` |
+| `optax_ctc_loss_with_forward_probs` | `optax.losses.ctc_loss_with_forward_probs` |
+| `keras_ctc_loss` | `keras.ops.ctc_loss` |
+| `tensorflow_ctc_loss` | `tf.nn.ctc_loss`, of dense labels |
+| `torchaudio_forced_align` | `torchaudio.functional.forced_align` |
+
+All losses are of logits, one a sequence, in float64 for float64 and in float32 otherwise. A target that no path spells
+has the loss +inf and the gradient 0. The originals give it a finite loss, of about 1e5 in optax and Keras and 700 in
+TensorFlow, and the gradient of paths that do not spell it. An illegal length or label raises where it can be
+seen, and makes its sequence NaN under `jax.jit`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from jaxctc import _alignment, _beginnings, _checks
+from jaxctc._alignment import Alignment
+from jaxctc._arguments import canonical
+from jaxctc._checks import Names
+from jaxctc._loss import losses
+from jaxctc._types import ArrayLike, Options, Problem
+
+__all__ = [
+    "keras_ctc_loss",
+    "optax_ctc_loss",
+    "optax_ctc_loss_with_forward_probs",
+    "tensorflow_ctc_loss",
+    "torchaudio_forced_align",
+]
+
+
+def optax_ctc_loss(
+    logits: ArrayLike,
+    logit_paddings: ArrayLike,
+    labels: ArrayLike,
+    label_paddings: ArrayLike,
+    *,
+    blank_id: int = 0,
+    log_epsilon: ArrayLike | None = None,
+) -> Float[Array, " B"]:
+    """`optax.losses.ctc_loss`.
+
+    Padded frames may stand anywhere, as with optax: they are as if they were not there. Where they come last the
+    logits are taken as they lie; else they are moved, at a cost.
+
+    Shapes: B sequences, T frames, K classes with the blank, N labels of the longest target.
+
+    Args:
+        logits: Unnormalised scores, floating point, (B, T, K).
+        logit_paddings: (B, T), 1 where a frame is padding and 0 elsewhere, of any type.
+        labels: Of any integer type, (B, N), padded with anything.
+        label_paddings: (B, N), 0 for each label of a target, then 1.
+        blank_id: Index of the blank class, within [0, K).
+        log_epsilon: optax's log 0, whose default there is -1e5: what it adds to the score of a path to break a rule,
+            by beginning in another state than the first, or by stepping from a label to an equal one without a blank.
+            An infeasible target then has a finite loss, of about ``-log_epsilon``, and optax's gradient. It goes
+            through the plain recursion (`jaxctc._recursion`), and takes a few times as long. None: no path breaks
+            a rule.
+
+    Returns:
+        The losses, (B,). With `log_epsilon` they are optax's, rounding apart (near 1e5 float32 goes in steps of
+        0.008), but for one thing: optax counts each step from a label to a blank ``1 + exp(log_epsilon)`` times,
+        which nobody can see below -20.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: A shape, a padding, a label, `blank_id` or `log_epsilon` is illegal.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxctc import compat
+        >>> logits, labels = jnp.zeros((1, 4, 3)), jnp.array([[1, 2]])
+        >>> loss = compat.optax_ctc_loss(logits, jnp.zeros((1, 4)), labels, jnp.zeros((1, 2)))
+        >>> round(float(loss[0]), 4)  # 15 of the 81 paths
+        1.6864
+    """
+    padded, options = _padded(logits, logit_paddings, labels, label_paddings, blank_id)
+    if log_epsilon is None:
+        return _optax(*padded, options)
+    return _beginnings.beginnings(*padded, _log_epsilon(log_epsilon), options)[0]
+
+
+def optax_ctc_loss_with_forward_probs(
+    logits: ArrayLike,
+    logit_paddings: ArrayLike,
+    labels: ArrayLike,
+    label_paddings: ArrayLike,
+    *,
+    blank_id: int = 0,
+    log_epsilon: ArrayLike | None = None,
+) -> tuple[Float[Array, " B"], Float[Array, "T B blanks"], Float[Array, "T B labels"]]:
+    """`optax.losses.ctc_loss_with_forward_probs`.
+
+    Args:
+        logits: As for `optax_ctc_loss`, and so are all the others.
+        logit_paddings: Which frames are padding.
+        labels: Labels of each target.
+        label_paddings: Which labels are padding.
+        blank_id: Index of the blank class.
+        log_epsilon: What a path pays to break a rule.
+
+    Returns:
+        The losses, (B,); the log probability of all beginnings of paths that end at frame t in the blank after n
+        labels, (T, B, N + 1), and in label n, (T, B, N). As with optax, padded frames repeat the frame before them,
+        the last frame of the blanks has the last label added, and states beyond a target's own labels are those of
+        its padding; padding that is no class counts as the blank, where optax takes its probability for 1. What is
+        impossible is -inf.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: A shape, a padding, a label, `blank_id` or `log_epsilon` is illegal.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxctc import compat
+        >>> loss, blank, label = compat.optax_ctc_loss_with_forward_probs(
+        ...     jnp.zeros((1, 2, 3)), jnp.zeros((1, 2)), jnp.array([[1]]), jnp.zeros((1, 1))
+        ... )
+        >>> (9 * jnp.exp(label[:, 0, 0])).round(2).tolist()  # 1 in 3, then 2 in 9: 1 1 and blank 1
+        [3.0, 2.0]
+    """
+    padded, options = _padded(logits, logit_paddings, labels, label_paddings, blank_id)
+    if log_epsilon is None:
+        _, *states = _beginnings.beginnings(*padded, None, options)
+        return _optax(*padded, options), *states
+    return _beginnings.beginnings(*padded, _log_epsilon(log_epsilon), options)
+
+
+def keras_ctc_loss(
+    target: ArrayLike, output: ArrayLike, target_length: ArrayLike, output_length: ArrayLike, mask_index: int = 0
+) -> Float[Array, " N"]:
+    """`keras.ops.ctc_loss`.
+
+    Lengths beyond the arrays raise; Keras cuts them off.
+
+    Args:
+        target: Labels of any integer type, (N, S), padded with anything.
+        output: Logits, floating point, (N, T, C): Keras normalises them, and so does this.
+        target_length: Labels of each target, within [0, S]: (N,).
+        output_length: Frames of each sequence, within [0, T]: (N,).
+        mask_index: Index of the blank class, within [0, C).
+
+    Returns:
+        The losses, (N,).
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: A shape, a length, a label or `mask_index` is illegal.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxctc import compat
+        >>> loss = compat.keras_ctc_loss(jnp.array([[1, 2]]), jnp.zeros((1, 4, 3)), [2], [4])
+        >>> round(float(loss[0]), 4)  # 15 of the 81 paths
+        1.6864
+    """
+    names = Names("target", "output_length", "target_length", "mask_index")
+    return _losses(*_batch("output", output, target, output_length, target_length, mask_index, True, names))
+
+
+def tensorflow_ctc_loss(
+    labels: ArrayLike,
+    logits: ArrayLike,
+    label_length: ArrayLike,
+    logit_length: ArrayLike,
+    logits_time_major: bool = True,
+    *,
+    blank_index: int | None = None,
+    name: str | None = None,
+) -> Float[Array, " N"]:
+    """`tf.nn.ctc_loss`, of dense labels.
+
+    There is no `unique`: with TensorFlow it changes the speed on a TPU, and here it would change nothing.
+
+    Args:
+        labels: Of any integer type, (N, S), padded with anything; no ``SparseTensor``.
+        logits: Unnormalised scores, floating point, (T, N, C).
+        label_length: Labels of each target, within [0, S]: (N,).
+        logit_length: Frames of each sequence, within [0, T]: (N,).
+        logits_time_major: False: `logits` is (N, T, C).
+        blank_index: Index of the blank class, within [-C, C), where -1 is the last one; None is 0.
+        name: Of the operations, as profiles show them (`jax.named_scope`); None is "ctc_loss_dense".
+
+    Returns:
+        The losses, (N,), of half-precision logits too in float32.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: A shape, a length, a label or `blank_index` is illegal.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxctc import compat
+        >>> loss = compat.tensorflow_ctc_loss(jnp.array([[0, 1]]), jnp.zeros((4, 1, 3)), [2], [4], blank_index=-1)
+        >>> round(float(loss[0]), 4)  # 15 of the 81 paths
+        1.6864
+    """
+    batch_first = not _checks.flag("logits_time_major", logits_time_major)
+    names = Names("labels", "logit_length", "label_length", "blank_index")
+    scores = _three_axes("logits", logits)
+    blank = 0 if blank_index is None else _checks.integer("blank_index", blank_index, "the index of the blank class")
+    classes = scores.shape[2]
+    if not -classes <= blank < classes:
+        raise ValueError(
+            f"blank_index is {blank}, but there are C = {classes} classes: it must lie in [-{classes}, {classes}), "
+            "where -1 is the last class."
+        )
+    problem, options = _batch("logits", scores, labels, logit_length, label_length, blank % classes, batch_first, names)
+    with jax.named_scope(name or "ctc_loss_dense"):
+        return _losses(problem, options)
+
+
+def torchaudio_forced_align(
+    log_probs: ArrayLike,
+    targets: ArrayLike,
+    input_lengths: ArrayLike | None = None,
+    target_lengths: ArrayLike | None = None,
+    blank: int = 0,
+) -> Alignment:
+    """`torchaudio.functional.forced_align`, of any number of sequences: torchaudio takes one.
+
+    Of several best paths it may take another one, and where torchaudio leaves the best path it does not: see
+    `jaxctc.forced_align`, which this is.
+
+    Args:
+        log_probs: Log probabilities, floating point, (N, T, C).
+        targets: Labels of any integer type, (N, S), padded with anything, the blank included.
+        input_lengths: Frames of each sequence, within [0, T]: (N,); None: T.
+        target_lengths: Labels of each target, within [0, S]: (N,); None: S.
+        blank: Index of the blank class, within [0, C).
+
+    Returns:
+        `Alignment`: labels, (N, T), and their scores, (N, T). Beyond a sequence's length they are the blank and 0.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: A shape, a length, a label or `blank` is illegal, or a target needs more frames than there are.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxctc import compat
+        >>> log_probs = jnp.log(jnp.array([[[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8]]]))
+        >>> labels, scores = compat.torchaudio_forced_align(log_probs, jnp.array([[1, 2]]))
+        >>> labels.tolist()
+        [[0, 1, 2]]
+    """
+    scores = _three_axes("log_probs", log_probs)
+    labels = _two_axes("targets", targets, scores.shape[0])
+    frames = scores.shape[1] if input_lengths is None else input_lengths
+    counts = labels.shape[1] if target_lengths is None else target_lengths
+    return _alignment.forced_align(scores, labels, frames, counts, blank, batch_first=True)
+
+
+# What is checked, in the caller's words
+
+
+def _three_axes(name: str, x: ArrayLike) -> jax.Array:
+    made = _checks.scores(name, x)
+    if made.ndim != 3:
+        raise ValueError(
+            f"{name} must have three axes, sequences, frames and classes; got the shape {made.shape}. One sequence "
+            f"needs an axis of its own, for instance {name}[None]."
+        )
+    return made
+
+
+def _two_axes(name: str, x: ArrayLike, sequences: int) -> ArrayLike:
+    made = _checks.integers(name, x, "labels, an array")
+    if made.ndim != 2 or made.shape[0] != sequences:
+        raise ValueError(
+            f"{name} must have shape ({sequences}, S), one row of labels a sequence, padded to one length; "
+            f"got {tuple(made.shape)}."
+        )
+    return made
+
+
+def _batch(
+    name: str,
+    scores: ArrayLike,
+    labels: ArrayLike,
+    input_lengths: ArrayLike,
+    target_lengths: ArrayLike,
+    blank: int,
+    batch_first: bool,
+    names: Names,
+) -> tuple[Problem, Options]:
+    """Of logits."""
+    scores = _three_axes(name, scores)
+    labels = _two_axes(names.targets, labels, scores.shape[0 if batch_first else 1])
+    problem, options, _ = canonical(
+        name, scores, labels, input_lengths, target_lengths, blank, batch_first, None, names
+    )
+    return problem, options._replace(from_logits=True)
+
+
+def _padded(
+    logits: ArrayLike, logit_paddings: ArrayLike, labels: ArrayLike, label_paddings: ArrayLike, blank_id: int
+) -> tuple[tuple[Problem, ArrayLike], Options]:
+    """The problem, its frames not yet moved, and which of them are no padding."""
+    scores = _three_axes("logits", logits)
+    labels = _two_axes("labels", labels, scores.shape[0])
+    live, frames = _unpadded("logit_paddings", logit_paddings, scores.shape[:2], "logits", anywhere=True)
+    _, counts = _unpadded("label_paddings", label_paddings, labels.shape, "labels", anywhere=False)
+    names = Names("labels", "the length by logit_paddings", "the length by label_paddings", "blank_id")
+    problem, options = _batch("logits", scores, labels, frames, counts, blank_id, True, names)
+    return (problem, live), options
+
+
+def _unpadded(
+    name: str, paddings: ArrayLike, shape: tuple[int, ...], of: str, *, anywhere: bool
+) -> tuple[ArrayLike, ArrayLike]:
+    """Where there is no padding, and how much of a sequence that is; -1 if it cannot be so."""
+    made = _checks.as_array(name, paddings, "an array of 0 and 1")
+    if made.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, as {of} has on its first two axes; got {made.shape}.")
+    values = _checks.host_values(made)
+    padding = (made if values is None else values).astype(np.float32)
+    wrong = (padding != 0) & (padding != 1)
+    back = (padding[:, 1:] == 0) & (padding[:, :-1] != 0)
+    live = padding == 0
+    if values is None:
+        legal = ~wrong.any(axis=1) & (anywhere | ~back.any(axis=1))
+        return live, jnp.where(legal, live.sum(axis=1, dtype=jnp.int32), -1)
+    for row, position in np.argwhere(wrong):
+        raise ValueError(
+            f"{name}[{row}, {position}] is {values[row, position]}: it must be 0, or 1 where {of} is padding."
+        )
+    for row, position in np.argwhere(back):
+        if not anywhere:
+            raise ValueError(
+                f"{name}[{row}] is 0 at {position + 1}, behind a 1: padding must come last, so that the labels of a "
+                "target stand together. Move it there."
+            )
+    return live, live.sum(axis=1)
+
+
+def _log_epsilon(x: ArrayLike) -> ArrayLike:
+    made = _checks.as_array("log_epsilon", x, "a number or None")
+    if made.shape != ():
+        raise ValueError(f"log_epsilon must be one number; got an array of shape {made.shape}.")
+    value = _checks.host_values(made)
+    if value is not None and not value < 0:
+        raise ValueError(f"log_epsilon is {value}: it must be negative, such as optax's -1e5, or None.")
+    return made
+
+
+# What is computed
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def _losses(problem: Problem, options: Options) -> Float[Array, " N"]:
+    return losses(options, *problem)
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def _optax(problem: Problem, live: Bool[Array, "N T"], options: Options) -> Float[Array, " N"]:
+    return losses(options, *_beginnings.moved(problem, live))

@@ -1,0 +1,132 @@
+"""Alignment, posteriors and decoding of tensors: the same as of arrays, whatever is padded on the way."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+import bridge
+import jaxctc
+
+T, N, C, S, BLANK = 20, 3, 5, 4, 4
+TARGETS = torch.tensor([[1, 1, 2, 0], [3, 0, -9, -9], [2, 1, 3, 2]])
+FRAMES, COUNTS = [20, 13, 9], [4, 2, 4]
+SIZES = [None, bridge.Sizes(), bridge.Sizes(sequences=2)]
+
+
+def log_probs(dtype=torch.float32):
+    return torch.randn(T, N, C, generator=torch.Generator().manual_seed(0)).log_softmax(2).to(dtype)
+
+
+def array(x):
+    return x.float().numpy() if x.dtype == torch.bfloat16 else x.detach().numpy()
+
+
+def equal(ours, theirs):
+    for x, y in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(array(x), np.asarray(y, np.float64), rtol=1e-6, atol=1e-7)
+
+
+LATTICE = TARGETS.numpy(), np.array(FRAMES), np.array(COUNTS)
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=["exact", "padded", "in blocks"])
+def test_the_same_as_jaxctc(sizes):
+    scores = log_probs()
+    with bridge.set_sizes(sizes):
+        problem = scores, TARGETS, FRAMES, COUNTS, BLANK
+        equal(bridge.forced_align(*problem), jaxctc.forced_align(scores.numpy(), *LATTICE, BLANK))
+        equal(bridge.ctc_posteriors(*problem), jaxctc.ctc_posteriors(scores.numpy(), *LATTICE, BLANK))
+        equal(
+            bridge.greedy_decode(scores, FRAMES, BLANK), jaxctc.greedy_decode(scores.numpy(), np.array(FRAMES), BLANK)
+        )
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_batch_first(turned):
+    """Be it so in memory, or behind a transposed view."""
+    scores = log_probs()
+    given = scores.transpose(0, 1) if turned else scores.transpose(0, 1).contiguous()
+    for function, rest in (
+        (bridge.forced_align, (TARGETS, FRAMES, COUNTS, BLANK)),
+        (bridge.greedy_decode, (FRAMES, BLANK)),
+    ):
+        equal(function(given, *rest, batch_first=True), function(scores, *rest))
+    posteriors = bridge.ctc_posteriors(given, TARGETS, FRAMES, COUNTS, BLANK, batch_first=True)
+    equal([x.transpose(0, 1) for x in posteriors], bridge.ctc_posteriors(scores, TARGETS, FRAMES, COUNTS, BLANK))
+
+
+def test_end_to_end_and_one_sequence():
+    scores = log_probs()
+    end_to_end = torch.cat([row[:count] for row, count in zip(TARGETS, COUNTS, strict=True)])
+    for function in (bridge.forced_align, bridge.ctc_posteriors):
+        want = function(scores, TARGETS, FRAMES, COUNTS, BLANK)
+        equal(function(scores, end_to_end, FRAMES, COUNTS, BLANK), want)
+        axis = 0 if function is bridge.forced_align else 1
+        equal(function(scores[:, 0], TARGETS[0], 20, 4, BLANK), [x.select(axis, 0) for x in want])
+    want = bridge.greedy_decode(scores, FRAMES, BLANK)
+    equal(bridge.greedy_decode(scores[:, 1], 13, BLANK), [x[1] for x in want])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_types(dtype):
+    scores = log_probs(dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    aligned = bridge.forced_align(scores, TARGETS.int(), FRAMES, COUNTS, BLANK)
+    assert (aligned.labels.dtype, aligned.scores.dtype) == (torch.int32, dtype)
+    assert bridge.forced_align(scores, TARGETS, FRAMES, COUNTS, BLANK).labels.dtype == torch.int64
+    picked = scores.transpose(0, 1).gather(2, aligned.labels.long()[:, :, None])[:, :, 0]
+    live = torch.arange(T) < torch.tensor(FRAMES)[:, None]
+    assert torch.equal(aligned.scores, torch.where(live, picked, 0))
+    states, classes = bridge.ctc_posteriors(scores, TARGETS, FRAMES, COUNTS, BLANK)
+    assert states.dtype == classes.dtype == wide
+    torch.testing.assert_close(states.sum(2), live.T.to(wide), atol=1e-5, rtol=0)
+    decoded = bridge.greedy_decode(scores, FRAMES, BLANK)
+    assert (decoded.labels.dtype, decoded.log_probs.dtype) == (torch.int64, wide)
+
+
+def test_posteriors_can_be_differentiated():
+    scores = log_probs(torch.float64)[:6].requires_grad_()
+    with bridge.set_sizes(bridge.Sizes(sequences=2)):
+        assert torch.autograd.gradcheck(
+            lambda x: tuple(bridge.ctc_posteriors(x, TARGETS[:, :2], [6, 5, 2], [2, 2, 2], BLANK)), scores
+        )
+    states, _ = bridge.ctc_posteriors(scores, TARGETS[:, :2], [6, 5, 2], [2, 2, 2], BLANK)
+    assert not torch.isnan(torch.autograd.grad(states[:, :, 1].sum(), scores)[0]).any()
+
+
+def test_spans_of_tensors():
+    aligned = bridge.forced_align(log_probs(), TARGETS, FRAMES, COUNTS, BLANK)
+    spans = jaxctc.merge_tokens(*aligned, BLANK)
+    assert [[x.token for x in row] for row in spans] == [[1, 1, 2, 0], [3, 0], [2, 1, 3, 2]]
+
+
+def test_memory_is_shared_where_nothing_is_padded(monkeypatch):
+    seen = []
+    to_jax = bridge._programs.to_jax
+    monkeypatch.setattr(bridge._programs, "to_jax", lambda x: seen.append(x.data_ptr()) or to_jax(x))
+    scores = log_probs()
+    with bridge.set_sizes(None):
+        bridge.forced_align(scores, TARGETS, FRAMES, COUNTS, BLANK)
+        bridge.ctc_posteriors(scores, TARGETS, FRAMES, COUNTS, BLANK)
+        bridge.greedy_decode(scores, FRAMES, BLANK)
+    assert seen == [scores.data_ptr()] * 3
+
+
+def test_errors_are_pytorchs():
+    scores = log_probs()
+    with pytest.raises(RuntimeError, match=r"targets\[2\] cannot be aligned: 4 labels, 0 of them .* is 3"):
+        bridge.forced_align(scores, TARGETS, [20, 13, 3], COUNTS, BLANK)
+    with pytest.raises(RuntimeError, match=r"targets\[0, 0\] is 1, which is the blank"):
+        bridge.ctc_posteriors(scores, TARGETS, FRAMES, COUNTS, 1)
+    with pytest.raises(RuntimeError, match=r"input_lengths\[0\] is 21, but log_probs has T = 20 frames"):
+        bridge.greedy_decode(scores, [21, 13, 3], BLANK)
+    with pytest.raises(TypeError, match=r"log_probs must be a torch.Tensor, got ndarray"):
+        bridge.greedy_decode(scores.numpy(), FRAMES, BLANK)
+    with pytest.raises(NotImplementedError, match="log_probs must be of a floating-point type"):
+        bridge.forced_align(scores.long(), TARGETS, FRAMES, COUNTS, BLANK)
+
+
+def test_jax_keeps_its_own_settings():
+    bridge.ctc_posteriors(log_probs(torch.float64), TARGETS, FRAMES, COUNTS, BLANK)
+    assert not jax.config.jax_enable_x64

@@ -1,0 +1,326 @@
+"""Each function beside the one whose signature it has."""
+
+import functools
+import os
+import warnings
+from contextlib import contextmanager
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from optax import losses as optax
+
+from jaxctc import compat
+
+N, T, C, S = 12, 9, 5, 4
+FEW, REPEATS = 0, 1
+"""The first rows, that no path spells: they have too few frames, one by the repeats alone."""
+
+
+def batch(blank=0, dtype=np.float32):
+    """Sequences of every length, the empty ones among them, and labels that repeat."""
+    rng = np.random.default_rng(blank)
+    logits = (2 * rng.normal(size=(N, T, C))).astype(dtype)
+    labels = rng.choice([c for c in range(C) if c != blank][:3], (N, S)).astype(np.int32)
+    frames = rng.integers(S, T + 1, N).astype(np.int32)
+    counts = rng.integers(0, S + 1, N).astype(np.int32)
+    labels[REPEATS] = labels[REPEATS, 0]
+    frames[[FEW, REPEATS, 2, 3]], counts[[FEW, REPEATS, 2, 3]] = [S - 1, S, 0, T], [S, S, 0, 0]
+    return logits, labels, frames, counts
+
+
+def paddings(lengths, most):
+    return (np.arange(most) >= lengths[:, None]).astype(np.float32)
+
+
+def padded(blank=0, dtype=np.float32, *, holes=False):
+    """A batch as optax wants it; with `holes` the padded frames stand anywhere."""
+    logits, labels, frames, counts = batch(blank, dtype)
+    of_frames = paddings(frames, T)
+    if holes:
+        of_frames = np.random.default_rng(1).permuted(of_frames, axis=1)
+    return logits, of_frames, labels, paddings(counts, S)
+
+
+@contextmanager
+def as_peers_like_it():
+    """They promote what they please, and warn of what is theirs."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+SPELLED = np.arange(N) > REPEATS
+OURS = np.linspace(1, 2, N, dtype=np.float32)
+"""What each loss is weighted by, so that it is seen to reach its own gradient."""
+THEIRS = np.where(SPELLED, OURS, 0)
+"""Without what the original makes of a target that no path spells."""
+
+
+@functools.cache
+def with_gradient(function, **options):
+    """Compiled once for each function, whatever it is given: logits, other arrays, and a weight for each loss."""
+
+    def total(logits, others, weights):
+        losses = function(logits, *others, **options)
+        return jnp.where(weights == 0, 0, weights * losses).sum(), losses
+
+    return jax.jit(jax.grad(total, has_aux=True))
+
+
+def same(ours, theirs):
+    """Losses and gradients, but of what no path spells: there they are inf and 0."""
+    (gradient, losses), (slope, want) = ours, theirs
+    np.testing.assert_allclose(losses, np.where(SPELLED, want, np.inf), rtol=2e-6)
+    np.testing.assert_allclose(gradient, slope, atol=4e-6)
+
+
+@pytest.mark.parametrize("holes", [False, True])
+def test_optax(holes):
+    blank = C - 1
+    logits, *others = padded(blank, holes=holes)
+    with as_peers_like_it():
+        want = with_gradient(optax.ctc_loss, blank_id=blank)(logits, others, THEIRS)
+    same(with_gradient(compat.optax_ctc_loss, blank_id=blank)(logits, others, OURS), want)
+
+
+@pytest.mark.parametrize(("epsilon", "holes"), [(None, False), (None, True), (-1e5, False), (-30.0, True)])
+def test_optax_forward_probabilities(epsilon, holes, x64):
+    """With `log_epsilon` of targets that no path spells as well, such as one that is longer than the input."""
+    del x64
+    most = T - 4
+    logits, of_frames, labels, of_labels = padded(1, np.float64, holes=holes)
+    labels, of_labels = np.hstack([labels, labels]), np.hstack([of_labels, np.ones_like(of_labels)])
+    of_labels[FEW] = 0
+    arguments = logits[:, :most], of_frames[:, :most], labels, of_labels
+    rng = np.random.default_rng(2)
+    each = rng.normal(size=N), rng.normal(size=(most, N, 2 * S + 1)), rng.normal(size=(most, N, 2 * S))
+    with as_peers_like_it():
+        slope, want = _through_states(optax.ctc_loss_with_forward_probs)(*arguments, epsilon, each)
+    gradient, found = _through_states(compat.optax_ctc_loss_with_forward_probs)(*arguments, epsilon, each)
+    if epsilon is None:
+        want = [jnp.where(jnp.abs(x) < 5e4, x, jnp.sign(x) * jnp.inf) for x in want]
+    np.testing.assert_allclose(gradient, slope, atol=1e-11)
+    for x, y in zip(found, want, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-12)
+    assert (found[0][:2] > (1e9 if epsilon is None else -epsilon - 10)).all()
+
+
+@functools.cache
+def _through_states(function):
+    def total(logits, of_frames, labels, of_labels, epsilon, weights):
+        options = {} if epsilon is None else {"log_epsilon": epsilon}
+        found = function(logits, of_frames, labels, of_labels, blank_id=1, **options)
+        # Without `log_epsilon` the losses are those of `test_optax`.
+        pairs = list(zip(found, weights, strict=True))[epsilon is None :]
+        return sum((jnp.where(jnp.abs(x) < 5e4, x, 0) * weight).sum() for x, weight in pairs), found
+
+    return jax.jit(jax.grad(total, has_aux=True))
+
+
+@pytest.mark.parametrize("epsilon", [None, -1e5])
+def test_optax_arguments_that_only_the_device_sees(epsilon):
+    arguments = padded()
+
+    @jax.jit
+    def ours(*arguments):
+        found = compat.optax_ctc_loss_with_forward_probs(*arguments, log_epsilon=epsilon)
+        return compat.optax_ctc_loss(*arguments, log_epsilon=epsilon), *(jnp.moveaxis(x, -2, 0) for x in found[1:])
+
+    want = ours(*arguments)
+    logits, of_frames, labels, of_labels = (x.copy() for x in arguments)
+    labels[4, 0], of_labels[4] = C, 0
+    of_frames[5, 0] = 0.5
+    of_labels[6] = [1, 0, 0, 0]
+    for found, before in zip(ours(logits, of_frames, labels, of_labels), want, strict=True):
+        assert jnp.isnan(found[4:7]).all()
+        np.testing.assert_array_equal(np.delete(found, [4, 5, 6], 0), np.delete(before, [4, 5, 6], 0))
+    assert (want[0][0] > 9e4) & (jnp.isposinf(want[0][0]) == (epsilon is None))
+
+
+def test_no_frames():
+    problem = np.zeros((2, 0, 3), np.float32), np.zeros((2, 0)), np.array([[1], [1]]), np.array([[0], [1]])
+    losses, blank, label = jax.jit(compat.optax_ctc_loss_with_forward_probs)(*problem)
+    assert losses.tolist() == [np.inf, 0]
+    assert (blank.shape, label.shape) == ((0, 2, 2), (0, 2, 1))
+
+
+def test_keras(monkeypatch):
+    monkeypatch.setitem(os.environ, "KERAS_BACKEND", "jax")
+    with as_peers_like_it():
+        keras = pytest.importorskip("keras", reason="keras is not installed")
+    if keras.backend.backend() != "jax":
+        pytest.skip("keras runs on another backend")
+    blank = 2
+    logits, labels, frames, counts = batch(blank)
+
+    def theirs(logits):
+        return keras.ops.ctc_loss(labels, logits, counts, frames, mask_index=blank)
+
+    def ours(logits):
+        return compat.keras_ctc_loss(labels, logits, counts, frames, blank)
+
+    with as_peers_like_it():
+        want = with_gradient(theirs)(logits, (), THEIRS)
+    same(with_gradient(ours)(logits, (), OURS), want)
+
+
+@pytest.mark.parametrize(("blank_index", "time_major"), [(None, True), (-1, False), (2, True)])
+def test_tensorflow(blank_index, time_major):
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with as_peers_like_it():
+        tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
+    logits, labels, frames, counts = batch((blank_index or 0) % C)
+    logits = logits.swapaxes(0, 1) if time_major else logits
+    options = {"logits_time_major": time_major, "blank_index": blank_index}
+    with as_peers_like_it(), tf.GradientTape() as tape:
+        leaf = tf.Variable(logits)
+        want = tf.nn.ctc_loss(labels, leaf, counts, frames, **options)
+        slope = tape.gradient(tf.where(SPELLED, THEIRS * want, 0), leaf).numpy()
+
+    def ours(logits):
+        return compat.tensorflow_ctc_loss(labels, logits, counts, frames, **options)
+
+    same(with_gradient(ours)(logits, (), OURS), (slope, want))
+
+
+@pytest.mark.parametrize(("name", "shown"), [(None, "ctc_loss_dense"), ("speech", "speech")])
+def test_tensorflow_name_is_what_profiles_show(name, shown):
+    logits, labels, frames, counts = batch()
+    function = functools.partial(compat.tensorflow_ctc_loss, logits_time_major=False, name=name)
+    assert f"/{shown}/" in jax.jit(function).lower(labels, logits, counts, frames).as_text(debug_info=True)
+
+
+def test_the_three_losses_are_one():
+    """Where the originals are not installed the order of the arguments is still known; so is that of other types."""
+    logits, labels, frames, counts = batch()
+    kinds = jnp.asarray(paddings(frames, T), bool), labels, jnp.asarray(paddings(counts, S), jnp.float16)
+
+    @jax.jit
+    def each(logits, *kinds):
+        return (
+            compat.optax_ctc_loss(logits, *kinds),
+            compat.keras_ctc_loss(labels, logits, counts, frames),
+            compat.tensorflow_ctc_loss(labels, logits, counts, frames, False, blank_index=-C),
+            compat.tensorflow_ctc_loss(labels, logits.swapaxes(0, 1), counts, frames),
+        )
+
+    want, *others = each(jnp.asarray(logits, jnp.bfloat16), *kinds)
+    assert want.dtype == jnp.float32
+    for found in others:
+        np.testing.assert_allclose(found, want, rtol=1e-6)
+
+
+def test_torchaudio():
+    torchaudio = pytest.importorskip("torchaudio", reason="torchaudio is not installed")
+    import torch
+
+    blank = 2
+    scores, labels, frames, counts = (x[2:] for x in batch(blank))
+    found = compat.torchaudio_forced_align(scores, labels, frames, counts, blank)
+    for n in np.flatnonzero(counts):
+        row = torch.from_numpy(scores[None, n, : frames[n]]), torch.from_numpy(labels[None, n, : counts[n]])
+        theirs = torchaudio.functional.forced_align(*row, blank=blank)
+        for ours, want in zip(found, theirs, strict=True):
+            np.testing.assert_array_equal(ours[n, : frames[n]], want[0])
+
+
+def test_torchaudio_lengths_are_those_of_the_arrays_unless_given():
+    scores, labels, *_ = batch()
+
+    def total(scores):
+        found, of_frames = compat.torchaudio_forced_align(scores, labels)
+        return of_frames.sum(), (found, compat.torchaudio_forced_align(scores, labels, T, S).labels)
+
+    slope, (found, want) = jax.jit(jax.grad(total, has_aux=True))(scores)
+    np.testing.assert_array_equal(found, want)
+    np.testing.assert_array_equal(slope, jax.nn.one_hot(want, C))
+
+
+def _optax(function=compat.optax_ctc_loss, **changes):
+    names = ("logits", "logit_paddings", "labels", "label_paddings")
+    return function(**dict(zip(names, padded(), strict=True)) | changes)
+
+
+def _keras(**changes):
+    logits, labels, frames, counts = batch()
+    legal = {"target": labels, "output": logits, "target_length": counts, "output_length": frames}
+    return compat.keras_ctc_loss(**legal | changes)
+
+
+def _tensorflow(**changes):
+    logits, labels, frames, counts = batch()
+    legal = {"labels": labels, "logits": logits, "label_length": counts, "logit_length": frames}
+    return compat.tensorflow_ctc_loss(**legal | {"logits_time_major": False} | changes)
+
+
+def _torchaudio(**changes):
+    logits, labels, frames, counts = (x[2:] for x in batch())
+    legal = {"log_probs": logits, "targets": labels, "input_lengths": frames, "target_lengths": counts}
+    return compat.torchaudio_forced_align(**legal | changes)
+
+
+LABELS, FRAMES, COUNTS = batch()[1:]
+HALF, HOLE = np.full((N, T), 0.5), np.tile([0, 1, 0, 1], (N, 1))
+NONE = np.zeros((N, S))
+ILLEGAL = [
+    (_optax, {"logits": batch()[0][0]}, ValueError, r"logits must have three axes.* got .*\(9, 5\).* logits\[None\]"),
+    (_optax, {"logits": np.zeros((N, T, C), int)}, TypeError, r"logits must be of a floating-point type"),
+    (_optax, {"labels": LABELS[0]}, ValueError, r"labels must have shape \(12, S\).* got \(4,\)"),
+    (_optax, {"labels": LABELS + 0.5}, TypeError, r"labels must be labels, an array of an integer type, got float64"),
+    (
+        _optax,
+        {"label_paddings": NONE, "labels": LABELS * 0},
+        ValueError,
+        r"labels\[0, 0\] is 0.* the blank.* blank_id",
+    ),
+    (_optax, {"label_paddings": NONE, "labels": LABELS + C}, ValueError, r"labels\[0, 0\] .* the length by label_padd"),
+    (_optax, {"logit_paddings": HALF}, ValueError, r"logit_paddings\[0, 0\] is 0.5: it must be 0, or 1 where logits"),
+    (_optax, {"logit_paddings": HALF[0]}, ValueError, r"logit_paddings must have shape \(12, 9\), as logits .* \(9,\)"),
+    (_optax, {"label_paddings": HALF}, ValueError, r"label_paddings must have shape \(12, 4\), as labels .* \(12, 9\)"),
+    (
+        _optax,
+        {"label_paddings": HOLE},
+        ValueError,
+        r"label_paddings\[0\] is 0 at 2, behind a 1: padding must come last",
+    ),
+    (_optax, {"blank_id": C}, ValueError, r"blank_id is 5, but there are C = 5 classes: it must lie in \[0, 5\)"),
+    (_optax, {"blank_id": 1.5}, TypeError, r"blank_id must be .* a Python int; got 1.5"),
+    (_optax, {"log_epsilon": 1e5}, ValueError, r"log_epsilon is 100000.0: it must be negative"),
+    (_optax, {"log_epsilon": np.full(N, -1e5)}, ValueError, r"log_epsilon must be one number; got .* \(12,\)"),
+    (_keras, {"output": HALF}, ValueError, r"output must have three axes.* \(12, 9\)"),
+    (_keras, {"target": LABELS[:2]}, ValueError, r"target must have shape \(12, S\).* got \(2, 4\)"),
+    (_keras, {"target_length": COUNTS + S}, ValueError, r"target_length\[0\] is 8, but target has S = 4 .* \[0, 4\]"),
+    (_keras, {"output_length": FRAMES - T}, ValueError, r"output_length\[0\] is -6, but output has T = 9 .* \[0, 9\]"),
+    (_keras, {"output_length": FRAMES[:2]}, ValueError, r"output_length has shape \(2,\).* must have shape \(12,\)"),
+    (_keras, {"target": LABELS * 0}, ValueError, r"target\[0, 0\] is 0.* mask_index=.* target_length\[0\] = 4 is too"),
+    (_keras, {"mask_index": -1}, ValueError, r"mask_index is -1, .* \[0, 5\).* pass C - 1"),
+    (_tensorflow, {"blank_index": -6}, ValueError, r"blank_index is -6, .* in \[-5, 5\)"),
+    (_tensorflow, {"blank_index": 5}, ValueError, r"blank_index is 5, .* in \[-5, 5\)"),
+    (_tensorflow, {"logits_time_major": 1}, TypeError, r"logits_time_major must be True or False"),
+    (_tensorflow, {"labels": LABELS[0]}, ValueError, r"labels must have shape \(12, S\)"),
+    (_tensorflow, {"label_length": None}, TypeError, r"label_length must be an int or an array, got NoneType"),
+    (_tensorflow, {"logit_length": FRAMES + T}, ValueError, r"logit_length\[0\] is 12, but logits has T = 9 frames"),
+    (_tensorflow, {"unique": None}, TypeError, r"unexpected keyword argument 'unique'"),
+    (_torchaudio, {"targets": LABELS[2]}, ValueError, r"targets must have shape \(10, S\).* got \(4,\)"),
+    (_torchaudio, {"log_probs": HALF}, ValueError, r"log_probs must have three axes"),
+    (_torchaudio, {"input_lengths": 1}, ValueError, r"targets\[2\] cannot be aligned"),
+    (_torchaudio, {"blank": -1}, ValueError, r"blank is -1, .* \[0, 5\)"),
+]
+
+
+@pytest.mark.parametrize(
+    ("function", "change", "exception", "message"), ILLEGAL, ids=[f"{f.__name__} {m[:24]}" for f, _, _, m in ILLEGAL]
+)
+def test_illegal_argument(function, change, exception, message):
+    with pytest.raises(exception, match=message) as caught:
+        function(**change)
+    if function is not _torchaudio:
+        for ours in ("targets", "input_lengths", "target_lengths", "batch_first", "log_probs"):
+            assert ours not in str(caught.value)
+
+
+def test_illegal_argument_of_the_forward_probabilities():
+    with pytest.raises(ValueError, match="blank_id is 5"):
+        _optax(compat.optax_ctc_loss_with_forward_probs, blank_id=C)

@@ -1,0 +1,133 @@
+"""The picture of one utterance: what stands in it, and what is said of what cannot be drawn."""
+
+import itertools
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxctc
+from jaxctc import TokenSpan, _plot
+
+pytest.importorskip("matplotlib")
+
+FRAMES, CLASSES, BLANK = 20, 5, 4
+NAMES = ["ah", "bee", " ", "dee", "blank"]
+SPANS = [TokenSpan(1, 2, 5, -0.1), TokenSpan(2, 8, 9, -1.0), TokenSpan(1, 12, 18, -0.5)]
+LOG_PROBS = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), (FRAMES, CLASSES)))
+
+
+def visible(axes) -> list[str]:
+    return [text.get_text() for text in axes.texts if text.get_visible()]
+
+
+def test_the_three_panels_share_their_time():
+    figure = jaxctc.plot_alignment(
+        LOG_PROBS, SPANS, jnp.exp(LOG_PROBS), blank=BLANK, label_names=NAMES, seconds_per_frame=0.02, title="said"
+    )
+    scores, _, spans = figure.axes
+    assert [axes.get_ylabel() for axes in figure.axes] == ["log probability", "posterior", "confidence"]
+    assert {axes.get_xlim() for axes in figure.axes} == {(0, FRAMES * 0.02)}
+    assert spans.get_xlabel() == "seconds"
+    assert scores.get_title("left") == "said"
+    assert [text.get_text() for text in scores.get_yticklabels()] == ["bee", "␣", "blank"]
+    assert visible(spans) == ["bee", " ", "bee"]
+
+
+def test_the_bars_lie_where_the_spans_do_and_are_as_high_as_their_confidence():
+    axes = jaxctc.plot_alignment(LOG_PROBS, SPANS, blank=BLANK).axes[-1]
+    bars = [(bar.get_x(), bar.get_x() + bar.get_width(), bar.get_height()) for bar in axes.patches[1::2]]
+    np.testing.assert_allclose(bars, [(s.start, s.end, np.exp(s.score)) for s in SPANS])
+    assert axes.get_xlabel() == "frame"
+
+
+def test_a_row_is_as_dark_as_its_class_is_likely():
+    log_probs = np.array([[0.0, -6.0, -np.inf], [-12.0, 0.0, np.nan]])
+    (image,) = jaxctc.plot_alignment(log_probs, [TokenSpan(1, 0, 1, 0.0), TokenSpan(2, 1, 2, 0.0)]).axes[0].images
+    strength = 1 - np.asarray(image.get_array()).min(axis=2)
+    darkest = strength[[0, 2], [1, 0]]  # class 1, then 2, then the blank
+    np.testing.assert_allclose(strength[0], [darkest[0] / 2, darkest[0]])
+    np.testing.assert_allclose(strength[1], 0)
+    np.testing.assert_allclose(strength[2], [darkest[1], 0], atol=1e-12)
+
+
+def test_an_alignment_from_end_to_end():
+    target = jnp.array([1, 3, 3])
+    spans = jaxctc.merge_tokens(*jaxctc.forced_align(LOG_PROBS, target, FRAMES, 3, blank=BLANK), blank=BLANK)
+    posteriors = jaxctc.ctc_posteriors(LOG_PROBS, target, FRAMES, 3, blank=BLANK).classes
+    figure = jaxctc.plot_alignment(LOG_PROBS, spans, posteriors, blank=BLANK)
+    assert visible(figure.axes[-1]) == ["1", "3", "3"]
+
+
+def test_it_draws_where_it_is_told():
+    from matplotlib.figure import Figure
+
+    left, right = Figure(figsize=(12, 4), layout="constrained").subfigures(1, 2)
+    assert jaxctc.plot_alignment(LOG_PROBS, SPANS, blank=BLANK, figure=right) is right
+    assert (len(left.axes), len(right.axes)) == (0, 2)
+
+
+@pytest.mark.parametrize("posteriors", [None, LOG_PROBS])
+def test_nothing_aligned_still_draws_the_scores(posteriors):
+    assert jaxctc.plot_alignment(LOG_PROBS, [], posteriors, blank=BLANK).axes[0].images
+
+
+def test_a_mapping_may_name_some_classes():
+    axes = jaxctc.plot_alignment(LOG_PROBS, SPANS, blank=BLANK, label_names={1: "one"}).axes[-1]
+    assert visible(axes) == ["one", "2", "one"]
+
+
+def test_a_hundred_names_do_not_overlap():
+    spans = [TokenSpan(i % 4, 2 * i, 2 * i + 1, -0.1) for i in range(100)]
+    axes = jaxctc.plot_alignment(np.zeros((300, CLASSES)), spans, blank=BLANK, label_names=NAMES).axes[-1]
+    boxes = [text.get_window_extent() for text in axes.texts if text.get_visible()]
+    assert 20 < len(boxes) < 100
+    assert all(a.x1 <= b.x0 + 0.1 for a, b in itertools.pairwise(boxes))
+
+
+def test_names_move_as_little_as_they_can():
+    moved = _plot._apart(np.array([0.0, 1.0, 2.0, 9.0]), np.full(4, 2.0))
+    np.testing.assert_allclose(moved, [-1, 1, 3, 9])
+
+
+def test_neighbours_differ_in_colour():
+    spans = [TokenSpan(token, i, i + 1, 0.0) for i, token in enumerate([0, 1, 2, 3, 4, 5, 6, 0, 7, 0])]
+    colours = _plot._colours(spans, {k: str(k) for k in range(8)})
+    assert all(colours[a.token] != colours[b.token] for a, b in itertools.pairwise(spans))
+    assert set(colours.values()) == set(_plot.COLOURS)
+
+
+def test_without_matplotlib_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r'pip install "jaxctc\[plot\]"'):
+        jaxctc.plot_alignment(LOG_PROBS, SPANS, blank=BLANK)
+
+
+@pytest.mark.parametrize(
+    ("change", "exception", "message"),
+    [
+        (
+            {"log_probs": LOG_PROBS[:, None]},
+            ValueError,
+            r"log_probs must have shape \(T, C\), one sequence; got \(20, 1",
+        ),
+        ({"log_probs": LOG_PROBS.astype(int)}, TypeError, r"log_probs must be of a floating-point type"),
+        (
+            {"posteriors": LOG_PROBS.T},
+            ValueError,
+            r"posteriors must have the shape of log_probs, \(20, 5\); got \(5, 20",
+        ),
+        ({"spans": [TokenSpan(5, 0, 1, 0.0)]}, ValueError, r"spans\[0\].token is 5: it must lie in \[0, 5\)"),
+        ({"spans": [SPANS[0], TokenSpan(1, 19, 21, 0.0)]}, ValueError, r"spans\[1\] is of the frames \[19, 21\)"),
+        ({"spans": [TokenSpan(1, 3, 3, 0.0)]}, ValueError, r"spans\[0\] is of the frames \[3, 3\)"),
+        ({"blank": 5}, ValueError, r"blank is 5, .* C = 5 classes"),
+        ({"label_names": NAMES[:3]}, ValueError, r"label_names holds 3 names, but there are C = 5 classes"),
+        ({"seconds_per_frame": 0.0}, ValueError, r"seconds_per_frame is 0.0: it must be positive"),
+    ],
+)
+def test_illegal_argument(change, exception, message):
+    arguments = {"log_probs": LOG_PROBS, "spans": SPANS, "blank": BLANK} | change
+    with pytest.raises(exception, match=message):
+        jaxctc.plot_alignment(**arguments)
