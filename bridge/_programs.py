@@ -14,7 +14,7 @@ from bridge._batch import Batch, Block
 from bridge._dlpack import crossing, to_jax, to_torch
 from jaxctc._alignment import align
 from jaxctc._decoding import best_paths
-from jaxctc._lattice import accumulator, frames_first, row_of_indices
+from jaxctc._lattice import accumulator, frames_first, frames_of, live
 from jaxctc._loss import losses as core_losses
 from jaxctc._states import posteriors as core_posteriors
 from jaxctc._types import Options, Problem
@@ -152,14 +152,13 @@ def _gradient_of(
     if not normalized or options.from_logits:
         return value, gradient
     # PyTorch's own: behind a log-softmax it is the same, for exp(log_probs) is normal to all that it lets through.
-    frames = scores.shape[1 if options.batch_first else 0]
-    live = lengths[:, 0][None] > row_of_indices(frames).T
+    within = live(lengths[:, 0], frames_of(scores, options))
     lost = jnp.isposinf(value)
-    nan = frames_first(live & (lost & (infinite != 0))[None], options)[:, :, None]
-    live = frames_first(live & ~lost[None], options)[:, :, None]
+    nan = frames_first(within & (lost & (infinite != 0))[None], options)[:, :, None]
+    sound = frames_first(within & ~lost[None], options)[:, :, None]
     probabilities = jnp.exp(scores.astype(finite.dtype)) * frames_first(finite[None], options)[:, :, None]
     # Whatever the row's own frames, a NaN that says "illegal" must stay.
-    gradient = jnp.where(live, probabilities.astype(gradient.dtype) + gradient, gradient)
+    gradient = jnp.where(sound, probabilities.astype(gradient.dtype) + gradient, gradient)
     return value, jnp.where(nan, jnp.nan, gradient)
 
 

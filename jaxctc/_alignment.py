@@ -133,7 +133,7 @@ def align(problem: Problem, options: Options) -> Alignment:
     label = jnp.take_along_axis(lattice.labels, states // 2, axis=1, mode="promise_in_bounds")
     label = jnp.where(states % 2 == 1, label, options.blank)
 
-    live = _emissions.live(lattice, label.shape[1]).T
+    live = _lattice.live(lattice.input_lengths, label.shape[1]).T
     label = jnp.where(live, label, options.blank)
     scores = frames_first(problem.scores, options).swapaxes(0, 1)
     scores = jnp.take_along_axis(scores, label[:, :, None], axis=2, mode="promise_in_bounds")[:, :, 0]

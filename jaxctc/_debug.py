@@ -62,7 +62,7 @@ def check_batch(
         batch_first,
         max_target_length,
     )
-    frames, classes = problem.scores.shape[1 if batch_first else 0], problem.scores.shape[2]
+    frames, classes = _lattice.frames_of(problem.scores, options), problem.scores.shape[2]
     targets, input_lengths, target_lengths = (_lattice.wide(x) for x in problem[1:])
     longest = targets.shape[1]
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxctc import _lattice
-from jaxctc._lattice import Lattice, accumulator, frames_first, row_of_indices
+from jaxctc._lattice import Lattice, accumulator, frames_first, frames_of, live
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._recursion import Rules, States
 from jaxctc._types import Options
@@ -22,18 +22,9 @@ class Emissions(NamedTuple):
     """What was taken out of all states of a frame, so that sums over paths stay small and keep their digits."""
 
 
-def live(lattice: Lattice, frames: int) -> Bool[Array, "T N"]:
-    """The frames within each sequence's length."""
-    return lattice.input_lengths[None] > row_of_indices(frames).T
-
-
-def frames_of(scores: Float[Array, "A B C"], options: Options) -> int:
-    return scores.shape[1 if options.batch_first else 0]
-
-
 def log_probs(scores: Float[Array, "A B C"], lattice: Lattice, options: Options) -> Float[Array, "T N C"]:
     """Of all classes; 0 in frames beyond a sequence's length, whatever stood there."""
-    kept = frames_first(live(lattice, frames_of(scores, options)), options)[:, :, None]
+    kept = frames_first(live(lattice.input_lengths, frames_of(scores, options)), options)[:, :, None]
     # Padding must not only be left out: a NaN in it would find its way into the derivative.
     made = jnp.where(kept, scores.astype(accumulator(scores.dtype)), 0)
     if options.from_logits:
@@ -58,7 +49,7 @@ def build(
     """
     label = jnp.take_along_axis(log_probs, lattice.labels[None], axis=2, mode="promise_in_bounds")
     blank = log_probs[:, :, options.blank, None]
-    kept = live(lattice, len(log_probs)) & (lattice.possible if possible is None else possible)[None]
+    kept = live(lattice.input_lengths, len(log_probs)) & (lattice.possible if possible is None else possible)[None]
     peak = jax.lax.stop_gradient(jnp.maximum(label.max(axis=2), blank[:, :, 0]))
     peak = jnp.where(kept & relative, peak, 0)
     return Emissions(States(*(jnp.where(kept[:, :, None], x - peak[:, :, None], 0) for x in (blank, label))), peak)

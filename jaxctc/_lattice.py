@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Integer
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxctc._types import Options, Problem
 
@@ -60,8 +60,7 @@ def legal_labels(
 
 
 def build(problem: Problem, options: Options) -> Lattice:
-    shape = problem.scores.shape
-    frames, classes = shape[1 if options.batch_first else 0], shape[2]
+    frames, classes = frames_of(problem.scores, options), problem.scores.shape[2]
     targets, input_lengths, target_lengths = (wide(x) for x in problem[1:])
     longest = targets.shape[1]
 
@@ -85,6 +84,15 @@ def build(problem: Problem, options: Options) -> Lattice:
         legal=in_range & allowed.all(axis=1),
         possible=input_lengths >= needed,
     )
+
+
+def frames_of(scores: Float[Array, "A B C"], options: Options) -> int:
+    return scores.shape[1 if options.batch_first else 0]
+
+
+def live(input_lengths: Integer[Array, " N"], frames: int) -> Bool[Array, "T N"]:
+    """The frames within each sequence's length."""
+    return input_lengths[None] > row_of_indices(frames).T
 
 
 def frames_first(x: jax.Array, options: Options) -> jax.Array:

@@ -13,8 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxctc import _both_ends, _emissions, _lattice, _recursion, _setting
 from jaxctc._classes import class_posterior
-from jaxctc._emissions import frames_of
-from jaxctc._lattice import accumulator, frames_first
+from jaxctc._lattice import accumulator, frames_first, frames_of
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._types import Options, Problem
 

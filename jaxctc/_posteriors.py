@@ -9,8 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxctc import _lattice, _states
 from jaxctc._arguments import canonical
-from jaxctc._emissions import frames_of, live
-from jaxctc._lattice import frames_first
+from jaxctc._lattice import frames_first, frames_of, live
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._loss import losses
 from jaxctc._types import ArrayLike, Options, Problem
@@ -153,7 +152,7 @@ def _statistics(problem: Problem, options: Options) -> Statistics:
     frames = occupied.sum(axis=0)
 
     lattice = _lattice.build(problem, options)
-    kept = frames_first(live(lattice, frames_of(problem.scores, options)), options)[:, :, None]
+    kept = frames_first(live(lattice.input_lengths, frames_of(problem.scores, options)), options)[:, :, None]
     scores = frames_first(jnp.where(kept, problem.scores.astype(states.dtype), 0), options)
     labels = jnp.clip(problem.targets.astype(jnp.int32), 0, scores.shape[2] - 1)
     behind = jnp.take_along_axis(scores, labels[None], axis=2, mode="promise_in_bounds") - scores.max(

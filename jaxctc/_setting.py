@@ -5,9 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxctc import _both_ends, _emissions, _walk
-from jaxctc._emissions import frames_of
-from jaxctc._lattice import Lattice, accumulator, frames_first
+from jaxctc import _both_ends, _lattice, _walk
+from jaxctc._lattice import Lattice, accumulator, frames_first, frames_of
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._scaled import Scaled
 from jaxctc._types import Options, Problem
@@ -51,7 +50,7 @@ def build(problem: Problem, lattice: Lattice, options: Options, size: int, longe
     scores = problem.scores
     steps = _both_ends.even(frames_of(scores, options), size)
     start = _start(steps, scores, longest, options)
-    live = frames_first(_emissions.live(lattice, frames_of(scores, options)), options)
+    live = frames_first(_lattice.live(lattice.input_lengths, frames_of(scores, options)), options)
     log_normaliser = _log_normaliser(scores) if options.from_logits else None
     walk = _walk.build(scores, log_normaliser, lattice, options, steps, size, start)
     poisoned = walk.poisoned

@@ -13,8 +13,7 @@ from jaxtyping import Array, Float, Integer
 from jaxctc import _both_ends, _emissions, _lattice, _recursion, _setting, _walk
 from jaxctc._both_ends import Posterior
 from jaxctc._classes import class_posterior
-from jaxctc._emissions import frames_of
-from jaxctc._lattice import Lattice, accumulator, frames_first, row_of_indices
+from jaxctc._lattice import Lattice, accumulator, frames_first, frames_of, row_of_indices
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._recursion import States
 from jaxctc._types import Options, Problem
@@ -74,7 +73,7 @@ def _plain(options: Options, problem: Problem) -> tuple[Float[Array, "A B states
     log_probs = _emissions.log_probs(problem.scores, lattice, options)
     nothing = jnp.zeros((*log_probs.shape[:2], lattice.labels.shape[1]), log_probs.dtype)
     each, classes = jax.grad(log_likelihood, argnums=(0, 1))(States(nothing, nothing), log_probs)
-    live = _emissions.live(lattice, len(log_probs))[:, :, None]
+    live = _lattice.live(lattice.input_lengths, len(log_probs))[:, :, None]
     blank, label = (jnp.where(live, x, 0) for x in each)
     states = _in_turn(blank, label, problem.targets.shape[1])
     return frames_first(states, options), frames_first(classes, options)

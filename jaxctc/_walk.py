@@ -21,7 +21,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxctc import _lattice
-from jaxctc._lattice import Lattice, accumulator, row_of_indices
+from jaxctc._lattice import Lattice, accumulator, frames_of, row_of_indices
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._scaled import Scaled
 from jaxctc._types import Options
@@ -130,7 +130,7 @@ def build(
 
     `block` divides `count`; no step before `start` reads a live frame, and blocks before it are not made.
     """
-    frames = scores.shape[1 if options.batch_first else 0]
+    frames = frames_of(scores, options)
     plan = schedule(lattice, frames, count)
     labels = both_ways(lattice.labels, lattice)
     real = exists(lattice)[:, None, None]

@@ -27,8 +27,8 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from jaxctc import _checks, _emissions, _lattice, _recursion, _states
 from jaxctc._arguments import canonical, canonical_frames, canonical_scores
-from jaxctc._emissions import Emissions, frames_of
-from jaxctc._lattice import Lattice, accumulator, frames_first, row_of_indices
+from jaxctc._emissions import Emissions
+from jaxctc._lattice import Lattice, accumulator, frames_first, frames_of, live, row_of_indices
 from jaxctc._log_space import LOG_ZERO, logaddexp
 from jaxctc._loss import losses
 from jaxctc._recursion import Rules, States
@@ -96,10 +96,10 @@ def label_priors(log_probs: ArrayLike, input_lengths: ArrayLike, *, batch_first:
 def _label_priors(
     scores: Float[Array, "A B C"], input_lengths: Integer[Array, " N"], options: Options
 ) -> Float[Array, " C"]:
-    live = frames_first(input_lengths[None] > row_of_indices(frames_of(scores, options)).T, options)[:, :, None]
+    kept = frames_first(live(input_lengths, frames_of(scores, options)), options)[:, :, None]
     scores = jax.lax.stop_gradient(scores.astype(accumulator(scores.dtype)))
-    probabilities = jnp.where(live, jnp.exp(scores), 0).sum(axis=(0, 1))
-    return jnp.log(probabilities) - jnp.log(live.sum(dtype=jnp.int32).astype(scores.dtype))
+    probabilities = jnp.where(kept, jnp.exp(scores), 0).sum(axis=(0, 1))
+    return jnp.log(probabilities) - jnp.log(kept.sum(dtype=jnp.int32).astype(scores.dtype))
 
 
 def prior_ctc_loss(
@@ -517,7 +517,7 @@ def _all_but_one(log_probs: Float[Array, "T N C"], lattice: Lattice, options: Op
 
 def _live(problem: Problem, options: Options) -> Bool[Array, "A B"]:
     lattice = _lattice.build(problem, options)
-    return frames_first(_emissions.live(lattice, frames_of(problem.scores, options)), options)
+    return frames_first(live(lattice.input_lengths, frames_of(problem.scores, options)), options)
 
 
 def _emitted(options: Options, problem: Problem, *, relative: bool = True) -> tuple[Lattice, Emissions]:
