@@ -14,9 +14,13 @@ QUICK = {"xla_backend_optimization_level": 0} | ({_EMITTERS: False} if _CHOICE_O
 AS_FOR_USERS = {"xla_backend_optimization_level": 3} | ({_EMITTERS: True} if _CHOICE_OF_EMITTERS else {})
 
 
+# Several threads a program only get into each other's way where there is a process of tests for every core.
+_ALONE = {"xla_cpu_parallel_codegen_split_count": 1}
+
+
 def environment() -> dict[str, str]:
     """For this process and those that it starts, before JAX is imported."""
-    flags = (f"--{name}={str(value).lower()}" for name, value in QUICK.items())
+    flags = (f"--{name}={str(value).lower()}" for name, value in (QUICK | _ALONE).items())
     variables = {"XLA_FLAGS": " ".join([os.environ.get("XLA_FLAGS", ""), *flags])}
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         # What one process has compiled is there for all of them.

@@ -1,6 +1,7 @@
 """PyTorch's machinery around a loss: compiler, export, checkpoints, hooks, other devices, other processes."""
 
 import copy
+import datetime
 import pickle
 import socket
 import subprocess
@@ -166,35 +167,35 @@ def test_operators_pass_pytorch_s_own_check():
     torch.library.opcheck(torch.ops.jaxctc.losses_and_gradient.default, (SCORES, *arguments[1:]))
 
 
-TWO_PROCESSES = """
-import sys, torch, bridge
-import torch.distributed as dist
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method="tcp://127.0.0.1:" + sys.argv[2], rank=rank, world_size=2)
-torch.manual_seed(0)
-model = torch.nn.Linear(8, 5)
-features, targets = torch.randn(12, 4, 8), torch.randint(1, 5, (4, 3))
-def loss(model, part):
-    scores = model(features[:, part]).log_softmax(2)
-    return bridge.ctc_loss(scores, targets[part], 12, 3)
-whole = torch.autograd.grad(loss(model, slice(0, 4)), model.parameters())
-wrapped = torch.nn.parallel.DistributedDataParallel(model)
-loss(wrapped, slice(2 * rank, 2 * rank + 2)).backward()
-torch.testing.assert_close([p.grad for p in model.parameters()], list(whole))
-dist.destroy_process_group()
-"""
+def half_a_batch(rank, port):
+    """What each of two processes does; both arrive at the gradient of the whole."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(8, 5)
+    features, targets = torch.randn(12, 4, 8), torch.randint(1, 5, (4, 3))
+
+    def loss(model, part):
+        return bridge.ctc_loss(model(features[:, part]).log_softmax(2), targets[part], 12, 3)
+
+    whole = torch.autograd.grad(loss(model, slice(0, 4)), model.parameters())
+    address, patience = f"tcp://127.0.0.1:{port}", datetime.timedelta(seconds=60)
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2, timeout=patience)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        loss(wrapped, slice(2 * rank, 2 * rank + 2)).backward()
+        torch.testing.assert_close([p.grad for p in model.parameters()], list(whole))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_distributed_data_parallel():
-    """Two processes with half a batch each arrive at the gradient of the whole."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-c", TWO_PROCESSES]
-    root = Path(__file__).parents[2]
-    both = [subprocess.Popen([*command, str(rank), port], cwd=root) for rank in range(2)]
-    try:
-        assert [process.wait(timeout=120) for process in both] == [0, 0]
-    finally:
-        for process in both:
-            process.kill()
+        port = free.getsockname()[1]
+    path = Path(__file__)
+    command = f"import runpy; runpy.run_path({str(path)!r})['half_a_batch'](1, {port})"
+    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", command], cwd=path.parents[2]) as other:
+        try:
+            half_a_batch(0, port)
+            assert other.wait(timeout=120) == 0
+        finally:
+            other.kill()
