@@ -16,13 +16,13 @@ import numpy as np
 import optax
 from _errors import Errors, spell
 from _lines import BLANK, CLASSES, HEIGHT, SUBSAMPLING, Lines, best_path, compose, label_errors, load_scans
+from matplotlib.axes import Axes
 from tqdm import tqdm
 
 import jaxctc
 
 BATCH = 32
-INK, PAPER, QUIET, ACCENT = "#1b1f3b", "#ffffff", "#8a8fa3", "#d1495b"
-COLOURS = ["#2f6db5", "#e07b00", "#2a9d4e", "#c8323c", "#7a4fb5", "#8c5a3c", "#d14fa0", "#0f8b8d", "#8a8a00", "#3f3f9e"]
+INK, QUIET, ACCENT = "#1b1f3b", "#8a8fa3", "#d1495b"
 
 
 def init(key: jax.Array) -> dict[str, jax.Array]:
@@ -101,83 +101,56 @@ def show_reading(scores: np.ndarray, lines: Lines, count: int) -> None:
         print(f"{spell(truth):<12}{spell(found)}{'' if truth == found else '   <- differs'}")
 
 
-def posterior(logits: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """(T, C): the probability of each class at each frame, given the target. It is minus the gradient."""
-    log_probs = jax.nn.log_softmax(jnp.asarray(logits))
-    gradient = jax.grad(jaxctc.ctc_loss)(log_probs, target, len(logits), len(target), blank=BLANK, reduction="sum")
-    return -np.asarray(gradient)
-
-
 def draw(path: Path, losses: list[float], errors: list[tuple[int, Errors]], scores: np.ndarray, lines: Lines) -> None:
-    """The loss curve; and one line, with the posterior of its labels over time beneath it."""
+    """The training; and one held-out line with its alignment beneath it."""
+    figure = plt.figure(figsize=(9, 9), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[1, 1.9])
+    draw_training(above.subplots(), losses, errors)
+
     n = int(np.argmax(lines.target_lengths))
     frames, target = lines.input_lengths[n], lines.targets[n, : lines.target_lengths[n]]
-    gamma = posterior(scores[n, :frames], target)
-
-    plt.rcParams.update({"font.family": "DejaVu Sans", "font.size": 10, "text.color": INK, "axes.edgecolor": QUIET})
-    plt.rcParams.update({"axes.labelcolor": INK, "xtick.color": QUIET, "ytick.color": QUIET})
-    figure, (top, image, bottom) = plt.subplots(
-        3, 1, figsize=(9, 7), gridspec_kw={"height_ratios": [2.6, 1.15, 1.5], "hspace": 0.08}, layout="constrained"
-    )
-    for axes in (top, image, bottom):
-        axes.spines[["top", "right"]].set_visible(False)
-
-    steps = np.arange(1, len(losses) + 1)
-    top.semilogy(steps, losses, color=QUIET, linewidth=0.7, alpha=0.6)
-    window = max(len(losses) // 40, 1)
-    smooth = np.exp(np.convolve(np.log(losses), np.ones(window) / window, mode="valid"))
-    top.semilogy(steps[window // 2 :][: len(smooth)], smooth, color=INK, linewidth=1.8)
-    top.set(xlabel="step", ylabel="loss a label, nats", xlim=(0, len(losses)))
-    top.set_title("Training", loc="left", fontweight="bold")
-    rates = top.twinx()
-    rates.spines[["top", "left"]].set_visible(False)
-    rates.plot([s for s, _ in errors], [100 * e.rate for _, e in errors], "o-", color=ACCENT, markersize=4)
-    rates.set_ylabel("held-out label error rate, %", color=ACCENT)
-    rates.tick_params(axis="y", colors=ACCENT)
-    rates.set_ylim(0, 105)
-    last = errors[-1]
-    rates.annotate(
-        f"{100 * last[1].rate:.1f} %", (last[0], 100 * last[1].rate), (-4, 10), textcoords="offset points",
-        ha="right", color=ACCENT, fontweight="bold",
-    )  # fmt: skip
-
-    extent = (0, frames, 0, HEIGHT / SUBSAMPLING)
+    problem = jax.nn.log_softmax(jnp.asarray(scores[n, :frames])), target, frames, len(target), BLANK
+    spans = jaxctc.merge_tokens(*jaxctc.forced_align(*problem), blank=BLANK)
+    posteriors = jaxctc.ctc_posteriors(*problem).classes
+    jaxctc.plot_alignment(problem[0], spans, posteriors, blank=BLANK, figure=below)
+    # Over the first panel, so that a column of the scan stands where its frame does.
+    image = below.axes[0].inset_axes((0, 1.04, 1, 0.6))
     image.imshow(
-        lines.images[n, :, : frames * SUBSAMPLING], cmap="Greys", extent=extent, aspect="auto", interpolation="nearest"
-    )
-    image.set(xticks=[], yticks=[])
-    image.spines[:].set_visible(False)
-    image.set_title("A held-out line, and the posterior of its labels", loc="left", fontweight="bold")
-
-    edges = np.arange(frames + 1)
-    bottom.stairs(gamma[:, BLANK], edges, fill=True, color=QUIET, alpha=0.15)
-    for digit in sorted(set(target.tolist())):
-        bottom.stairs(gamma[:, digit], edges, fill=True, color=COLOURS[digit], alpha=0.35)
-        bottom.stairs(gamma[:, digit], edges, color=COLOURS[digit], linewidth=1.4)
-    found = peaks(gamma, target)
-    for digit, frame in found:
-        bottom.text(
-            frame + 0.5, 1.06, str(digit), ha="center", va="bottom", color=COLOURS[digit], fontsize=13, weight="bold"
-        )
-    # The word goes where there is most room for it.
-    gaps = np.array([0, *(frame + 0.5 for _, frame in found), frames])
-    widest = int(np.argmax(np.diff(gaps)))
-    bottom.text(gaps[widest : widest + 2].mean(), 0.5, "blank", color=QUIET, fontsize=9, ha="center", va="center")
-    bottom.set(xlim=(0, frames), ylim=(0, 1.3), yticks=[0, 0.5, 1], xlabel="frame", ylabel="posterior")
-    image.sharex(bottom)
-    image.tick_params(bottom=False, labelbottom=False)
-    figure.savefig(path, dpi=150, facecolor=PAPER)
+        lines.images[n, :, : frames * SUBSAMPLING],
+        cmap="Greys", extent=(0, frames, 0, 1), aspect="auto", interpolation="nearest",
+    )  # fmt: skip
+    image.set_axis_off()
+    image.set_title("A held-out line, and where its labels lie", loc="left", color=INK, size=10, fontweight="bold")
+    figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-def peaks(gamma: np.ndarray, target: np.ndarray) -> list[tuple[int, int]]:
-    """(label, frame) where each label of the target peaks; empty if the runs of likely labels do not spell it."""
-    best = gamma.argmax(axis=1)
-    starts = np.flatnonzero(np.append(True, best[1:] != best[:-1]))
-    runs = [(int(best[a]), a, b) for a, b in zip(starts, [*starts[1:], len(best)], strict=True) if best[a] != BLANK]
-    if [digit for digit, _, _ in runs] != target.tolist():
-        return []
-    return [(digit, int(a + gamma[a:b, digit].argmax())) for digit, a, b in runs]
+def draw_training(axes: Axes, losses: list[float], errors: list[tuple[int, Errors]]) -> None:
+    """The loss of every step and its course, and the held-out errors."""
+    steps = np.arange(1, len(losses) + 1)
+    axes.semilogy(steps, losses, color=QUIET, linewidth=0.7, alpha=0.6)
+    window = max(len(losses) // 40, 1)
+    smooth = np.exp(np.convolve(np.log(losses), np.ones(window) / window, mode="valid"))
+    axes.semilogy(steps[window // 2 :][: len(smooth)], smooth, color=INK, linewidth=1.8)
+    axes.set(xlabel="step", ylabel="loss a label, nats", xlim=(0, len(losses)))
+    axes.set_title("Training", loc="left", color=INK, size=10, fontweight="bold")
+    rates = axes.twinx()
+    rates.plot(
+        [s for s, _ in errors], [100 * e.rate for _, e in errors], "o-", color=ACCENT, markersize=4, clip_on=False
+    )
+    rates.set_ylabel("held-out label error rate, %", color=ACCENT)
+    rates.set_ylim(0, 105)
+    step, last = errors[-1][0], 100 * errors[-1][1].rate
+    rates.annotate(
+        f"{last:.1f} %", (step, last), (-4, 10), textcoords="offset points",
+        ha="right", color=ACCENT, fontweight="bold",
+    )  # fmt: skip
+    for side, colour in ((axes, QUIET), (rates, ACCENT)):
+        side.spines[["top", "right"]].set_visible(False)
+        side.spines[["left", "bottom"]].set_color(QUIET)
+        side.tick_params(colors=colour, labelsize=8)
+        side.xaxis.label.set(color=INK, size=9)
+        side.yaxis.label.set(size=9)
 
 
 def main() -> None:
