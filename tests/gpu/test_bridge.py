@@ -161,3 +161,24 @@ def test_autocast():
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     (gradient,) = torch.autograd.grad(ours, weight)
     assert gradient.isfinite().all()
+
+
+def test_alignment_posteriors_and_decoding():
+    """As on the CPU, and on the GPU they stay."""
+    scores, targets, frames, counts = problem()
+    frames[3] = T  # nothing infeasible
+    lattice = targets, frames, counts
+    for function, rest in (
+        (bridge.forced_align, lattice),
+        (bridge.ctc_posteriors, lattice),
+        (bridge.greedy_decode, (frames,)),
+    ):
+        for ours, want in zip(function(scores, *rest), function(scores.cpu(), *rest), strict=True):
+            assert ours.device == torch.device(DEVICE)
+            torch.testing.assert_close(ours.cpu(), want, rtol=1e-5, atol=1e-5)
+    gradients = []
+    for where in (DEVICE, "cpu"):
+        leaf = scores.to(where, copy=True).requires_grad_()
+        bridge.ctc_posteriors(leaf, *lattice).states[:, :, 1].sum().backward()
+        gradients.append(leaf.grad.cpu())
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
