@@ -33,6 +33,7 @@ from jaxtyping import Array, Complex, Float, Int
 
 from jaxctc import _scaled
 from jaxctc._lattice import Lattice
+from jaxctc._mesh import varying_like
 from jaxctc._scaled import Scaled, pack, unpack
 from jaxctc._walk import Walk
 
@@ -71,7 +72,7 @@ def _started(walk: Walk, count: int) -> _States:
     """Rows that all hold the state before the first frame: in blank 0."""
     sequences, directions, _, columns = walk.scores.shape
     shape = (count, sequences, directions, _MARGIN + columns)
-    zero = _scaled.zeros(shape, walk.scores.dtype)
+    zero = varying_like(walk.scores, _scaled.zeros(shape, walk.scores.dtype))
     here = lax.broadcasted_iota(jnp.int32, shape, 3) == _MARGIN
     return _States(pack(Scaled(zero.mantissa, jnp.where(here, 0, zero.exponent))), pack(zero))
 
@@ -305,8 +306,8 @@ def posterior(walk: Walk, size: int, start: Index = 0, *, every_blank: bool = Fa
     meeting = _meet(segment.even, half, walk)
 
     dtype = walk.scores.dtype
-    blank = jnp.zeros((sequences, 2, columns + _MARGIN), dtype)
-    label = jnp.zeros((sequences, 2, size + 1, columns), dtype)
+    shapes = (sequences, 2, columns + _MARGIN), (sequences, 2, size + 1, columns)
+    blank, label = varying_like(walk.scores, [jnp.zeros(shape, dtype) for shape in shapes])
     rows = Posterior(
         _write(label, meeting.label[:, :, None], (0, 0, size, 0)),
         _write(label[:, :, :, 0], meeting.blank.sum(axis=2)[:, :, None], (0, 0, size)),

@@ -60,7 +60,7 @@ def _first(lattice: Lattice) -> Int[Array, "N W"]:
 
 def _places(lattice: Lattice, home: Int[Array, "N W"], classes: int) -> Int[Array, "N C"]:
     """The home of each class; the last column, which no target reaches, for those that do not occur."""
-    sequences, columns = home.shape
-    nowhere = jnp.full((sequences, classes), columns - 1, jnp.int32)
+    nowhere = jnp.full(classes, home.shape[1] - 1, jnp.int32)
     aim = jnp.where(_walk.exists(lattice), lattice.labels, classes)
-    return nowhere.at[row_of_indices(sequences).T, aim].set(home, mode="drop")
+    # Mapped, for a scatter that names its sequences would not stay on the devices that hold them.
+    return jax.vmap(lambda aim, home: nowhere.at[aim].set(home, mode="drop"))(aim, home)

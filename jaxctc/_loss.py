@@ -9,12 +9,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import zero_from_primal
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxctc import _both_ends, _emissions, _lattice, _recursion, _setting
 from jaxctc._classes import class_posterior
 from jaxctc._lattice import accumulator, frames_first, frames_of
 from jaxctc._log_space import LOG_ZERO
+from jaxctc._mesh import laid_out_like_scores
 from jaxctc._types import Options, Problem
 
 _BLOCK = 16
@@ -22,6 +24,7 @@ _BLOCK = 16
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@laid_out_like_scores(lambda sequences, _: sequences)
 def losses(
     options: Options,
     scores: Float[Array, "A B C"],
@@ -48,6 +51,7 @@ def _losses_jvp(options, primals, tangents):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@laid_out_like_scores(lambda sequences, scores: (sequences, scores, scores))
 def losses_and_gradient(
     options: Options,
     scores: Float[Array, "A B C"],
@@ -91,7 +95,7 @@ def _losses_and_gradient_jvp(options, primals, tangents):
     _, change = jax.jvp(derivative, (scores,), (tangents[0],))
     # What is broken stays so; and nothing but what counts can change.
     change = jnp.where(jnp.isnan(gradient), jnp.nan, jnp.where(counts, change.astype(gradient.dtype), 0))
-    no_tangent = jnp.zeros(counts.shape, jax.dtypes.float0)
+    no_tangent = zero_from_primal(counts)
     return (value, gradient, counts), (_along(gradient, counts, tangents[0], options), change, no_tangent)
 
 
@@ -105,6 +109,7 @@ def _along(
     return frames_first(terms.sum(axis=2), options).sum(axis=0)
 
 
+@laid_out_like_scores(lambda sequences, _: sequences)
 def _plain(
     options: Options,
     scores: Float[Array, "A B C"],

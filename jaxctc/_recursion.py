@@ -28,6 +28,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxctc._log_space import LOG_ZERO, logaddexp
+from jaxctc._mesh import varying_like
 
 Sum: TypeAlias = Callable[[Array, Array], Array]
 
@@ -115,7 +116,8 @@ def _scan(emitted: States, rules: Rules, *, keep: bool) -> tuple[tuple[States, A
 
     count = emitted.label.shape[0]
     stay = jnp.broadcast_to(jnp.asarray(rules.stay, dtype), emitted.label.shape[:2])
-    return lax.scan(frame, (start(rules, dtype), ended), (jnp.arange(count, dtype=jnp.int32), stay, *emitted))
+    begin = varying_like((emitted, rules.skip), (start(rules, dtype), ended))
+    return lax.scan(frame, begin, (jnp.arange(count, dtype=jnp.int32), stay, *emitted))
 
 
 def from_left(x: Float[Array, "N W"]) -> Float[Array, "N W"]:

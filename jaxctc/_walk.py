@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxctc import _lattice
 from jaxctc._lattice import Lattice, accumulator, frames_of, row_of_indices
 from jaxctc._log_space import LOG_ZERO
+from jaxctc._mesh import varying_like
 from jaxctc._scaled import Scaled
 from jaxctc._types import Options
 
@@ -149,6 +150,7 @@ def build(
         made = rows(plan)
     else:
         nothing = _Rows(*(jnp.zeros((*x.shape[:2], count, *x.shape[3:]), x.dtype) for x in shapes))
+        nothing = varying_like((scores, lattice), nothing)
         made = lax.fori_loop(start // block, count // block, fill, nothing)
     return Walk(
         scores=made.scores,

@@ -34,6 +34,7 @@ SHAPED = [
 with install_import_hook(SHAPED, "beartype.beartype"):
     import jaxctc  # noqa: F401
 
+jax.config.update("jax_num_cpu_devices", 8)  # virtual ones, for what is sharded
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

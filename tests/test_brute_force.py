@@ -49,7 +49,7 @@ def run(scores, target, blank, *, logits):
         return float(loss), np.asarray(gradient)[:frames]
 
 
-MANY = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+MANY = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 
 
 @MANY

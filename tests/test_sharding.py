@@ -1,0 +1,141 @@
+"""Sharded over eight devices: the results of one device, and no more said between them than must be."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxctc
+
+T, N, C, S = 12, 16, 256, 4
+WIDTH = 8
+"""Columns of the lattice: S + 2, in whole vectors."""
+FUNCTIONS = [jaxctc.ctc_loss, jaxctc.ctc_loss_with_logits]
+every_function = pytest.mark.parametrize("function", FUNCTIONS)
+every_type = pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=lambda t: t.name)
+
+
+def drawn():
+    """Lengths of every kind; the last target is infeasible."""
+    rng = np.random.default_rng(0)
+    scores = np.asarray(jax.nn.log_softmax(rng.normal(size=(T, N, C)).astype(np.float32) * 3))
+    targets = rng.integers(1, C, (N, S)).astype(np.int32)
+    frames, labels = rng.integers(2 * S, T + 1, N), rng.integers(0, S + 1, N)
+    frames[-1], labels[-1] = 1, S
+    return scores, targets, frames.astype(np.int32), labels.astype(np.int32)
+
+
+PROBLEM = drawn()
+
+
+def mesh_of(axis_type, **axes):
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(axis_type,) * len(axes))
+
+
+def placed(mesh, sequences=None, classes=None):
+    specs = P(None, sequences, classes), P(sequences), P(sequences), P(sequences)
+    return [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(PROBLEM, specs, strict=True)]
+
+
+def collectives(compiled):
+    """(kind, bytes) of each in the program of one device."""
+    found = re.findall(r"= (\(?[^()=]+\)?) (all-\w+|collective-\w+|reduce-scatter|ragged-\S+)\(", compiled.as_text())
+    sizes = (re.findall(r"\b[a-z]+(\d+)\[([\d,]*)\]", shapes) for shapes, _ in found)
+    total = [
+        sum(int(bits) // 8 * math.prod(map(int, filter(None, dims.split(",")))) for bits, dims in x) for x in sizes
+    ]
+    return [(kind, size) for (_, kind), size in zip(found, total, strict=True)]
+
+
+def gradient_of(function, reduction, **options):
+    return jax.value_and_grad(functools.partial(function, reduction=reduction, zero_infinity=True, **options))
+
+
+@functools.cache
+def on_one_device(function, reduction):
+    return gradient_of(function, reduction)(*PROBLEM)
+
+
+def assert_same(got, want):
+    for x, y in zip(got, want, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7)
+
+
+@every_type
+@every_function
+def test_a_sharded_batch_meets_in_the_reduction_alone(function, axis_type):
+    mesh = mesh_of(axis_type, data=8)
+    with jax.set_mesh(mesh):
+        arguments = placed(mesh, "data")
+        compiled = jax.jit(gradient_of(function, "mean")).lower(*arguments).compile()
+        got = compiled(*arguments)
+        assert collectives(compiled) == [("all-reduce", 4)]
+        assert got[1].sharding.is_equivalent_to(arguments[0].sharding, 3)
+        each = jax.jit(functools.partial(function, reduction="none")).lower(*arguments).compile()
+        assert collectives(each) == []
+        assert each(*arguments).sharding.is_equivalent_to(arguments[2].sharding, 1)
+    assert_same(got, on_one_device(function, "mean"))
+
+
+@every_type
+@pytest.mark.parametrize("axes", [{"model": 8}, {"data": 2, "model": 4}], ids=str)
+@every_function
+def test_sharded_classes_exchange_emissions_and_normalisers(function, axes, axis_type):
+    mesh = mesh_of(axis_type, **axes)
+    with jax.set_mesh(mesh):
+        arguments = placed(mesh, "data" if "data" in axes else None, "model")
+        compiled = jax.jit(gradient_of(function, "mean")).lower(*arguments).compile()
+        got = compiled(*arguments)
+    assert got[1].sharding.is_equivalent_to(arguments[0].sharding, 3)
+    assert_same(got, on_one_device(function, "mean"))
+    sequences, number = N // axes.get("data", 1), 4
+    emitted = 2 * math.ceil(T / 2) * WIDTH * sequences * number + T * sequences * number  # labels, and the blank
+    want = [("all-reduce", emitted)]
+    if function is jaxctc.ctc_loss_with_logits:  # the maximum; then the sum, with the emissions
+        want = [("all-reduce", T * sequences * number), ("all-reduce", emitted + T * sequences * number)]
+    if "data" in axes:
+        want.append(("all-reduce", number))
+    assert sorted(collectives(compiled)) == sorted(want)
+
+
+@every_function
+def test_shard_map(function):
+    mesh = mesh_of(AxisType.Auto, data=8)
+    specs = P(None, "data"), P("data"), P("data"), P("data")
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=specs, out_specs=(P(), specs[0]))
+    def mapped(*part):
+        loss, gradient = gradient_of(function, "sum")(*part)
+        return jax.lax.psum(loss, "data"), gradient
+
+    arguments = placed(mesh, "data")
+    compiled = jax.jit(mapped).lower(*arguments).compile()
+    assert collectives(compiled) == [("all-reduce", 4)]
+    assert_same(compiled(*arguments), on_one_device(function, "sum"))
+
+
+@every_type
+def test_second_derivatives_and_the_batch_first(axis_type):
+    mesh = mesh_of(axis_type, data=4, model=2)
+    scores, *rest = PROBLEM
+    rest = [jnp.asarray(x) for x in rest]
+    scores = scores.swapaxes(0, 1)
+    tangent = np.random.default_rng(1).normal(size=scores.shape).astype(np.float32)
+
+    @jax.jit
+    def along(scores, tangent, *rest):
+        gradient = gradient_of(jaxctc.ctc_loss_with_logits, "mean", batch_first=True)
+        return jax.jvp(lambda x: gradient(x, *rest)[1], (scores,), (tangent,))
+
+    want = along(jnp.asarray(scores), jnp.asarray(tangent), *rest)
+    with jax.set_mesh(mesh):
+        sharding = NamedSharding(mesh, P("data", None, "model"))
+        spread = [jax.device_put(x, NamedSharding(mesh, P("data"))) for x in rest]
+        got = along(jax.device_put(scores, sharding), jax.device_put(tangent, sharding), *spread)
+    assert_same(got, want)
