@@ -32,7 +32,10 @@ def laid_out_like_scores(results: Callable[[P, P], Any]) -> Callable[[Callable[.
                 return function(options, scores, *rest)
             spec = sharding.spec
             specs = results(P(spec[0 if options.batch_first else 1]), spec)
-            return jax.sharding.auto_axes(functools.partial(function, options), out_sharding=specs)(scores, *rest)
+            automatic = jax.sharding.auto_axes(functools.partial(function, options), out_sharding=specs)
+            # The scores may be on a mesh that nobody has set.
+            with jax.sharding.use_abstract_mesh(sharding.mesh):
+                return automatic(scores, *rest)
 
         return call
 

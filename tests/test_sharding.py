@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -118,6 +119,13 @@ def test_shard_map(function):
     compiled = jax.jit(mapped).lower(*arguments).compile()
     assert collectives(compiled) == [("all-reduce", 4)]
     assert_same(compiled(*arguments), on_one_device(function, "sum"))
+
+
+def test_the_page_s_example():
+    """On a mesh that nobody has set."""
+    page = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(example, {})
 
 
 @every_type
