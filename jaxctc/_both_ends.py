@@ -23,31 +23,33 @@ serve as its left neighbour.
 `_recursion.log_likelihood` is the same recursion written plainly: what all this is tested against.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Complex, Float, Int
+from jaxtyping import Array, Complex, Float
 
 from jaxctc import _scaled
 from jaxctc._lattice import Lattice
+from jaxctc._log_space import LOG_ZERO
 from jaxctc._mesh import varying_like
 from jaxctc._scaled import Scaled, pack, unpack
-from jaxctc._walk import Walk
+from jaxctc._walk import Index, Walk
 
 _MARGIN = 8
 """Columns of zeros before the first; a vector's worth keeps the rest aligned."""
 _SMALL = 1 << 20
 """Bytes of states that are kept rather than walked again."""
 
-Index: TypeAlias = int | Int[Array, ""]
+Fold: TypeAlias = Callable[[Float[Array, "N 2 K W"]], Float[Array, "N 2 K X"]]
 _Outward: TypeAlias = tuple["_Segment", "_Flow", "Posterior"]
 
 
-class _States(NamedTuple):
-    """Packed states of K steps, margins included. The blank's are before their emission."""
+class States(NamedTuple):
+    """Packed states after each of K steps, margins included. The blank's are before their emission."""
 
     blank: Complex[Array, "K N 2 V"]
     label: Complex[Array, "K N 2 V"]
@@ -57,24 +59,49 @@ class _States(NamedTuple):
         size = (1, *rows.shape[1:3], rows.shape[3] - _MARGIN)
         return unpack(_read(rows, (k, 0, 0, _MARGIN + shift), size)[0])
 
-    def write(self, name: str, k: Index, value: Scaled) -> "_States":
+    def write(self, name: str, k: Index, value: Scaled) -> "States":
         return self._replace(**{name: _write(getattr(self, name), pack(value)[None], (k, 0, 0, _MARGIN))})
 
-    def row(self, k: Index) -> "_States":
+    def row(self, k: Index) -> "States":
         rows = (_read(x, (k, 0, 0, 0), (1, *x.shape[1:])) for x in self)
-        return lax.optimization_barrier(_States(*rows))
+        return lax.optimization_barrier(States(*rows))
 
-    def put(self, k: Index, row: "_States") -> "_States":
-        return _States(*(_put(x, y, (k, 0, 0, 0)) for x, y in zip(self, row, strict=True)))
+    def put(self, k: Index, row: "States") -> "States":
+        return States(*(_put(x, y, (k, 0, 0, 0)) for x, y in zip(self, row, strict=True)))
 
 
-def _started(walk: Walk, count: int) -> _States:
+def started(walk: Walk, count: int) -> States:
     """Rows that all hold the state before the first frame: in blank 0."""
-    sequences, directions, _, columns = walk.scores.shape
+    sequences, directions, columns = walk.skip.shape
     shape = (count, sequences, directions, _MARGIN + columns)
-    zero = varying_like(walk.scores, _scaled.zeros(shape, walk.scores.dtype))
+    zero = varying_like(walk.drop, _scaled.zeros(shape, walk.drop.dtype))
     here = lax.broadcasted_iota(jnp.int32, shape, 3) == _MARGIN
-    return _States(pack(Scaled(zero.mantissa, jnp.where(here, 0, zero.exponent))), pack(zero))
+    return States(pack(Scaled(zero.mantissa, jnp.where(here, 0, zero.exponent))), pack(zero))
+
+
+def unit(walk: Walk, x: Index) -> States:
+    """In one state alone: blank x, or beyond the last column label x - W."""
+    nowhere = started(walk, 1).label
+    column = lax.broadcasted_iota(jnp.int32, nowhere.shape, 3) - _MARGIN
+    columns = walk.skip.shape[2]
+    one = jnp.ones_like(nowhere)  # a mantissa of one and an exponent of nought
+    return States(jnp.where(column == x, one, nowhere), jnp.where(column == x - columns, one, nowhere))
+
+
+def superposed(weights: States, states: States) -> States:
+    """What many states lead to, (X, 1, N, 2, V), as `unit` counts them, each as probable as `weights` says."""
+
+    def columns(z: Complex[Array, "1 N 2 V"]) -> Complex[Array, "W 1 N 2 1"]:
+        return jnp.moveaxis(z[..., _MARGIN:], 3, 0)[..., None]
+
+    weight = unpack(jnp.concatenate([columns(z) for z in weights]))
+
+    def total(z: Complex[Array, "X 1 N 2 V"]) -> Complex[Array, "1 N 2 V"]:
+        found = _scaled.total(unpack(z) * weight, axis=(0,))
+        # Nothing is more impossible than impossible, however often.
+        return pack(Scaled(found.mantissa[0], jnp.maximum(found.exponent[0], LOG_ZERO)))
+
+    return States(*map(total, states))
 
 
 def _left(walk: Walk, blank: Scaled, i: Index) -> Scaled:
@@ -82,23 +109,28 @@ def _left(walk: Walk, blank: Scaled, i: Index) -> Scaled:
     return blank._replace(exponent=blank.exponent + _row(walk.drop[..., None], i))
 
 
-def _step(source: _States, k: Index, target: _States, j: Index, walk: Walk, i: Index) -> _States:
+def _score(walk: Walk, i: Index) -> Scaled:
+    assert walk.scores is not None, "a segment has its scores"
+    return _scaled.exp2(_row(walk.scores, i))
+
+
+def _step(source: States, k: Index, target: States, j: Index, walk: Walk, i: Index) -> States:
     """Step i, from row k of the source to row j of the target."""
     stay = _left(walk, source.read("blank", k), i)
     target = target.write("blank", j, stay + source.read("label", k, -1))
     step = _scaled.where(walk.skip, target.read("blank", j), stay)
-    label = (source.read("label", k) + step) * _scaled.exp2(_row(walk.scores, i))
+    label = (source.read("label", k) + step) * _score(walk, i)
     return target.write("label", j, _scaled.normalised(label))
 
 
 class _Segment(NamedTuple):
     """The states of K steps, and the one before them: rows 0, 2, 4, ... and 1, 3, 5, ..."""
 
-    even: _States
-    odd: _States
+    even: States
+    odd: States
 
-    def walk_on(self, state: _States, walk: Walk, first: Index, start: Index) -> "_Segment":
-        """On from the state before step `first`. Steps before `start` change nothing and are left out."""
+    def walk_on(self, state: States, walk: Walk, first: Index, skipped: Index) -> "_Segment":
+        """On from the state before step `first`, of which so many pairs change nothing and are left out."""
 
         def pair(j: Index, segment: _Segment) -> _Segment:
             even, odd = segment
@@ -106,7 +138,6 @@ class _Segment(NamedTuple):
             return _Segment(_step(odd, j, even, j + 1, walk, first + 2 * j + 1), odd)
 
         count = self.odd.blank.shape[0]
-        skipped = _at_least(0, (start - first) // 2)
         return lax.fori_loop(skipped, count, pair, self._replace(even=self.even.put(skipped, state)))
 
 
@@ -137,14 +168,14 @@ class _Flow(NamedTuple):
     """Packed: what leaves each blank for the label before it, and what stays in each label."""
 
     def undo(
-        self, k: Index, before: _States, b: Index, after: _States, a: Index, walk: Walk, i: Index, name: str
+        self, k: Index, before: States, b: Index, after: States, a: Index, walk: Walk, i: Index, name: str
     ) -> "_Flow":
         """Row k from row k + 1: each state gives back what step i gave it. `name` is that of row k's blanks."""
-        columns = walk.scores.shape[3]
+        columns = walk.skip.shape[2]
         other = {"even": "odd", "odd": "even"}[name]
         blank = getattr(self, other)[:, :, :columns]
         label = _row(self.rows.label, k + 1)
-        gain = before.read("label", b) * _scaled.exp2(_row(walk.scores, i))
+        gain = before.read("label", b) * _score(walk, i)
         stayed = label * jnp.minimum(_scaled.portion(gain, after.read("label", a)), 1)
         through = blank + jnp.where(walk.skip, label - stayed, 0)
         stay = _left(walk, before.read("blank", b), i)
@@ -203,10 +234,9 @@ class Meeting(NamedTuple):
     """The posterior after the last step of each direction, in its own order of labels."""
 
 
-def _meet(states: _States, k: Index, walk: Walk) -> Meeting:
+def _meet(states: States, k: Index, walk: Walk) -> Meeting:
     """Joins the last forward state, by one more step without an emission, with the last backward state."""
-    columns = walk.scores.shape[3]
-    count = walk.scores.shape[2]
+    columns = walk.skip.shape[2]
     length = walk.target_lengths[:, None]
     column = lax.broadcasted_iota(jnp.int32, (1, columns), 1)
 
@@ -221,7 +251,7 @@ def _meet(states: _States, k: Index, walk: Walk) -> Meeting:
         turned = Scaled(*(jnp.take_along_axis(x, jnp.maximum(last - column, 0), axis=1) for x in a))
         return _scaled.where(column <= last, turned, zero)
 
-    blank = _left(walk, states.read("blank", k), count)
+    blank = _left(walk, states.read("blank", k), walk.steps)
     label = states.read("label", k)
     skip = walk.skip[:, 0]
     stay, kept = direction(blank, 0), direction(label, 0)
@@ -265,49 +295,86 @@ def even(frames: int, size: int = 2) -> int:
     return max(-(-frames // (2 * size)), 1) * size
 
 
-def likelihood(walk: Walk, start: Index = 0) -> Scaled:
+def likelihood(walk: Walk, start: Index = 0, size: int | None = None, begin: States | None = None) -> Scaled:
     """The likelihood of each target, (N,), but for the walk's offset. No step before `start` reads a live frame.
 
-    The steps are even in number.
+    Scores that are not kept are read in segments of `size` steps. The steps are even in number, of a segment too.
+    `begin` is the state before the first of them, if that is not the first frame's.
     """
-
-    def pair(j: Index, states: tuple[_States, _States]) -> tuple[_States, _States]:
-        even, odd = states
-        odd = _step(even, 0, odd, 0, walk, 2 * j)
-        return _step(odd, 0, even, 0, walk, 2 * j + 1), odd
-
-    states = _started(walk, 1), _started(walk, 1)
-    even, _ = lax.fori_loop(start // 2, walk.scores.shape[2] // 2, pair, states)
-    return _meet(even, 0, walk).likelihood
+    return _meet(_advanced(walk, started(walk, 1) if begin is None else begin, start, size), 0, walk).likelihood
 
 
-def posterior(walk: Walk, size: int, start: Index = 0, *, every_blank: bool = False) -> tuple[Scaled, Posterior]:
+def passed(walk: Walk, begin: States, start: Index, size: int) -> States:
+    """What a walk over the frames that come next begins with."""
+    end = _advanced(walk, begin, start, size)
+    return end.write("blank", 0, _left(walk, end.read("blank", 0), walk.steps))
+
+
+def _advanced(walk: Walk, begin: States, start: Index, size: int | None) -> States:
+    """The states after the last step."""
+    size = walk.steps if walk.scores is not None or size is None else size
+
+    def segment(s: Index, states: tuple[States, States]) -> tuple[States, States]:
+        at, first = walk.segment(s * size, size)
+
+        def pair(j: Index, states: tuple[States, States]) -> tuple[States, States]:
+            even, odd = states
+            odd = _step(even, 0, odd, 0, at, first + 2 * j)
+            return _step(odd, 0, even, 0, at, first + 2 * j + 1), odd
+
+        return lax.fori_loop(_skipped(start, s * size), size // 2, pair, states)
+
+    states = begin, started(walk, 1)
+    if size == walk.steps:
+        return segment(0, states)[0]
+    return lax.fori_loop(start // size, walk.steps // size, segment, states)[0]
+
+
+def _skipped(start: Index, first: Index) -> Index:
+    """Pairs of steps from `first` on that come before `start`."""
+    return _at_least(0, (start - first) // 2)
+
+
+def posterior(
+    walk: Walk,
+    size: int,
+    start: Index = 0,
+    begin: States | None = None,
+    *,
+    every_blank: bool = False,
+    fold: Fold | None = None,
+) -> tuple[Scaled, Posterior]:
     """The likelihoods, and the posterior, which is unspecified before `start`.
 
     `size` is the number of steps in a segment, an even one that divides that of all; its choice changes no result.
+    `begin` is the state before the first step that is taken, if that is not the first frame's. `fold` is what is
+    wanted of the labels' posterior, if that is not all of it.
     """
-    sequences, _, steps, columns = walk.scores.shape
-    count = steps // size
+    sequences, _, columns = walk.skip.shape
+    count = walk.steps // size
     half = size // 2
     first = start // size
+    begin = started(walk, 1) if begin is None else begin
 
-    segment = _Segment(_started(walk, half + 1), _started(walk, half))
+    segment = _Segment(started(walk, half + 1), started(walk, half))
     if count == 1:
-        segment = segment.walk_on(_started(walk, 1), walk, 0, start)
+        segment = segment.walk_on(begin, *walk.segment(0, size), _skipped(start, 0))
     else:
 
-        def inward(s: Index, carry: tuple[_Segment, _States]) -> tuple[_Segment, _States]:
+        def inward(s: Index, carry: tuple[_Segment, States]) -> tuple[_Segment, States]:
             segment, kept = carry
-            segment = segment.walk_on(kept.row(s), walk, s * size, start)
+            segment = segment.walk_on(kept.row(s), *walk.segment(s * size, size), _skipped(start, s * size))
             # By way of `kept`: a row that two buffers take from a third is read there after it was written.
             return segment, kept.put(s + 1, segment.even.row(half))
 
-        segment, kept = lax.fori_loop(first, count, inward, (segment, _started(walk, count + 1)))
+        kept = started(walk, count + 1).put(first, begin)
+        segment, kept = lax.fori_loop(first, count, inward, (segment, kept))
     meeting = _meet(segment.even, half, walk)
 
-    dtype = walk.scores.dtype
-    shapes = (sequences, 2, columns + _MARGIN), (sequences, 2, size + 1, columns)
-    blank, label = varying_like(walk.scores, [jnp.zeros(shape, dtype) for shape in shapes])
+    def empty(*shape: int) -> Array:
+        return varying_like(walk.drop, jnp.zeros((sequences, 2, *shape), walk.drop.dtype))
+
+    blank, label = empty(columns + _MARGIN), empty(size + 1, columns)
     rows = Posterior(
         _write(label, meeting.label[:, :, None], (0, 0, size, 0)),
         _write(label[:, :, :, 0], meeting.blank.sum(axis=2)[:, :, None], (0, 0, size)),
@@ -315,7 +382,7 @@ def posterior(walk: Walk, size: int, start: Index = 0, *, every_blank: bool = Fa
     )
     gamma = _Flow(rows, _write(blank, meeting.blank, (0, 0, 0)), blank, _scaled.pack(Scaled(blank, blank)))
 
-    def undone(segment: _Segment, gamma: _Flow, at: Walk, first: Index) -> _Flow:
+    def undone(segment: _Segment, gamma: _Flow, at: Walk, first: Index, skipped: Index) -> _Flow:
         even, odd = segment
 
         def pair(back: Index, gamma: _Flow) -> _Flow:
@@ -324,30 +391,42 @@ def posterior(walk: Walk, size: int, start: Index = 0, *, every_blank: bool = Fa
             gamma = gamma.undo(2 * j + 1, odd, j, even, j + 1, at, i + 1, "odd")
             return gamma.undo(2 * j, even, j, odd, j, at, i, "even")
 
-        return lax.fori_loop(0, half - _at_least(0, (start - first) // 2), pair, gamma)
+        return lax.fori_loop(0, half - skipped, pair, gamma)
 
     def after(rows: Posterior) -> Posterior:
         """The steps, without what was before the first."""
         return jax.tree.map(lambda x: x[:, :, 1:], rows)
 
+    def folded(found: Posterior) -> Posterior:
+        return found if fold is None else found._replace(label=fold(found.label))
+
     if count == 1:
-        return meeting.likelihood, after(undone(segment, gamma, walk, 0).rows)
+        gamma = undone(segment, gamma, *walk.segment(0, size), _skipped(start, 0))
+        return meeting.likelihood, folded(after(gamma.rows))
 
     def put(rows: Posterior, value: Posterior, k: Index) -> Posterior:
         return jax.tree.map(lambda x, y: _put(x, y, (0, 0, k, 0)[: x.ndim]), rows, value)
 
+    kept_scores = walk.scores is not None
+
     def outward(back: Index, carry: _Outward) -> _Outward:
         s = count - 1 - back
         segment, gamma, found = carry
-        at = walk._replace(scores=found.label)
-        segment = segment.walk_on(kept.row(s), at, s * size, start)
-        gamma = undone(segment, gamma, at, s * size)
-        found = put(found, after(gamma.rows), s * size)
+        at, first = (walk._replace(scores=found.label) if kept_scores else walk).segment(s * size, size)
+        skipped = _skipped(start, s * size)
+        segment = segment.walk_on(kept.row(s), at, first, skipped)
+        gamma = undone(segment, gamma, at, first, skipped)
+        piece = after(gamma.rows)
+        found = put(found, piece if kept_scores else folded(piece), s * size)
         # The segment before ends as this one begins.
         rows = put(gamma.rows, jax.tree.map(lambda x: x[:, :, :1], gamma.rows), size)
         return segment, gamma._replace(rows=rows), found
 
-    # The posterior takes the place of the scores.
-    found = Posterior(walk.scores, walk.scores[:, :, :, 0], jnp.zeros_like(walk.scores) if every_blank else None)
+    # The posterior takes the scores' place, if they have one.
+    if walk.scores is not None:
+        label = walk.scores
+    else:
+        label = empty(walk.steps, columns if fold is None else jax.eval_shape(fold, rows.label).shape[3])
+    found = Posterior(label, label[:, :, :, 0], empty(walk.steps, columns) if every_blank else None)
     *_, found = lax.fori_loop(0, count - first, outward, (segment, gamma, found))
-    return meeting.likelihood, found
+    return meeting.likelihood, folded(found) if kept_scores else found

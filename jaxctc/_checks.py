@@ -126,6 +126,16 @@ def integer(name: str, value: Any, what: str) -> int:
         raise TypeError(f"{name} must be {what}, a Python int; got {value!r} of type {type(value).__name__}.") from None
 
 
+def at_least_one(name: str, value: Any, what: str) -> int | None:
+    """Or None."""
+    if value is None:
+        return None
+    made = integer(name, value, what)
+    if made < 1:
+        raise ValueError(f"{name} is {made}: it must be at least 1, or None.")
+    return made
+
+
 def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(

@@ -6,6 +6,7 @@ gather, which fuses with whatever is made of it.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,24 +18,38 @@ from jaxctc._lattice import Lattice, row_of_indices
 from jaxctc._types import Options
 
 
-def class_posterior(
-    posterior: Posterior, lattice: Lattice, frames: int, classes: int, options: Options
-) -> Float[Array, "A B C"]:
-    """The probability of each class at each frame, given the target; unspecified beyond a sequence's length."""
+class Places(NamedTuple):
+    """Where the posterior of each column goes, and where each class finds its own. Axes: K places."""
+
+    fold: Float[Array, "N 2 W K"]
+    """1 where a column is to be added to a place."""
+    of_class: Int[Array, "N C"]
+
+    def folded(self, label: Float[Array, "N 2 M W"]) -> Float[Array, "N 2 M K"]:
+        # The default precision of a product is low on TPU and GPU.
+        return jnp.einsum("ndmw,ndwk->ndmk", label, self.fold, precision=jax.lax.Precision.HIGHEST)
+
+
+def places(lattice: Lattice, classes: int, dtype: jnp.dtype) -> Places:
     sequences, columns = lattice.labels.shape
-    if posterior.label.size == 0:
-        shape = (sequences, frames, classes) if options.batch_first else (frames, sequences, classes)
-        return jnp.zeros(shape, posterior.label.dtype)
     if classes <= 2 * columns:
-        place = jnp.broadcast_to(row_of_indices(classes), (sequences, classes))
-        fold = _fold(lattice, lattice.labels, classes)
-    else:  # only as many places as there are columns
-        home = _first(lattice)
-        place = _places(lattice, home, classes)
-        fold = _fold(lattice, home, columns)
-    fold = fold.astype(posterior.label.dtype)
-    # The default precision of a product is low on TPU and GPU.
-    folded = jnp.einsum("ndmw,ndwk->ndmk", posterior.label, fold, precision=jax.lax.Precision.HIGHEST)
+        of_class = jnp.broadcast_to(row_of_indices(classes), (sequences, classes))
+        return Places(_fold(lattice, lattice.labels, classes).astype(dtype), of_class)
+    # Only as many places as there are columns.
+    home = _first(lattice)
+    return Places(_fold(lattice, home, columns).astype(dtype), _places(lattice, home, classes))
+
+
+def class_posterior(
+    posterior: Posterior, places: Places, lattice: Lattice, frames: int, options: Options
+) -> Float[Array, "A B C"]:
+    """The probability of each class at each frame, given the target; unspecified beyond a sequence's length.
+
+    Of the posterior with its labels folded.
+    """
+    sequences, classes = places.of_class.shape
+    if sequences == 0:
+        return jnp.zeros((0, frames, classes) if options.batch_first else (frames, 0, classes), posterior.label.dtype)
     is_blank = row_of_indices(classes) == options.blank
 
     @functools.partial(jax.vmap, out_axes=0 if options.batch_first else 1)
@@ -43,7 +58,8 @@ def class_posterior(
         blanks = blank.at[direction, step].get(mode="promise_in_bounds")
         return jnp.where(is_blank, blanks[:, None], labels)
 
-    return gather(folded, posterior.blank, *_walk.steps_of_frames(lattice, frames, posterior.label.shape[2]), place)
+    steps = _walk.steps_of_frames(lattice, frames, posterior.blank.shape[2])
+    return gather(posterior.label, posterior.blank, *steps, places.of_class)
 
 
 def _fold(lattice: Lattice, home: Int[Array, "N W"], places: int) -> Bool[Array, "N 2 W K"]:

@@ -5,7 +5,7 @@ import functools
 import jax
 from jaxtyping import Array, Float
 
-from jaxctc import _checks
+from jaxctc import _checks, _mesh
 from jaxctc._arguments import canonical
 from jaxctc._loss import losses
 from jaxctc._reduction import reduce
@@ -23,6 +23,8 @@ def ctc_loss(
     *,
     batch_first: bool = False,
     max_target_length: int | None = None,
+    sequences_at_once: int | None = None,
+    frame_axis: str | None = None,
 ) -> Float[Array, "..."]:
     r"""Connectionist temporal classification loss of log probabilities.
 
@@ -53,6 +55,11 @@ def ctc_loss(
         batch_first: `log_probs` is (N, T, C).
         max_target_length: A bound on the target lengths, known when tracing. Under `jax.jit` it says how
             wide to pad end-to-end targets whose lengths are traced, which otherwise take min(len(targets), T).
+        sequences_at_once: Work on so many sequences of the batch at a time rather than on all: less memory, the same
+            result.
+        frame_axis: The axis of the mesh over whose devices the frames are sharded, where `jax.set_mesh` has
+            set one. Each device then works on its own frames; without it XLA gathers them. T must be a multiple
+            of four times the devices. Not needed where axes are explicit.
 
     Returns:
         The loss in nats, float64 for float64 scores and float32 otherwise: (N,) with
@@ -88,6 +95,8 @@ def ctc_loss(
         zero_infinity,
         batch_first,
         max_target_length,
+        sequences_at_once,
+        frame_axis,
     )
 
 
@@ -102,6 +111,8 @@ def ctc_loss_with_logits(
     *,
     batch_first: bool = False,
     max_target_length: int | None = None,
+    sequences_at_once: int | None = None,
+    frame_axis: str | None = None,
 ) -> Float[Array, "..."]:
     """Connectionist temporal classification loss of logits: `ctc_loss` of their log-softmax, fused.
 
@@ -119,6 +130,8 @@ def ctc_loss_with_logits(
         zero_infinity: Count infinite losses as 0.
         batch_first: `logits` is (N, T, C).
         max_target_length: A bound on the target lengths, known when tracing.
+        sequences_at_once: How many sequences to work on at a time.
+        frame_axis: The axis of the mesh that the frames are sharded over.
 
     Returns:
         The loss in nats, as `ctc_loss` does.
@@ -150,6 +163,8 @@ def ctc_loss_with_logits(
         zero_infinity,
         batch_first,
         max_target_length,
+        sequences_at_once,
+        frame_axis,
     )
 
 
@@ -164,11 +179,17 @@ def _evaluate(
     zero_infinity: bool,
     batch_first: bool,
     max_target_length: int | None,
+    sequences_at_once: int | None,
+    frame_axis: str | None,
 ) -> jax.Array:
     _checks.reduction(reduction)
     zero_infinity = _checks.flag("zero_infinity", zero_infinity)
     problem, options, batched = canonical(
         name, scores, targets, input_lengths, target_lengths, blank, batch_first, max_target_length
+    )
+    options = options._replace(
+        sequences_at_once=_checks.at_least_one("sequences_at_once", sequences_at_once, "a number of sequences"),
+        frame_axis=_mesh.frame_axis(name, frame_axis, problem.scores, options),
     )
     loss = _reduced(problem, options, reduction, zero_infinity)
     return loss if batched else loss.reshape(())

@@ -10,14 +10,17 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import zero_from_primal
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-from jaxctc import _both_ends, _emissions, _lattice, _recursion, _setting
-from jaxctc._classes import class_posterior
-from jaxctc._lattice import accumulator, frames_first, frames_of
+from jaxctc import _both_ends, _classes, _emissions, _frames, _lattice, _recursion, _setting, _walk
+from jaxctc._lattice import Lattice, accumulator, frames_first, frames_of
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._mesh import laid_out_like_scores
+from jaxctc._setting import Setting
+from jaxctc._slices import sliced
 from jaxctc._types import Options, Problem
+from jaxctc._walk import Index
 
 _BLOCK = 16
 """Steps of a loss without a gradient whose scores are fetched at once."""
@@ -37,11 +40,15 @@ def losses(
 
     `frames`, if given, is no smaller than any input length: frames beyond it cost nothing.
     """
-    problem = Problem(scores, targets, input_lengths, target_lengths)
-    lattice = _lattice.build(problem, options)
-    setting = _setting.build(problem, lattice, options, _BLOCK, frames)
-    likelihood = _both_ends.likelihood(setting.walk, setting.start)
-    return _setting.losses(likelihood, setting, problem, options)
+    count = frames_of(scores, options)
+
+    def held(scores: Array, lattice: Lattice, index: Index | None = None) -> Float[Array, " N"]:
+        setting = _setting_of(scores, lattice, options, _BLOCK, frames, index, ends=False)
+        likelihood = _both_ends.likelihood(setting.walk, setting.start, _BLOCK, setting.begin)
+        return _setting.losses(_frames.of_one(likelihood, index, options), setting, count, scores.dtype, options)
+
+    lattice = _lattice.build(Problem(scores, targets, input_lengths, target_lengths), options)
+    return _frames.divided(sliced(held, options), options, lambda _: P())(scores, lattice)
 
 
 @losses.defjvp
@@ -61,27 +68,62 @@ def losses_and_gradient(
     frames: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, " N"], Float[Array, "A B C"], Bool[Array, "A B C"]]:
     """The losses, the derivative of each with respect to its own scores, and where that can be other than 0."""
-    problem = Problem(scores, targets, input_lengths, target_lengths)
-    lattice = _lattice.build(problem, options)
-    size = _both_ends.segment_size(frames_of(scores, options), lattice, accumulator(scores.dtype))
-    setting = _setting.build(problem, lattice, options, size, frames)
-    likelihood, posterior = _both_ends.posterior(setting.walk, size, setting.start)
-    value = _setting.losses(likelihood, setting, problem, options)
-    found = class_posterior(posterior, lattice, frames_of(scores, options), scores.shape[2], options)
+    count, classes, dtype = frames_of(scores, options), scores.shape[2], accumulator(scores.dtype)
 
+    def held(scores: Array, lattice: Lattice, index: Index | None = None) -> tuple[Array, Array, Array]:
+        size = _both_ends.segment_size(frames_of(scores, options), lattice, dtype)
+        setting = _setting_of(scores, lattice, options, size, frames, index, ends=True)
+        places = _classes.places(lattice, classes, dtype)
+        likelihood, posterior = _both_ends.posterior(
+            setting.walk, size, setting.start, setting.begin, fold=places.folded
+        )
+        likelihood = _frames.of_one(likelihood, index, options)
+        value = _setting.losses(likelihood, setting, count, scores.dtype, options)
+        found = _classes.class_posterior(posterior, places, setting.lattice, frames_of(scores, options), options)
+        return value, *_gradient(scores, found, value, setting, options)
+
+    lattice = _lattice.build(Problem(scores, targets, input_lengths, target_lengths), options)
+    return _frames.divided(sliced(held, options), options, lambda spec: (P(), spec, spec))(scores, lattice)
+
+
+def _setting_of(
+    scores: Float[Array, "A B C"],
+    lattice: Lattice,
+    options: Options,
+    size: int,
+    frames: Int[Array, ""] | None,
+    index: Index | None,
+    *,
+    ends: bool,
+) -> Setting:
+    """Of all frames, or of those that the device of this index holds."""
+    keep = _walk.keeps_scores(frames_of(scores, options), lattice, accumulator(scores.dtype))
+    if index is None:
+        return _setting.build(scores, lattice, options, size, frames, keep=keep)
+    return _frames.build(scores, lattice, options, size, index, keep=keep, ends=ends)
+
+
+def _gradient(
+    scores: Float[Array, "A B C"],
+    posterior: Float[Array, "A B C"],
+    value: Float[Array, " N"],
+    setting: Setting,
+    options: Options,
+) -> tuple[Float[Array, "A B C"], Bool[Array, "A B C"]]:
+    """And where it can be other than 0."""
     rows = jnp.stack([jnp.isfinite(value), jnp.isnan(value)])
     # Where an illegal length hides the live frames, all of them must show that the row is broken.
-    live = frames_first(setting.live, options) | ~lattice.legal[None]
+    live = frames_first(setting.live, options) | ~setting.lattice.legal[None]
     finite, nan = (frames_first(live & row[None], options)[:, :, None] for row in rows)
-    wide = scores.astype(found.dtype)
+    wide = scores.astype(posterior.dtype)
     counts = finite & ~(wide <= LOG_ZERO)
-    gradient = -found
+    gradient = -posterior
     if setting.log_normaliser is not None:
-        gradient = jnp.exp(wide - setting.log_normaliser[:, :, None]) - found
+        gradient = jnp.exp(wide - setting.log_normaliser[:, :, None]) - posterior
     gradient = jnp.where(counts, gradient, 0)
     if setting.log_normaliser is None:
         counts = counts & (gradient != 0)
-    return value, jnp.where(nan, jnp.nan, gradient), counts | nan
+    return jnp.where(nan, jnp.nan, gradient), counts | nan
 
 
 @losses_and_gradient.defjvp

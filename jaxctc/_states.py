@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
-from jaxctc import _both_ends, _emissions, _lattice, _recursion, _setting, _walk
+from jaxctc import _both_ends, _classes, _emissions, _lattice, _recursion, _setting, _walk
 from jaxctc._both_ends import Posterior
-from jaxctc._classes import class_posterior
 from jaxctc._lattice import Lattice, accumulator, frames_first, frames_of, row_of_indices
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._recursion import States
@@ -31,9 +30,9 @@ def posteriors(
     problem = Problem(scores, targets, input_lengths, target_lengths)
     lattice, frames = _lattice.build(problem, options), frames_of(scores, options)
     size = _both_ends.segment_size(frames, lattice, accumulator(scores.dtype))
-    setting = _setting.build(problem, lattice, options, size, None)
+    setting = _setting.build(scores, lattice, options, size)
     likelihood, posterior = _both_ends.posterior(setting.walk, size, setting.start, every_blank=True)
-    value = _setting.losses(likelihood, setting, problem, options)
+    value = _setting.losses(likelihood, setting, frames, scores.dtype, options)
 
     live = frames_first(setting.live, options) | ~lattice.legal[None]
     finite, nan = (
@@ -43,7 +42,9 @@ def posteriors(
     def shown(x: Float[Array, "A B X"]) -> Float[Array, "A B X"]:
         return jnp.where(nan, jnp.nan, jnp.where(finite, x, 0))
 
-    classes = class_posterior(posterior, lattice, frames, scores.shape[2], options)
+    places = _classes.places(lattice, scores.shape[2], posterior.label.dtype)
+    folded = posterior._replace(label=places.folded(posterior.label))
+    classes = _classes.class_posterior(folded, places, lattice, frames, options)
     return shown(_by_frame(posterior, lattice, frames, targets.shape[1], options)), shown(classes)
 
 

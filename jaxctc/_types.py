@@ -23,6 +23,10 @@ class Options(NamedTuple):
     blank: int = 0
     from_logits: bool = False
     batch_first: bool = False
+    frame_axis: str | None = None
+    """The mesh axis that the frames lie along."""
+    sequences_at_once: int | None = None
+    """The sequences that are worked on at once; all, if it is not said."""
 
 
 class Problem(NamedTuple):

@@ -13,7 +13,8 @@ own, `drop`.
 
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxctc import _lattice
-from jaxctc._lattice import Lattice, accumulator, frames_of, row_of_indices
+from jaxctc._lattice import Lattice, accumulator, row_of_indices
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._mesh import varying_like
 from jaxctc._scaled import Scaled
@@ -36,13 +37,17 @@ _IMPOSSIBLE = -128.0
 
 _SMALL = 1 << 20
 """Bytes of scores that are made at once."""
+_LARGE = 1 << 29
+"""Bytes of scores that are made again whenever they are read, rather than kept."""
+
+Index: TypeAlias = int | Int[Array, ""]
 
 
 class Walk(NamedTuple):
     """Axes: N sequences, 2 directions (forward, backward), M steps, W columns."""
 
-    scores: Float[Array, "N 2 M W"]
-    """Logarithms to base 2 of each label's probability over the blank's."""
+    scores: Float[Array, "N 2 M W"] | None
+    """Logarithms to base 2 of each label's probability over the blank's, if they are kept."""
     drop: Float[Array, "N 2 M+1"]
     """Exponent of the power of two that is left of the blank's own probability, nearly always 0: at index i
     that of the frame before step i.
@@ -60,6 +65,24 @@ class Walk(NamedTuple):
     """A NaN or +inf among the scores of some live frame."""
     blocked: Bool[Array, " N"]
     """Some live frame gives every label of the target, and the blank, probability zero."""
+    made: Callable[[Index, int], Float[Array, "N 2 K W"]]
+    """Makes the scores of K steps from a first one on."""
+
+    @property
+    def steps(self) -> int:
+        return self.drop.shape[2] - 1
+
+    def segment(self, first: Index, size: int) -> tuple["Walk", Index]:
+        """A walk that has these steps' scores, and the index that the first has in it."""
+        if self.scores is not None:
+            return self, first
+        drop = lax.dynamic_slice_in_dim(self.drop, first, size + 1, axis=2)
+        return self._replace(scores=self.made(first, size), drop=drop), 0
+
+
+def keeps_scores(frames: int, lattice: Lattice, dtype: jnp.dtype) -> bool:
+    """Whether there is room for the scores of all steps."""
+    return frames * lattice.labels.size * dtype.itemsize <= _LARGE
 
 
 class Schedule(NamedTuple):
@@ -67,6 +90,10 @@ class Schedule(NamedTuple):
 
     frame: Int[Array, "N 2 M"]
     live: Bool[Array, "N 2 M"]
+
+    def until(self, lengths: Int[Array, " N"]) -> "Schedule":
+        """No frame counts at or beyond these."""
+        return self._replace(live=self.live & (self.frame < lengths[:, None, None]))
 
 
 def schedule(lattice: Lattice, frames: int, count: int) -> Schedule:
@@ -107,9 +134,8 @@ def exists(lattice: Lattice) -> Bool[Array, "N W"]:
 
 
 class _Rows(NamedTuple):
-    """What the frames of K steps give. The names are `Walk`'s, before any sum over steps."""
+    """What the frames of K steps give beside their scores. The names are `Walk`'s, before any sum over steps."""
 
-    scores: Float[Array, "N 2 K W"]
     drop: Float[Array, "N 2 K"]
     offset: Float[Array, "N 2 K"]
     rest: Float[Array, "N 2 K"]
@@ -123,37 +149,45 @@ def build(
     log_normaliser: Float[Array, "A B"] | None,
     lattice: Lattice,
     options: Options,
-    count: int,
+    plan: Schedule,
     block: int | None = None,
-    start: int | Int[Array, ""] = 0,
+    start: Index = 0,
+    *,
+    keep: bool = True,
 ) -> Walk:
-    """Of `count` steps, made in blocks, which leave little memory to be touched but the result's own.
+    """Made in blocks of steps, which leave little memory to be touched but the result's own.
 
-    `block` divides `count`; no step before `start` reads a live frame, and blocks before it are not made.
+    `block` divides their number; no step before `start` reads a live frame, and blocks before it are not made. What is
+    known of all frames together is known then, whether their scores are kept or not.
     """
-    frames = frames_of(scores, options)
-    plan = schedule(lattice, frames, count)
+    count = plan.frame.shape[2]
     labels = both_ways(lattice.labels, lattice)
     real = exists(lattice)[:, None, None]
     rows = functools.partial(_rows, scores, log_normaliser, labels, real, options)
     shapes = jax.eval_shape(rows, plan)
-    if block is None or shapes.scores.size * shapes.scores.dtype.itemsize <= _SMALL:
+    if block is None or shapes[0].size * shapes[0].dtype.itemsize <= _SMALL:
         block = count
 
-    def fill(number: Int[Array, ""], made: _Rows) -> _Rows:
+    def some(first: Index, size: int) -> tuple[Array, _Rows]:
+        return rows(Schedule(*(lax.dynamic_slice_in_dim(x, first, size, axis=2) for x in plan)))
+
+    def wanted(made: Any) -> Any:
+        return (made[0] if keep else None), made[1]
+
+    def room(x: jax.ShapeDtypeStruct) -> Array:
+        return varying_like((scores, lattice), jnp.zeros((*x.shape[:2], count, *x.shape[3:]), x.dtype))
+
+    def fill(number: Int[Array, ""], made: Any) -> Any:
         first = number * block
-        part = Schedule(*(lax.dynamic_slice_in_dim(x, first, block, axis=2) for x in plan))
-        pairs = zip(made, rows(part), strict=True)
-        return _Rows(*(lax.dynamic_update_slice_in_dim(x, piece, first, axis=2) for x, piece in pairs))
+        piece = wanted(some(first, block))
+        return jax.tree.map(lambda x, y: lax.dynamic_update_slice_in_dim(x, y, first, axis=2), made, piece)
 
     if count == block:
-        made = rows(plan)
+        kept, made = wanted(rows(plan))
     else:
-        nothing = _Rows(*(jnp.zeros((*x.shape[:2], count, *x.shape[3:]), x.dtype) for x in shapes))
-        nothing = varying_like((scores, lattice), nothing)
-        made = lax.fori_loop(start // block, count // block, fill, nothing)
+        kept, made = lax.fori_loop(start // block, count // block, fill, jax.tree.map(room, wanted(shapes)))
     return Walk(
-        scores=made.scores,
+        scores=kept,
         drop=jnp.pad(made.drop, ((0, 0), (0, 0), (1, 0))),
         skip=_lattice.skip(labels),
         target_lengths=lattice.target_lengths,
@@ -162,6 +196,7 @@ def build(
         exponent=made.exponent.sum(axis=(1, 2)),
         poisoned=made.poisoned.any(axis=(1, 2)),
         blocked=made.blocked.any(axis=(1, 2)),
+        made=lambda first, size: some(first, size)[0],
     )
 
 
@@ -172,7 +207,7 @@ def _rows(
     real: Bool[Array, "N 1 1 W"],
     options: Options,
     plan: Schedule,
-) -> _Rows:
+) -> tuple[Float[Array, "N 2 K W"], _Rows]:
     sequence_axis = 0 if options.batch_first else 1
     frames = scores.shape[1 - sequence_axis]
 
@@ -210,7 +245,7 @@ def _rows(
         taken_out = jnp.where(sound, peak - taken, 0)
     offset = jnp.round(taken_out * _PARTS) / _PARTS
     rest = (taken_out - offset) + (reference - whole) / LOG2_E
-    return _Rows(relative, drop, offset, rest, whole, poisoned, blocked)
+    return relative, _Rows(drop, offset, rest, whole, poisoned, blocked)
 
 
 def log_likelihood(walk: Walk, likelihood: Scaled) -> Float[Array, " N"]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxctc
 from jaxctc import _both_ends, _emissions, _lattice, _recursion, _walk
 from jaxctc._types import Options, Problem
 
@@ -41,14 +42,15 @@ def plain(problem):
     return value, posterior
 
 
-@functools.partial(jax.jit, static_argnames="size")
-def both_ends(problem, first=None, size=None):
+@functools.partial(jax.jit, static_argnames=("size", "keep"))
+def both_ends(problem, first=None, size=None, keep=True):
     """Of the steps that there must be, none before `first` is taken."""
     lattice, frames = _lattice.build(problem, Options()), len(problem.scores)
     size = size or _both_ends.segment_size(frames, lattice, problem.scores.dtype)
-    walk = _walk.build(problem.scores, None, lattice, Options(), _both_ends.even(frames, size))
-    start = 0 if first is None else walk.scores.shape[2] - -(-frames // 2) + first
-    alone = _both_ends.likelihood(walk, start)
+    plan = _walk.schedule(lattice, frames, _both_ends.even(frames, size))
+    walk = _walk.build(problem.scores, None, lattice, Options(), plan, size, keep=keep)
+    start = 0 if first is None else walk.steps - -(-frames // 2) + first
+    alone = _both_ends.likelihood(walk, start, size)
     value, posterior = _both_ends.posterior(walk, size, start)
     return *(_walk.log_likelihood(walk, x) for x in (value, alone)), posterior
 
@@ -88,9 +90,22 @@ def test_agrees_with_the_plain_recursion(frames):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("frames", "size"), [(1, 2), (36, 4), (75, 8)])
-def test_agrees_where_states_are_walked_again(frames, size):
+@pytest.mark.parametrize("keep", [True, False])
+def test_agrees_where_states_are_walked_again(frames, size, keep):
+    """And the scores are made again too, if they are not kept."""
     batch = problem(frames, jnp.float64)
-    assert_agree(batch, both_ends(batch, size=size), 1e-12)
+    # Some frames all but forbid the blank, and have what is left of it in the segments' last steps.
+    batch = batch._replace(scores=batch.scores.at[3::4, :, 0].set(-200.0))
+    assert_agree(batch, both_ends(batch, size=size, keep=keep), 1e-12)
+
+
+def test_long_recordings_take_little_memory():
+    """The scores of all labels at all frames, 0.8 GB, are nowhere kept; nor are the states."""
+    problem = jax.ShapeDtypeStruct((20_000, 1, 32), jnp.float32), jax.ShapeDtypeStruct((1, 10_000), jnp.int32)
+    lengths = [jax.ShapeDtypeStruct((1,), jnp.int32)] * 2
+    for function in (jaxctc.ctc_loss_with_logits, jax.grad(jaxctc.ctc_loss_with_logits)):
+        compiled = jax.jit(function).lower(*problem, *lengths).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes < 0.1e9
 
 
 @pytest.mark.usefixtures("x64")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from meshes import collectives, mesh_of
 from oracles import log_softmax
 
 import jaxctc
@@ -36,23 +37,9 @@ def drawn():
 PROBLEM = drawn()
 
 
-def mesh_of(axis_type, **axes):
-    return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(axis_type,) * len(axes))
-
-
 def placed(mesh, sequences=None, classes=None):
     specs = P(None, sequences, classes), P(sequences), P(sequences), P(sequences)
     return [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(PROBLEM, specs, strict=True)]
-
-
-def collectives(compiled):
-    """(kind, bytes) of each in the program of one device."""
-    found = re.findall(r"= (\(?[^()=]+\)?) (all-\w+|collective-\w+|reduce-scatter|ragged-\S+)\(", compiled.as_text())
-    sizes = (re.findall(r"\b[a-z]+(\d+)\[([\d,]*)\]", shapes) for shapes, _ in found)
-    total = [
-        sum(int(bits) // 8 * math.prod(map(int, filter(None, dims.split(",")))) for bits, dims in x) for x in sizes
-    ]
-    return [(kind, size) for (_, kind), size in zip(found, total, strict=True)]
 
 
 def gradient_of(function, reduction, **options):
@@ -122,11 +109,27 @@ def test_shard_map(function):
     assert_same(compiled(*arguments), on_one_device(function, "sum"))
 
 
-def test_the_page_s_example():
-    """On a mesh that nobody has set."""
+def test_pmap():
+    devices, sequences = 8, N // 8
+    scores, *rest = PROBLEM
+    parts = [scores.reshape(T, devices, sequences, C).swapaxes(0, 1)]
+    parts += [x.reshape(devices, sequences, *x.shape[1:]) for x in rest]
+
+    def part(*arguments):
+        loss, gradient = gradient_of(jaxctc.ctc_loss, "sum")(*arguments)
+        return jax.lax.psum(loss, "devices"), gradient
+
+    loss, gradient = jax.pmap(part, axis_name="devices")(*parts)
+    assert_same((loss[0], gradient.swapaxes(0, 1).reshape(T, N, C)), on_one_device(jaxctc.ctc_loss, "sum"))
+
+
+def test_the_page_s_examples():
+    """The first on a mesh that nobody has set."""
     page = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text(encoding="utf-8")
-    [example] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    exec(example, {})
+    examples = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        exec(example, {})
 
 
 @every_type

@@ -1,0 +1,148 @@
+"""The frames of a sequence on several devices.
+
+Each of D devices holds a block of B consecutive frames, and walks it as one device walks all frames: from
+both ends at once, and the posterior outward again (`_both_ends`). It begins with what its neighbours end
+with, which is passed on before: the first device walks its block and hands its last states to the second,
+and so on; the last device does the same the other way. What is handed over is as small as the states are,
+but only two devices work at any time, for (D - 1) B steps.
+
+Where a target is short, each device first walks its block from every state at once, all devices at the
+same time: B steps of 2 W times the work. What a block makes of any states is then a sum over a table, and
+passing on takes no steps. Where steps take the time that they do because they follow one another, and not
+for their work, this is faster by as much as there are devices.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from jaxctc import _both_ends, _setting, _walk
+from jaxctc._both_ends import States
+from jaxctc._lattice import Lattice, frames_of
+from jaxctc._mesh import varying_like
+from jaxctc._setting import Setting
+from jaxctc._types import Options
+from jaxctc._walk import Index
+
+Through: TypeAlias = Callable[[States, Index], States]
+"""From what a block begins with to what the next one does, unless the steps that are left out are all."""
+
+_BEGINNING = {"cpu": 128}
+"""States that a step could work on in the time that it takes to begin, as measured by `benchmarks/scaling.py`."""
+_LAUNCH = 1 << 16
+"""The same where a step launches kernels: not measured."""
+_LARGE = 1 << 28
+"""Bytes of states, from every state at once, that are too many."""
+
+
+def divided(
+    function: Callable[..., Any], options: Options, results: Callable[[P], Any]
+) -> Callable[[jax.Array, Lattice], Any]:
+    """A function of scores and their lattice, run by each device on its own frames.
+
+    `results` makes the results' specs of that of the scores.
+    """
+    axis = options.frame_axis
+    if axis is None:
+        return function
+    spec = P(None, axis) if options.batch_first else P(axis)
+
+    def block(index: Int[Array, " 1"], scores: jax.Array, lattice: Lattice) -> Any:
+        return function(scores, varying_like(scores, lattice), index[0])
+
+    def call(scores: jax.Array, lattice: Lattice) -> Any:
+        mapped = jax.shard_map(block, axis_names={axis}, in_specs=(P(axis), spec, P()), out_specs=results(spec))
+        devices = jax.sharding.get_abstract_mesh().shape[axis]
+        return mapped(jnp.arange(devices, dtype=jnp.int32), scores, lattice)
+
+    return call
+
+
+def build(
+    scores: Float[Array, "A B C"],
+    lattice: Lattice,
+    options: Options,
+    size: int,
+    index: Index,
+    *,
+    keep: bool,
+    ends: bool,
+) -> Setting:
+    """That of the block of one device, and of all frames what is not of one alone.
+
+    What a device begins with is known to all devices, or if not to both `ends`, to the one in the middle.
+    """
+    axis, frames = options.frame_axis, frames_of(scores, options)
+    assert axis is not None
+    near = _setting.build(scores, lattice, options, size, first=index * frames, keep=keep)
+    # The half of the block that each direction comes to after its own.
+    plan = _walk.schedule(near.lattice, frames, near.walk.steps)
+    half = jnp.array([frames // 2, -(frames // 2)], jnp.int32)[None, :, None]
+    plan = plan._replace(frame=plan.frame + half)
+    plan = plan.until(lattice.input_lengths - index * frames)
+    far = _walk.build(scores, near.log_normaliser, near.lattice, options, plan, size, near.start, keep=keep)
+
+    def walked(begin: States, start: Index) -> States:
+        for walk in (near.walk, far):
+            begin = _both_ends.passed(walk, begin, start, size)
+        return begin
+
+    devices = lax.axis_size(axis)
+    through = _tabulated(walked, near) if tabulates(devices, *lattice.labels.shape) else walked
+    begin = _passed_on(through, near, index, axis, devices - 1 if ends else devices // 2)
+    total = functools.partial(lax.psum, axis_name=axis)
+    return near._replace(
+        walk=near.walk._replace(
+            offset=total(near.walk.offset), rest=total(near.walk.rest), exponent=total(near.walk.exponent)
+        ),
+        broken=total(near.broken.astype(jnp.int32)) > 0,
+        infeasible=total(near.infeasible.astype(jnp.int32)) > 0,
+        begin=begin,
+    )
+
+
+def of_one(x: Any, index: Index | None, options: Options) -> Any:
+    """What the device in the middle has found, for all."""
+    axis = options.frame_axis
+    if axis is None or index is None:
+        return x
+    here = index == lax.axis_size(axis) // 2
+    return jax.tree.map(lambda y: lax.psum(jnp.where(here, y, 0), axis), x)
+
+
+def tabulates(devices: int, sequences: int, columns: int) -> bool:
+    """Whether to walk from every state at once: by a model of the time that a frame takes then and else."""
+    beginning = _BEGINNING.get(jax.default_backend(), _LAUNCH)
+    states = 4 * sequences * columns
+    every = 2 * columns * states
+    return every * 8 <= _LARGE and beginning + every < (devices - 1) * (beginning + states)
+
+
+def _tabulated(walked: Through, near: Setting) -> Through:
+    """The same from where every state leads to."""
+    every = jnp.arange(2 * near.walk.skip.shape[2], dtype=jnp.int32)
+    table = jax.vmap(lambda x: walked(_both_ends.unit(near.walk, x), near.start))(every)
+    return lambda begin, _: _both_ends.superposed(begin, table)
+
+
+def _passed_on(through: Through, near: Setting, index: Index, axis: str, turns: int) -> States:
+    devices = lax.axis_size(axis)
+    ahead = [(d, d + 1) for d in range(devices - 1)]
+    back = [(d + 1, d) for d in range(devices - 1)]
+    mirrored = devices - 1 - index
+
+    def turn(k: Int[Array, ""], begin: States) -> States:
+        at_work = (k == index) | (k == mirrored)
+        end = jnp.stack(through(begin, jnp.where(at_work, near.start, near.walk.steps)))
+        had = jnp.stack(begin)
+        forward = jnp.where(k + 1 == index, lax.ppermute(end[..., 0, :], axis, ahead), had[..., 0, :])
+        backward = jnp.where(k + 1 == mirrored, lax.ppermute(end[..., 1, :], axis, back), had[..., 1, :])
+        return States(*jnp.stack([forward, backward], axis=-2))
+
+    return lax.fori_loop(0, turns, turn, _both_ends.started(near.walk, 1))
