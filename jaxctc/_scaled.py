@@ -84,6 +84,14 @@ def portion(part: Scaled, whole: Scaled) -> Float[Array, "..."]:
     return part.mantissa / whole.mantissa * _power_of_two(_max(part.exponent - whole.exponent, floor))
 
 
+def shared_sum(a: Scaled, b: Scaled) -> tuple[Scaled, Float[Array, "..."]]:
+    """a + b, and a's portion of it, exactly 0 or 1 where one of the two is too small to be seen."""
+    exponent = _max(a.exponent, b.exponent)
+    part = a.mantissa * _power_of_two(a.exponent - exponent)
+    mantissa = part + b.mantissa * _power_of_two(b.exponent - exponent)
+    return Scaled(mantissa, exponent), part / mantissa
+
+
 def least(dtype: jnp.dtype) -> float:
     """A probability that counts as 0, and so does all below it.
 
@@ -127,12 +135,12 @@ def _layout(dtype: jnp.dtype) -> _Layout:
 
 
 def _power_of_two(exponent: Float[Array, "..."]) -> Float[Array, "..."]:
-    """2**exponent for a whole number that is at most 0; what is too small to be seen stays so.
+    """2**exponent for a whole number that is at most 0; 0 for what is too small to be seen.
 
     Adding 1.5 * 2**digits leaves the whole number in the lowest bits, where it is shifted into place.
     """
     digits, bias, integer = _layout(exponent.dtype)
-    exponent = _max(exponent, jnp.full_like(exponent, 1 - bias))
+    exponent = _max(exponent, jnp.full_like(exponent, -bias))
     bits = lax.bitcast_convert_type(exponent + (1.5 * 2**digits + bias), integer)
     return lax.bitcast_convert_type(bits << digits, exponent.dtype)
 

@@ -21,6 +21,7 @@ SHAPED = [
         "_both_ends",
         "_classes",
         "_emissions",
+        "_kernels._step",
         "_lattice",
         "_log_space",
         "_loss",
