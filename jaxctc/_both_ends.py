@@ -203,8 +203,11 @@ class Meeting(NamedTuple):
     """The posterior after the last step of each direction, in its own order of labels."""
 
 
-def _meet(states: _States, k: Index, walk: Walk) -> Meeting:
-    """Joins the last forward state, by one more step without an emission, with the last backward state."""
+def meet(blank: Scaled, label: Scaled, walk: Walk) -> Meeting:
+    """Joins the last forward state, by one more step without an emission, with the last backward state.
+
+    The states are those after the last step, (N, 2, W), the blanks' before their emission.
+    """
     columns = walk.scores.shape[3]
     count = walk.scores.shape[2]
     length = walk.target_lengths[:, None]
@@ -221,11 +224,14 @@ def _meet(states: _States, k: Index, walk: Walk) -> Meeting:
         turned = Scaled(*(jnp.take_along_axis(x, jnp.maximum(last - column, 0), axis=1) for x in a))
         return _scaled.where(column <= last, turned, zero)
 
-    blank = _left(walk, states.read("blank", k), count)
-    label = states.read("label", k)
+    def from_left(a: Scaled) -> Scaled:
+        zero = _scaled.zeros((a.mantissa.shape[0], 1), a.mantissa.dtype)
+        return Scaled(*(jnp.concatenate([x, y[:, :-1]], axis=1) for x, y in zip(zero, a, strict=True)))
+
+    blank = _left(walk, blank, count)
     skip = walk.skip[:, 0]
     stay, kept = direction(blank, 0), direction(label, 0)
-    into_blank = stay + direction(states.read("label", k, -1), 0)
+    into_blank = stay + from_left(kept)
     step = _scaled.where(skip, into_blank, stay)
     into_label = kept + step
 
@@ -278,7 +284,7 @@ def likelihood(walk: Walk, start: Index = 0) -> Scaled:
 
     states = _started(walk, 1), _started(walk, 1)
     even, _ = lax.fori_loop(start // 2, walk.scores.shape[2] // 2, pair, states)
-    return _meet(even, 0, walk).likelihood
+    return meet(even.read("blank", 0), even.read("label", 0), walk).likelihood
 
 
 def posterior(walk: Walk, size: int, start: Index = 0, *, every_blank: bool = False) -> tuple[Scaled, Posterior]:
@@ -303,7 +309,7 @@ def posterior(walk: Walk, size: int, start: Index = 0, *, every_blank: bool = Fa
             return segment, kept.put(s + 1, segment.even.row(half))
 
         segment, kept = lax.fori_loop(first, count, inward, (segment, _started(walk, count + 1)))
-    meeting = _meet(segment.even, half, walk)
+    meeting = meet(segment.even.read("blank", half), segment.even.read("label", half), walk)
 
     dtype = walk.scores.dtype
     shapes = (sequences, 2, columns + _MARGIN), (sequences, 2, size + 1, columns)

@@ -9,6 +9,7 @@ is the shift by one column: `shift_right` gives column s what column s - 1 holds
 `shift_left` gives column s what column s + 1 holds, and the last column nothing.
 """
 
+import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxctc import _scaled
-from jaxctc._scaled import Scaled
+from jaxctc._scaled import Ratio, Scaled
 
 ROOM = 16
 """Steps after which the states must have been normalised: a mantissa grows no more than sixfold in one."""
@@ -55,14 +56,15 @@ def step(
     drop: Float[Array, "R #W"],
     score: Float[Array, "R W"],
     shift_right: Callable[[Scaled], Scaled],
+    ratio: Ratio = operator.truediv,
 ) -> tuple[States, Shares]:
     """On by one step. Whoever does not undo it leaves the shares alone, and they are not computed.
 
     The results are not normalised (see `ROOM`), which changes no digit of theirs.
     """
     stay = states.blank._replace(exponent=states.blank.exponent + drop)
-    into_blank, held = _scaled.shared_sum(stay, shift_right(states.label))
-    into_label, kept = _scaled.shared_sum(states.label, _scaled.where(skip, into_blank, stay))
+    into_blank, held = _scaled.shared_sum(stay, shift_right(states.label), ratio)
+    into_label, kept = _scaled.shared_sum(states.label, _scaled.where(skip, into_blank, stay), ratio)
     return States(into_blank, into_label * _scaled.exp2(score)), Shares(held, kept)
 
 
