@@ -234,8 +234,11 @@ class Meeting(NamedTuple):
     """The posterior after the last step of each direction, in its own order of labels."""
 
 
-def _meet(states: States, k: Index, walk: Walk) -> Meeting:
-    """Joins the last forward state, by one more step without an emission, with the last backward state."""
+def meet(blank: Scaled, label: Scaled, walk: Walk) -> Meeting:
+    """Joins the last forward state, by one more step without an emission, with the last backward state.
+
+    The states are those after the last step, (N, 2, W), the blanks' before their emission.
+    """
     columns = walk.skip.shape[2]
     length = walk.target_lengths[:, None]
     column = lax.broadcasted_iota(jnp.int32, (1, columns), 1)
@@ -251,11 +254,14 @@ def _meet(states: States, k: Index, walk: Walk) -> Meeting:
         turned = Scaled(*(jnp.take_along_axis(x, jnp.maximum(last - column, 0), axis=1) for x in a))
         return _scaled.where(column <= last, turned, zero)
 
-    blank = _left(walk, states.read("blank", k), walk.steps)
-    label = states.read("label", k)
+    def from_left(a: Scaled) -> Scaled:
+        zero = _scaled.zeros((a.mantissa.shape[0], 1), a.mantissa.dtype)
+        return Scaled(*(jnp.concatenate([x, y[:, :-1]], axis=1) for x, y in zip(zero, a, strict=True)))
+
+    blank = _left(walk, blank, walk.steps)
     skip = walk.skip[:, 0]
     stay, kept = direction(blank, 0), direction(label, 0)
-    into_blank = stay + direction(states.read("label", k, -1), 0)
+    into_blank = stay + from_left(kept)
     step = _scaled.where(skip, into_blank, stay)
     into_label = kept + step
 
@@ -301,7 +307,8 @@ def likelihood(walk: Walk, start: Index = 0, size: int | None = None, begin: Sta
     Scores that are not kept are read in segments of `size` steps. The steps are even in number, of a segment too.
     `begin` is the state before the first of them, if that is not the first frame's.
     """
-    return _meet(_advanced(walk, started(walk, 1) if begin is None else begin, start, size), 0, walk).likelihood
+    end = _advanced(walk, started(walk, 1) if begin is None else begin, start, size)
+    return meet(end.read("blank", 0), end.read("label", 0), walk).likelihood
 
 
 def passed(walk: Walk, begin: States, start: Index, size: int) -> States:
@@ -369,7 +376,7 @@ def posterior(
 
         kept = started(walk, count + 1).put(first, begin)
         segment, kept = lax.fori_loop(first, count, inward, (segment, kept))
-    meeting = _meet(segment.even, half, walk)
+    meeting = meet(segment.even.read("blank", half), segment.even.read("label", half), walk)
 
     def empty(*shape: int) -> Array:
         return varying_like(walk.drop, jnp.zeros((sequences, 2, *shape), walk.drop.dtype))

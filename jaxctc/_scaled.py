@@ -15,13 +15,18 @@ Zero has the mantissa 1 and the exponent `LOG_ZERO`:
 | 0      | 0      | 2 mantissas of 0   | 0          | 1/2; never seen      |
 """
 
-from typing import NamedTuple
+import operator
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Complex, Float
 
 from jaxctc._log_space import LOG_ZERO
+
+Ratio: TypeAlias = Callable[[Array, Array], Array]
+"""a / b of floats, no more than 1 if a <= b, and exactly 1 if a == b."""
 
 # The minimax polynomial of 2^f over 0 <= f < 1, right to 2e-9 of its value: errors that are alike from frame to
 # frame add up, and must be smaller than those of rounding.
@@ -84,6 +89,13 @@ def portion(part: Scaled, whole: Scaled) -> Float[Array, "..."]:
     return part.mantissa / whole.mantissa * _power_of_two(_max(part.exponent - whole.exponent, floor))
 
 
+def shared_sum(a: Scaled, b: Scaled, ratio: Ratio = operator.truediv) -> tuple[Scaled, Float[Array, "..."]]:
+    """a + b, and a's portion of it, exactly 0 or 1 where one of the two is too small to be seen."""
+    exponent = jnp.maximum(a.exponent, b.exponent)
+    part, other = (x.mantissa * _power_of_two(x.exponent - exponent, jnp.maximum) for x in (a, b))
+    return Scaled(part + other, exponent), ratio(part, part + other)
+
+
 def least(dtype: jnp.dtype) -> float:
     """A probability that counts as 0, and so does all below it.
 
@@ -126,17 +138,19 @@ def _layout(dtype: jnp.dtype) -> _Layout:
     return _Layout(52, 1023, jnp.int64) if dtype == jnp.float64 else _Layout(23, 127, jnp.int32)
 
 
-def _power_of_two(exponent: Float[Array, "..."]) -> Float[Array, "..."]:
-    """2**exponent for a whole number that is at most 0; what is too small to be seen stays so.
+def _max(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`jnp.maximum` but for NaN, which cannot occur, and which it takes a CPU four instructions to respect."""
+    return lax.select(a < b, b, a)
+
+
+def _power_of_two(
+    exponent: Float[Array, "..."], maximum: Callable[[Array, Array], Array] = _max
+) -> Float[Array, "..."]:
+    """2**exponent for a whole number that is at most 0; 0 for what is too small to be seen.
 
     Adding 1.5 * 2**digits leaves the whole number in the lowest bits, where it is shifted into place.
     """
     digits, bias, integer = _layout(exponent.dtype)
-    exponent = _max(exponent, jnp.full_like(exponent, 1 - bias))
+    exponent = maximum(exponent, jnp.full_like(exponent, -bias))
     bits = lax.bitcast_convert_type(exponent + (1.5 * 2**digits + bias), integer)
     return lax.bitcast_convert_type(bits << digits, exponent.dtype)
-
-
-def _max(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`jnp.maximum` but for NaN, which cannot occur, and which it takes four instructions to respect."""
-    return lax.select(a < b, b, a)

@@ -22,6 +22,7 @@ SHAPED = [
         "_classes",
         "_emissions",
         "_frames",
+        "_kernels._step",
         "_lattice",
         "_log_space",
         "_loss",

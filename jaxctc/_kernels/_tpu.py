@@ -1,0 +1,414 @@
+"""The recursion of `_both_ends` as kernels for TPUs: they loop over the frames, and the states stay where they are.
+
+A row is one direction of one sequence; rows lie in sublanes, columns in lanes. The grid is blocks of rows, which
+know nothing of each other, by blocks of steps, one after the other: while one is walked the scores of the next
+stream in. One kernel walks inward and leaves behind the states before each block of steps; XLA joins the two
+directions (`_both_ends.meet`); and one walks outward, from the last block to the first: each it walks again, keeps
+the shares, and undoes, step by step. The posterior takes the place of the scores.
+
+Nothing is copied or padded in HBM. A block turns its scores from rows of steps to steps of rows when they are in
+VMEM, and the posterior back. Where it reaches beyond the walk, what is there in a row concerns no other row and is
+not written back, and a column there is given the scores of one without a label.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxctc import _both_ends
+from jaxctc._both_ends import Index, Meeting, Posterior
+from jaxctc._kernels._step import Flow, Shares, States, normalised, started, step, undo
+from jaxctc._log_space import LOG_ZERO
+from jaxctc._scaled import Scaled
+from jaxctc._walk import Walk
+
+_SUBLANES, _LANES = 8, 128
+"""Of a register."""
+_TOGETHER = 16
+"""Registers of one array of states that are worked on at once: while one is rolled, which takes long, the others are
+computed with. With more of them it is VMEM that they have to be fetched from."""
+_UNROLLED = 4
+"""Steps that are scheduled as one, after which the states are normalised; no more than `_step.ROOM`."""
+_MOST_STEPS = _LANES
+"""In a block: what a row has one of a step lies in lanes."""
+_VMEM = 13 << 20
+"""Bytes; every TPU gives a kernel 16 MB, of which the compiler needs some."""
+_STATES, _FLOWS = 4, 2
+"""Arrays that they are made of."""
+_ARRAYS_A_STEP, _ARRAYS = 7, 22
+"""In VMEM, as large as one array of states: a step's scores and posterior, twice each, for one block is on its way
+while one is worked on, either of them turned, and shares; and whatever else a block needs."""
+_COMPILER = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"))
+
+_Ref: TypeAlias = Any
+_Slice: TypeAlias = Any
+
+
+class _Cut(NamedTuple):
+    """A walk's size, and how it is cut into blocks."""
+
+    row_count: int
+    step_count: int
+    column_count: int
+    rows: int
+    """Of a block, and so on."""
+    steps: int
+    lanes: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return pl.cdiv(self.row_count, self.rows), pl.cdiv(self.step_count, self.steps)
+
+    def first(self, start: Array) -> Array:
+        """The block of steps that the first live one is in."""
+        return jnp.minimum(lax.div(start, self.steps), self.grid[1] - 1)
+
+
+def _cut(shape: tuple[int, ...], most_steps: int = _MOST_STEPS) -> _Cut:
+    sequences, _, step_count, columns = shape
+    lanes = pl.cdiv(columns, _LANES) * _LANES
+    registers = pl.cdiv(2 * sequences, _SUBLANES)
+    together = max(_TOGETHER * _LANES // lanes, 1)
+    rows = pl.cdiv(registers, pl.cdiv(registers, together)) * _SUBLANES
+    steps = min(most_steps, _fitting(rows * lanes), _MOST_STEPS) // _SUBLANES * _SUBLANES
+    return _Cut(2 * sequences, step_count, columns, rows, max(steps, _SUBLANES), lanes)
+
+
+def _fitting(states: int) -> int:
+    """Steps for which VMEM has room, of so many states."""
+    return (_VMEM // (4 * states) - _ARRAYS) // _ARRAYS_A_STEP
+
+
+_WIDEST = _VMEM // (4 * _SUBLANES) // (_ARRAYS + _ARRAYS_A_STEP * _SUBLANES) // _LANES * _LANES
+"""Columns of which one register's rows fit into VMEM."""
+
+
+def objection(shape: tuple[int, ...], dtype: jnp.dtype) -> str | None:
+    """Why a walk whose scores are of this shape is not for these kernels, or None."""
+    if dtype != jnp.float32:
+        return f"a TPU computes in float32, and the scores are of type {dtype}"
+    if 0 in shape:
+        return "there is no sequence"
+    if shape[3] > _WIDEST:
+        return f"a lattice of {shape[3]} columns does not fit into VMEM, where there is room for {_WIDEST}"
+    return None
+
+
+class _Block(NamedTuple):
+    """What a kernel holds of a walk: some steps of some rows."""
+
+    cut: _Cut
+    number: Array
+    """Of the block of steps."""
+    start: Array
+    by_step: _Ref
+    """(steps, rows, lanes), for the scores and what takes their place."""
+    drop: _Ref
+    skip: Bool[Array, "R W"]
+
+    def fetch(self, scores: _Ref) -> None:
+        """From rows of steps to steps of rows; of no label in the columns beyond the walk's."""
+        inner = self.cut.lanes - _LANES
+
+        def some(steps: _Slice, rows: _Slice) -> None:
+            self.by_step[steps, rows] = scores[rows, steps].swapaxes(0, 1)
+            edge = self.by_step[steps, rows, inner:]
+            exists = lax.broadcasted_iota(jnp.int32, edge.shape, 2) < self.cut.column_count - inner
+            self.by_step[steps, rows, inner:] = jnp.where(exists, edge, LOG_ZERO)
+
+        self._in_tiles(some)
+
+    def deliver(self, label: _Ref) -> None:
+        """And back."""
+
+        def some(steps: _Slice, rows: _Slice) -> None:
+            label[rows, steps] = self.by_step[steps, rows].swapaxes(0, 1)
+
+        self._in_tiles(some)
+
+    def walked(self, states: States, visit: Callable[[Array, Shares], None]) -> States:
+        """On by all steps of the block, whose shares are there to be kept."""
+
+        def some(k: Array, count: int, states: States) -> States:
+            for j in range(count):
+                drop, score = _column(self.drop[...], k + j), self.by_step[k + j]
+                states, shares = step(states, self.skip, drop, score, _shift_right, _ratio)
+                visit(k + j, shares)
+            return normalised(states)
+
+        first, aligned, groups = self._live
+        states = lax.fori_loop(first, aligned, lambda k, states: some(k, 1, states), states)
+        return lax.fori_loop(0, groups, lambda i, states: some(aligned + i * _UNROLLED, _UNROLLED, states), states)
+
+    def undone(self, flow: Flow, shares: Callable[[Array], Shares], visit: Callable[[Array, Flow], None]) -> Flow:
+        """Back by all steps of the block; a visit finds what has not been undone yet."""
+
+        def some(k: Array, count: int, flow: Flow) -> Flow:
+            for j in range(count):
+                visit(k - j, flow)
+                flow = undo(flow, shares(k - j), self.skip, _shift_left)
+            return flow
+
+        first, aligned, groups = self._live
+        last = aligned + groups * _UNROLLED - 1
+        flow = lax.fori_loop(0, groups, lambda i, flow: some(last - i * _UNROLLED, _UNROLLED, flow), flow)
+        return lax.fori_loop(first, aligned, lambda k, flow: some(first + aligned - 1 - k, 1, flow), flow)
+
+    @property
+    def _live(self) -> tuple[Array, Array, Array]:
+        """The first step that reads a live frame; that from which they are taken `_UNROLLED` at a time; how often."""
+        begin = self.number * self.cut.steps
+        first = jnp.maximum(self.start - begin, 0)
+        stop = jnp.minimum(self.cut.steps, self.cut.step_count - begin)
+        groups = lax.div(stop - first, _UNROLLED)
+        return first, stop - groups * _UNROLLED, groups
+
+    def _in_tiles(self, some: Callable[[_Slice, _Slice], None]) -> None:
+        """Calls it with eight steps of eight rows at a time."""
+        first, _, _ = self._live
+
+        def each(i: Array, _: None) -> None:
+            for row in range(0, self.cut.rows, _SUBLANES):
+                some(pl.ds(i * _SUBLANES, _SUBLANES), pl.ds(row, _SUBLANES))
+
+        lax.fori_loop(lax.div(first, _SUBLANES), self.cut.steps // _SUBLANES, each, None)
+
+
+def _shift_right(x: Scaled) -> Scaled:
+    """Round the edge: what the last column, which no target reaches, passes on to the first is nothing."""
+    return Scaled(*(pltpu.roll(y, 1, axis=1) for y in x))
+
+
+def _shift_left(x: Float[Array, "R W"]) -> Float[Array, "R W"]:
+    """Round the edge: nothing leaves blank 0 but for itself, as exactly as `_ratio` says."""
+    return pltpu.roll(x, x.shape[1] - 1, axis=1)
+
+
+def _ratio(part: Float[Array, "R W"], whole: Float[Array, "R W"]) -> Float[Array, "R W"]:
+    """What `_scaled.Ratio` asks for does not come by itself where division is a product with the reciprocal."""
+    return jnp.where(part == whole, 1, jnp.minimum(part * pl.reciprocal(whole, full_range=False), 1))
+
+
+def _lane(rows: int, lanes: int = _LANES) -> Int[Array, "R K"]:
+    return lax.broadcasted_iota(jnp.int32, (rows, lanes), 1)
+
+
+def _column(x: Float[Array, "R K"], k: Array) -> Float[Array, "R 1"]:
+    return jnp.where(_lane(len(x)) == k, x, 0).sum(axis=1, keepdims=True)
+
+
+def _load(ref: _Ref) -> States:
+    return States(Scaled(ref[0], ref[1]), Scaled(ref[2], ref[3]))
+
+
+def _store(ref: _Ref, states: States) -> None:
+    for i, x in enumerate(jax.tree.leaves(states)):
+        ref[i] = x
+
+
+def _inward(cut: _Cut, start: _Ref, scores: _Ref, drop: _Ref, skip: _Ref, last: _Ref, *rest: _Ref) -> None:
+    """Leaves the last states and, if there is room for them, those before each block of steps."""
+    *kept, states, by_step = rest
+    number = pl.program_id(1)
+    block = _Block(cut, number, start[0], by_step, drop, skip[...] > 0)
+
+    @pl.when(number == 0)
+    def _() -> None:
+        _store(states, started(_lane(cut.rows, cut.lanes), by_step.dtype))
+
+    @pl.when(number >= cut.first(start[0]))
+    def _() -> None:
+        before = _load(states)
+        for each in kept:
+            _store(each, before)
+        block.fetch(scores)
+        _store(states, block.walked(before, lambda *_: None))
+
+    @pl.when(number == cut.grid[1] - 1)
+    def _() -> None:
+        last[...] = states[...]
+
+
+def _outward(
+    cut: _Cut,
+    start: _Ref,
+    scores: _Ref,
+    drop: _Ref,
+    skip: _Ref,
+    kept: _Ref,
+    meeting: _Ref,
+    label: _Ref,
+    blank: _Ref,
+    flow: _Ref,
+    by_step: _Ref,
+    shares: _Ref,
+) -> None:
+    """Leaves the posterior of each label and step, and that of all blanks."""
+    number = cut.grid[1] - 1 - pl.program_id(1)
+    block = _Block(cut, number, start[0], by_step, drop, skip[...] > 0)
+
+    @pl.when(pl.program_id(1) == 0)
+    def _() -> None:
+        flow[...] = meeting[...]
+
+    def keep(k: Array, now: Shares) -> None:
+        for i, x in enumerate(now):
+            shares[k, i] = x
+
+    def show(k: Array, now: Flow) -> None:
+        by_step[k] = now.label
+        blank[...] = jnp.where(_lane(cut.rows) == k, now.blank.sum(axis=1, keepdims=True), blank[...])
+
+    @pl.when(number >= cut.first(start[0]))
+    def _() -> None:
+        block.fetch(scores)
+        block.walked(_load(kept), keep)
+        undone = block.undone(Flow(flow[0], flow[1]), lambda k: Shares(shares[k, 0], shares[k, 1]), show)
+        for i, x in enumerate(undone):
+            flow[i] = x
+        block.deliver(label)
+
+
+class _Operands(NamedTuple):
+    """A walk as the kernels take it."""
+
+    start: Int[Array, " 1"]
+    scores: Float[Array, "R M W"]
+    drop: Float[Array, "B R K"]
+    """Of each block, its steps in lanes."""
+    skip: Float[Array, "R V"]
+
+
+def _operands(walk: Walk, start: Index, cut: _Cut) -> _Operands:
+    rows, blocks = cut.row_count, cut.grid[1]
+    drop = walk.drop[:, :, :-1].reshape(rows, cut.step_count)
+    drop = jnp.pad(drop, ((0, 0), (0, blocks * cut.steps - cut.step_count))).reshape(rows, blocks, cut.steps)
+    return _Operands(
+        jnp.asarray(start, jnp.int32)[None],
+        walk.scores.reshape(rows, cut.step_count, cut.column_count),
+        _to_lanes(drop.swapaxes(0, 1), _LANES),
+        _to_lanes(walk.skip.reshape(rows, cut.column_count).astype(walk.scores.dtype), cut.lanes),
+    )
+
+
+def _to_lanes(x: Array, lanes: int) -> Array:
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, lanes - x.shape[-1])])
+
+
+class _Specs(NamedTuple):
+    """How the blocks of each operand follow one another. Blocks before the start are not even fetched."""
+
+    scores: pl.BlockSpec
+    drop: pl.BlockSpec
+    skip: pl.BlockSpec
+    kept: pl.BlockSpec
+    states: pl.BlockSpec
+    flow: pl.BlockSpec
+
+
+def _specs(cut: _Cut, *, backward: bool = False) -> _Specs:
+    def spec(shape: tuple[int | None, ...], place: Callable[[Array, Array], tuple[Array | int, ...]]) -> pl.BlockSpec:
+        """`place` is that of the block of rows r and steps n."""
+
+        def index(r: Array, i: Array, start: _Ref) -> tuple[Array | int, ...]:
+            n = cut.grid[1] - 1 - i if backward else i
+            return place(r, jnp.maximum(n, cut.first(start[0])))
+
+        return pl.BlockSpec(shape, index)
+
+    rows, steps, lanes = cut.rows, cut.steps, cut.lanes
+    return _Specs(
+        scores=spec((rows, steps, lanes), lambda r, n: (r, n, 0)),
+        drop=spec((None, rows, _LANES), lambda r, n: (n, r, 0)),
+        skip=spec((rows, lanes), lambda r, _: (r, 0)),
+        kept=spec((None, _STATES, rows, lanes), lambda r, n: (n, 0, r, 0)),
+        states=spec((_STATES, rows, lanes), lambda r, _: (0, r, 0)),
+        flow=spec((_FLOWS, rows, lanes), lambda r, _: (0, r, 0)),
+    )
+
+
+def _walked_inward(cut: _Cut, operands: _Operands, *, keep: bool, interpret: bool) -> tuple[States, list[Array]]:
+    """The last states, and those before each block of steps if they are to be kept."""
+    specs, dtype = _specs(cut), operands.scores.dtype
+    states = jax.ShapeDtypeStruct((_STATES, cut.row_count, cut.lanes), dtype)
+    kept = jax.ShapeDtypeStruct((cut.grid[1], *states.shape), dtype)
+    scratch = (_STATES, cut.rows, cut.lanes), (cut.steps, cut.rows, cut.lanes)
+    last, *rest = pl.pallas_call(
+        functools.partial(_inward, cut),
+        out_shape=[states, kept] if keep else [states],
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=cut.grid,
+            in_specs=[specs.scores, specs.drop, specs.skip],
+            out_specs=[specs.states, specs.kept] if keep else [specs.states],
+            scratch_shapes=[pltpu.VMEM(shape, dtype) for shape in scratch],
+        ),
+        compiler_params=_COMPILER,
+        interpret=interpret,
+        name="ctc_inward",
+    )(*operands)
+    return _load(last), rest
+
+
+def _walked_outward(
+    cut: _Cut, operands: _Operands, kept: Array, meeting: Flow, *, interpret: bool
+) -> tuple[Float[Array, "R M W"], Float[Array, "B R K"]]:
+    """The posterior of each label, and that of all blanks as `_Operands.drop` is."""
+    specs, dtype = _specs(cut, backward=True), operands.scores.dtype
+    tile = cut.rows, cut.lanes
+    scratch = (_FLOWS, *tile), (cut.steps, *tile), (cut.steps, _FLOWS, *tile)
+    return pl.pallas_call(
+        functools.partial(_outward, cut),
+        out_shape=[operands.scores, operands.drop],
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=cut.grid,
+            in_specs=[specs.scores, specs.drop, specs.skip, specs.kept, specs.flow],
+            out_specs=[specs.scores, specs.drop],
+            scratch_shapes=[pltpu.VMEM(shape, dtype) for shape in scratch],
+        ),
+        # A block is fetched before anything is written there, and is not fetched again.
+        input_output_aliases={1: 0, 2: 1},
+        compiler_params=_COMPILER,
+        interpret=interpret,
+        name="ctc_outward",
+    )(*operands, kept, jnp.stack(meeting))
+
+
+def likelihood(walk: Walk, start: Index = 0, *, interpret: bool = False) -> Scaled:
+    """As `_both_ends.likelihood`."""
+    cut = _cut(walk.scores.shape)
+    states, _ = _walked_inward(cut, _operands(walk, start, cut), keep=False, interpret=interpret)
+    return _met(states, walk).likelihood
+
+
+def posterior(
+    walk: Walk, size: int, start: Index = 0, *, every_blank: bool = False, interpret: bool = False
+) -> tuple[Scaled, Posterior]:
+    """As `_both_ends.posterior`, to which it leaves the posterior of every blank.
+
+    A segment is shorter than `size` where VMEM has no room for it, and of whole eights of steps.
+    """
+    if every_blank:
+        return _both_ends.posterior(walk, size, start, every_blank=True)
+    cut = _cut(walk.scores.shape, size)
+    operands = _operands(walk, start, cut)
+    states, (kept,) = _walked_inward(cut, operands, keep=True, interpret=interpret)
+    meeting = _met(states, walk)
+    flow = Flow(*(_to_lanes(x.reshape(cut.row_count, -1), cut.lanes) for x in (meeting.blank, meeting.label)))
+    label, blank = _walked_outward(cut, operands, kept, flow, interpret=interpret)
+    blank = blank[:, :, : cut.steps].swapaxes(0, 1).reshape(cut.row_count, -1)[:, : cut.step_count]
+    return meeting.likelihood, Posterior(label.reshape(walk.scores.shape), blank.reshape(walk.scores.shape[:3]))
+
+
+def _met(states: States, walk: Walk) -> Meeting:
+    sequences, _, _, columns = walk.scores.shape
+    blank, label = jax.tree.map(lambda x: x[:, :columns].reshape(sequences, 2, columns), states)
+    return _both_ends.meet(blank, label, walk)
