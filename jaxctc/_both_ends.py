@@ -110,8 +110,7 @@ def _left(walk: Walk, blank: Scaled, i: Index) -> Scaled:
 
 
 def _score(walk: Walk, i: Index) -> Scaled:
-    assert walk.scores is not None, "a segment has its scores"
-    return _scaled.exp2(_row(walk.scores, i))
+    return _scaled.exp2(_row(walk.kept, i))
 
 
 def _step(source: States, k: Index, target: States, j: Index, walk: Walk, i: Index) -> States:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxctc._types import REDUCTIONS
+from jaxctc._types import IMPLEMENTATIONS, REDUCTIONS
 
 
 class Form(Enum):
@@ -148,6 +148,12 @@ def reduction(value: Any, legal: tuple[str, ...] = REDUCTIONS) -> None:
     if not (isinstance(value, str) and value in legal):
         names = ", ".join(map(repr, legal))
         raise ValueError(f"reduction must be one of {names}; got {value!r}.")
+
+
+def implementation(value: Any) -> None:
+    if value is not None and not (isinstance(value, str) and value in IMPLEMENTATIONS):
+        names = ", ".join(map(repr, IMPLEMENTATIONS))
+        raise ValueError(f"implementation must be one of {names}, or None; got {value!r}.")
 
 
 def lengths(name: str, x: Any, sequences: int) -> jax.Array | np.ndarray:

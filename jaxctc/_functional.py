@@ -9,7 +9,7 @@ from jaxctc import _checks, _mesh
 from jaxctc._arguments import canonical
 from jaxctc._loss import losses
 from jaxctc._reduction import reduce
-from jaxctc._types import ArrayLike, Options, Problem, Reduction
+from jaxctc._types import ArrayLike, Implementation, Options, Problem, Reduction
 
 
 def ctc_loss(
@@ -25,6 +25,7 @@ def ctc_loss(
     max_target_length: int | None = None,
     sequences_at_once: int | None = None,
     frame_axis: str | None = None,
+    implementation: Implementation | None = None,
 ) -> Float[Array, "..."]:
     r"""Connectionist temporal classification loss of log probabilities.
 
@@ -60,6 +61,8 @@ def ctc_loss(
         frame_axis: The axis of the mesh over whose devices the frames are sharded, where `jax.set_mesh` has
             set one. Each device then works on its own frames; without it XLA gathers them. T must be a multiple
             of four times the devices. Not needed where axes are explicit.
+        implementation: ``"scan"``, which runs everywhere, or ``"pallas"``, a kernel for TPUs that has not run on one
+            yet; None chooses, at present the scan. Derivatives above the first are the scan's.
 
     Returns:
         The loss in nats, float64 for float64 scores and float32 otherwise: (N,) with
@@ -70,7 +73,7 @@ def ctc_loss(
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: A shape, a length, a label, `blank` or `reduction` is illegal.
+        ValueError: A shape, a length, a label, `blank` or `reduction` is illegal; or `implementation` is not for this.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxctc
@@ -97,6 +100,7 @@ def ctc_loss(
         max_target_length,
         sequences_at_once,
         frame_axis,
+        implementation,
     )
 
 
@@ -113,6 +117,7 @@ def ctc_loss_with_logits(
     max_target_length: int | None = None,
     sequences_at_once: int | None = None,
     frame_axis: str | None = None,
+    implementation: Implementation | None = None,
 ) -> Float[Array, "..."]:
     """Connectionist temporal classification loss of logits: `ctc_loss` of their log-softmax, fused.
 
@@ -132,6 +137,7 @@ def ctc_loss_with_logits(
         max_target_length: A bound on the target lengths, known when tracing.
         sequences_at_once: How many sequences to work on at a time.
         frame_axis: The axis of the mesh that the frames are sharded over.
+        implementation: ``"scan"``, ``"pallas"`` or None.
 
     Returns:
         The loss in nats, as `ctc_loss` does.
@@ -165,6 +171,7 @@ def ctc_loss_with_logits(
         max_target_length,
         sequences_at_once,
         frame_axis,
+        implementation,
     )
 
 
@@ -181,8 +188,10 @@ def _evaluate(
     max_target_length: int | None,
     sequences_at_once: int | None,
     frame_axis: str | None,
+    implementation: Implementation | None,
 ) -> jax.Array:
     _checks.reduction(reduction)
+    _checks.implementation(implementation)
     zero_infinity = _checks.flag("zero_infinity", zero_infinity)
     problem, options, batched = canonical(
         name, scores, targets, input_lengths, target_lengths, blank, batch_first, max_target_length
@@ -190,6 +199,7 @@ def _evaluate(
     options = options._replace(
         sequences_at_once=_checks.at_least_one("sequences_at_once", sequences_at_once, "a number of sequences"),
         frame_axis=_mesh.frame_axis(name, frame_axis, problem.scores, options),
+        implementation=implementation,
     )
     loss = _reduced(problem, options, reduction, zero_infinity)
     return loss if batched else loss.reshape(())

@@ -13,7 +13,7 @@ from jax.custom_derivatives import zero_from_primal
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-from jaxctc import _both_ends, _classes, _emissions, _frames, _lattice, _recursion, _setting, _walk
+from jaxctc import _both_ends, _classes, _emissions, _frames, _implementation, _lattice, _recursion, _setting, _walk
 from jaxctc._lattice import Lattice, accumulator, frames_first, frames_of
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._mesh import laid_out_like_scores
@@ -44,7 +44,9 @@ def losses(
 
     def held(scores: Array, lattice: Lattice, index: Index | None = None) -> Float[Array, " N"]:
         setting = _setting_of(scores, lattice, options, _BLOCK, frames, index, ends=False)
-        likelihood = _both_ends.likelihood(setting.walk, setting.start, _BLOCK, setting.begin)
+        likelihood = _implementation.likelihood(
+            setting.walk, setting.start, _BLOCK, setting.begin, options.implementation
+        )
         return _setting.losses(_frames.of_one(likelihood, index, options), setting, count, scores.dtype, options)
 
     lattice = _lattice.build(Problem(scores, targets, input_lengths, target_lengths), options)
@@ -74,8 +76,13 @@ def losses_and_gradient(
         size = _both_ends.segment_size(frames_of(scores, options), lattice, dtype)
         setting = _setting_of(scores, lattice, options, size, frames, index, ends=True)
         places = _classes.places(lattice, classes, dtype)
-        likelihood, posterior = _both_ends.posterior(
-            setting.walk, size, setting.start, setting.begin, fold=places.folded
+        likelihood, posterior = _implementation.posterior(
+            setting.walk,
+            size,
+            setting.start,
+            setting.begin,
+            fold=places.folded,
+            implementation=options.implementation,
         )
         likelihood = _frames.of_one(likelihood, index, options)
         value = _setting.losses(likelihood, setting, count, scores.dtype, options)
@@ -99,7 +106,9 @@ def _setting_of(
     """Of all frames, or of those that the device of this index holds."""
     keep = _walk.keeps_scores(frames_of(scores, options), lattice, accumulator(scores.dtype))
     if index is None:
-        return _setting.build(scores, lattice, options, size, frames, keep=keep)
+        # Where steps are not taken by XLA, a loop that makes their scores would be all there is of loops.
+        in_blocks = options.implementation != "pallas"
+        return _setting.build(scores, lattice, options, size, frames, keep=keep, in_blocks=in_blocks)
     return _frames.build(scores, lattice, options, size, index, keep=keep, ends=ends)
 
 

@@ -13,6 +13,9 @@ from jaxtyping import Array, Integer
 Reduction: TypeAlias = Literal["none", "mean", "sum", "batchmean", "mean_volume"]
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 
+Implementation: TypeAlias = Literal["scan", "pallas"]
+IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
+
 ArrayLike: TypeAlias = Any
 """What the public functions take: JAX arrays, numpy arrays, nested sequences, plain numbers."""
 
@@ -27,6 +30,8 @@ class Options(NamedTuple):
     """The mesh axis that the frames lie along."""
     sequences_at_once: int | None = None
     """The sequences that are worked on at once; all, if it is not said."""
+    implementation: str | None = None
+    """Who walks the lattice (see `_implementation`)."""
 
 
 class Problem(NamedTuple):

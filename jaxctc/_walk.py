@@ -69,6 +69,12 @@ class Walk(NamedTuple):
     """Makes the scores of K steps from a first one on."""
 
     @property
+    def kept(self) -> Float[Array, "N 2 M W"]:
+        """The scores, where it is known that they are kept."""
+        assert self.scores is not None
+        return self.scores
+
+    @property
     def steps(self) -> int:
         return self.drop.shape[2] - 1
 

@@ -23,11 +23,11 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxctc import _both_ends
-from jaxctc._both_ends import Index, Meeting, Posterior
+from jaxctc._both_ends import Meeting, Posterior
 from jaxctc._kernels._step import Flow, Shares, States, normalised, started, step, undo
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._scaled import Scaled
-from jaxctc._walk import Walk
+from jaxctc._walk import Index, Walk
 
 _SUBLANES, _LANES = 8, 128
 """Of a register."""
@@ -292,9 +292,9 @@ def _operands(walk: Walk, start: Index, cut: _Cut) -> _Operands:
     drop = jnp.pad(drop, ((0, 0), (0, blocks * cut.steps - cut.step_count))).reshape(rows, blocks, cut.steps)
     return _Operands(
         jnp.asarray(start, jnp.int32)[None],
-        walk.scores.reshape(rows, cut.step_count, cut.column_count),
+        walk.kept.reshape(rows, cut.step_count, cut.column_count),
         _to_lanes(drop.swapaxes(0, 1), _LANES),
-        _to_lanes(walk.skip.reshape(rows, cut.column_count).astype(walk.scores.dtype), cut.lanes),
+        _to_lanes(walk.skip.reshape(rows, cut.column_count).astype(walk.kept.dtype), cut.lanes),
     )
 
 
@@ -384,7 +384,7 @@ def _walked_outward(
 
 def likelihood(walk: Walk, start: Index = 0, *, interpret: bool = False) -> Scaled:
     """As `_both_ends.likelihood`."""
-    cut = _cut(walk.scores.shape)
+    cut = _cut(walk.kept.shape)
     states, _ = _walked_inward(cut, _operands(walk, start, cut), keep=False, interpret=interpret)
     return _met(states, walk).likelihood
 
@@ -398,17 +398,17 @@ def posterior(
     """
     if every_blank:
         return _both_ends.posterior(walk, size, start, every_blank=True)
-    cut = _cut(walk.scores.shape, size)
+    cut = _cut(walk.kept.shape, size)
     operands = _operands(walk, start, cut)
     states, (kept,) = _walked_inward(cut, operands, keep=True, interpret=interpret)
     meeting = _met(states, walk)
     flow = Flow(*(_to_lanes(x.reshape(cut.row_count, -1), cut.lanes) for x in (meeting.blank, meeting.label)))
     label, blank = _walked_outward(cut, operands, kept, flow, interpret=interpret)
     blank = blank[:, :, : cut.steps].swapaxes(0, 1).reshape(cut.row_count, -1)[:, : cut.step_count]
-    return meeting.likelihood, Posterior(label.reshape(walk.scores.shape), blank.reshape(walk.scores.shape[:3]))
+    return meeting.likelihood, Posterior(label.reshape(walk.kept.shape), blank.reshape(walk.kept.shape[:3]))
 
 
 def _met(states: States, walk: Walk) -> Meeting:
-    sequences, _, _, columns = walk.scores.shape
+    sequences, _, _, columns = walk.kept.shape
     blank, label = jax.tree.map(lambda x: x[:, :columns].reshape(sequences, 2, columns), states)
     return _both_ends.meet(blank, label, walk)

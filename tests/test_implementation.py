@@ -1,0 +1,74 @@
+"""Which implementation a program is made of, and what is said where there is none."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxctc
+
+T, N, C, S = 500, 16, 32, 100
+PROBLEM = [
+    jax.ShapeDtypeStruct(shape, dtype)
+    for shape, dtype in (((T, N, C), jnp.float32), ((N, S), jnp.int32), ((N,), jnp.int32), ((N,), jnp.int32))
+]
+MANY = [jax.ShapeDtypeStruct((3, *x.shape), x.dtype) for x in PROBLEM]
+LOSSES = pytest.mark.parametrize("function", [jaxctc.ctc_loss, jaxctc.ctc_loss_with_logits])
+
+
+def parts(function, problem, platform):
+    """Kernels, and loops that XLA runs, in the program for a platform."""
+    text = jax.jit(function).trace(*problem).lower(lowering_platforms=(platform,)).as_text()
+    return text.count("@tpu_custom_call"), text.count("stablehlo.while")
+
+
+@LOSSES
+def test_a_kernel_runs_where_it_is_asked_for(function):
+    asked = functools.partial(function, implementation="pallas")
+    assert parts(asked, PROBLEM, "tpu") == (1, 0)
+    assert parts(jax.grad(asked), PROBLEM, "tpu") == (2, 0)
+    assert parts(jax.vmap(jax.grad(asked)), MANY, "tpu") == (2, 0)
+    sliced = functools.partial(asked, sequences_at_once=8)
+    assert parts(jax.grad(sliced), PROBLEM, "tpu") == (2, 1)
+
+
+@LOSSES
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_the_scan_runs_everywhere_else(function, platform):
+    for implementation in (None, "scan"):
+        asked = functools.partial(function, implementation=implementation)
+        kernels, loops = parts(jax.grad(asked), PROBLEM, platform)
+        assert kernels == 0
+        assert loops > 1
+
+
+def test_one_program_for_several_platforms():
+    exported = jax.export.export(jax.jit(jax.grad(jaxctc.ctc_loss)), platforms=("cpu", "cuda", "tpu"))(*PROBLEM)
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+def test_the_second_derivative_is_the_scan_s():
+    asked = functools.partial(jaxctc.ctc_loss, implementation="pallas")
+
+    def curvature(scores, *rest):
+        return jax.jvp(lambda x: jax.grad(asked)(x, *rest), (scores,), (scores,))
+
+    kernels, loops = parts(curvature, PROBLEM, "tpu")
+    assert kernels == 2
+    assert loops > 1
+
+
+def test_what_has_no_kernel_is_said():
+    scores, target = np.zeros((4, 1, 3), np.float32), ([[1]], [4], [1])
+    with pytest.raises(ValueError, match=r"kernels for .*TPUs, but not for the platform cpu. Leave it to None"):
+        jaxctc.ctc_loss(scores, *target, implementation="pallas")
+    with pytest.raises(ValueError, match=r"implementation must be one of 'scan', 'pallas', or None; got 'cuda'"):
+        jaxctc.ctc_loss(scores, *target, implementation="cuda")
+    with jax.enable_x64(True), pytest.raises(ValueError, match=r"computes in float32, .* of type float64"):
+        jaxctc.ctc_loss(scores.astype(np.float64), *target, implementation="pallas")
+    large = [jax.ShapeDtypeStruct((100_000, 1, 32), jnp.float32), jax.ShapeDtypeStruct((1, 2_000), jnp.int32)]
+    asked = functools.partial(jaxctc.ctc_loss, implementation="pallas")
+    with pytest.raises(ValueError, match=r"more than 512 MB"):
+        jax.eval_shape(asked, *large, *[jax.ShapeDtypeStruct((1,), jnp.int32)] * 2)
