@@ -37,9 +37,9 @@ def drawn():
 PROBLEM = drawn()
 
 
-def placed(mesh, sequences=None, classes=None):
+def placed(mesh, sequences=None, classes=None, problem=PROBLEM):
     specs = P(None, sequences, classes), P(sequences), P(sequences), P(sequences)
-    return [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(PROBLEM, specs, strict=True)]
+    return [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(problem, specs, strict=True)]
 
 
 def gradient_of(function, reduction, **options):
@@ -91,6 +91,17 @@ def test_sharded_classes_exchange_emissions_and_normalisers(function, axes, axis
     if "data" in axes:
         want.append(("all-reduce", number))
     assert sorted(collectives(compiled)) == sorted(want)
+
+
+@pytest.mark.parametrize("function", [jaxctc.ctc_posteriors, jaxctc.forced_align, jaxctc.ctc_statistics])
+def test_posteriors_and_alignment_say_nothing_over_a_sharded_batch(function):
+    """Where axes are automatic."""
+    problem = *PROBLEM[:3], np.minimum(PROBLEM[3], PROBLEM[2] // 2)  # all feasible
+    arguments = placed(mesh_of(AxisType.Auto, data=8), "data", problem=problem)
+    compiled = jax.jit(function).lower(*arguments).compile()
+    assert collectives(compiled) == []
+    for x, y in zip(*map(jax.tree.leaves, (compiled(*arguments), function(*problem))), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7)
 
 
 @every_function
