@@ -7,7 +7,7 @@ DATA ?= ../shared/data/fsdd.npz
 export JAX_PLATFORMS ?= cpu
 export MPLBACKEND ?= Agg
 
-.PHONY: demo spoken test lint bench gpu-check examples-fast clean
+.PHONY: demo distributed spoken test lint bench gpu-check examples-fast clean
 
 demo: $(VENV)/examples.installed  ## train a recogniser of handwritten lines
 	$(BIN)/python examples/handwritten_lines.py
@@ -31,6 +31,9 @@ gpu-check:  ## run all tests that need an NVIDIA GPU
 
 spoken: $(VENV)/examples.installed  ## train a recogniser of spoken digits; DATA says where the recordings are
 	$(BIN)/python examples/spoken_digits.py --data $(DATA)
+
+distributed: $(VENV)/examples.installed  ## train the reader of handwritten lines in two processes and in one, and compare
+	$(BIN)/python examples/distributed.py --compare
 
 examples-fast: $(VENV)/dev.installed  ## run the examples in their short form
 	$(BIN)/python examples/handwritten_lines.py --fast

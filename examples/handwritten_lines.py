@@ -13,54 +13,15 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import optax
 from _errors import Errors, spell
-from _lines import BLANK, CLASSES, HEIGHT, SUBSAMPLING, Lines, best_path, compose, label_errors, load_scans
+from _lines import BLANK, SUBSAMPLING, Lines, best_path, compose, label_errors, load_scans
+from _reader import BATCH, descend, init, optimizer_for, read
 from matplotlib.axes import Axes
 from tqdm import tqdm
 
 import jaxctc
 
-BATCH = 32
 INK, QUIET, ACCENT = "#1b1f3b", "#8a8fa3", "#d1495b"
-
-
-def init(key: jax.Array) -> dict[str, jax.Array]:
-    """Weights, scaled to keep the variance of what passes through (He et al., 2015)."""
-    shapes = {
-        "stroke": (3, 3, 1, 16),
-        "shape": (3, 3, 16, 32),
-        "column": (HEIGHT // SUBSAMPLING, 3, 32, 96),
-        "context": (1, 5, 96, 96),
-        "class": (1, 1, 96, CLASSES),
-    }
-    keys = jax.random.split(key, len(shapes))
-    return {
-        name: jax.random.normal(k, shape) * (2 / np.prod(shape[:3])) ** 0.5
-        for k, (name, shape) in zip(keys, shapes.items(), strict=True)
-    }
-
-
-def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding="SAME") -> jax.Array:
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def read(weights: dict[str, jax.Array], images: jax.Array) -> jax.Array:
-    """Logits (N, T, C) of images (N, HEIGHT, WIDTH)."""
-    x = jax.nn.relu(convolve(images[..., None], weights["stroke"]))
-    x = jax.nn.relu(convolve(x, weights["shape"], SUBSAMPLING))
-    x = jax.nn.relu(convolve(x, weights["column"], padding=((0, 0), (1, 1))))
-    x = x + jax.nn.relu(convolve(x, weights["context"]))
-    return convolve(x, weights["class"])[:, 0]
-
-
-def loss(weights: dict[str, jax.Array], lines: Lines) -> jax.Array:
-    images, widths, targets, target_lengths = lines
-    return jaxctc.ctc_loss_with_logits(
-        read(weights, images), targets, -(-widths // SUBSAMPLING), target_lengths, blank=BLANK, batch_first=True
-    )
 
 
 def train(steps: int, seed: int) -> tuple[dict[str, jax.Array], list[float], list[tuple[int, Errors]], Lines]:
@@ -68,14 +29,8 @@ def train(steps: int, seed: int) -> tuple[dict[str, jax.Array], list[float], lis
     training, held_out = load_scans(seed)
     rng = np.random.default_rng(seed)
     test = compose(held_out, 300, rng)
-    optimizer = optax.adamw(optax.warmup_cosine_decay_schedule(0, 4e-3, steps // 10, steps))
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(weights, state, lines):
-        value, gradient = jax.value_and_grad(loss)(weights, lines)
-        updates, state = optimizer.update(gradient, state, weights)
-        return optax.apply_updates(weights, updates), state, value
-
+    optimizer = optimizer_for(steps)
+    step = jax.jit(functools.partial(descend, optimizer), donate_argnums=(0, 1))
     scores = jax.jit(read)
     weights = init(jax.random.key(seed))
     state = optimizer.init(weights)
