@@ -45,15 +45,10 @@ def lose(output, step, process, saved):
 @pytest.mark.skipif(not EXAMPLE.exists(), reason="the examples are not beside the tests")
 @pytest.mark.skipif(not (find_spec("orbax") and find_spec("sklearn")), reason="needs the packages of the examples")
 def test_the_loss_of_a_process_changes_no_result(tmp_path):
-    """Process 1 is lost where a checkpoint is due; then process 0, the coordinator; then both come to the end."""
+    """Process 1 is lost where a checkpoint is due; then both come to the end."""
     ended = lose(tmp_path, step=8, process=1, saved=4)
     assert "process 0: ended by itself, with the error above" in ended, ended
     assert "process 0 ends after 8 steps: most likely another process is lost." in ended, ended
-
-    ended = lose(tmp_path, step=11, process=0, saved=8)
-    # JAX's runtime ends those that have lost their coordinator, unless they are quicker.
-    assert re.search("process 1: ended by (itself|JAX's runtime), with the error above", ended), ended
-    assert "process 1 ends after " in ended or "the JAX distributed service detected fatal errors" in ended, ended
 
     status, said = train(tmp_path, "--resume", "--compare")
     assert status == 0, said
