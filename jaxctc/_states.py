@@ -28,10 +28,15 @@ def posteriors(
 ) -> tuple[Float[Array, "A B states"], Float[Array, "A B C"]]:
     """Of the 2 S + 1 states, blank and label in turn, and of the classes; 0 where a target has no path."""
     problem = Problem(scores, targets, input_lengths, target_lengths)
-    lattice, frames = _lattice.build(problem, options), frames_of(scores, options)
-    size = _both_ends.segment_size(frames, lattice, accumulator(scores.dtype))
-    setting = _setting.build(scores, lattice, options, size)
+    lattice, frames, dtype = _lattice.build(problem, options), frames_of(scores, options), accumulator(scores.dtype)
+    size = _both_ends.segment_size(frames, lattice, dtype)
+    keep = _walk.keeps_scores(frames, lattice, dtype)
+    setting = _setting.build(scores, lattice, options, size, keep=keep)
+    places = _classes.places(lattice, scores.shape[2], dtype)
     likelihood, posterior = _both_ends.posterior(setting.walk, size, setting.start, every_blank=True)
+    folded = posterior._replace(label=places.folded(posterior.label))
+    if not keep:  # whoever uses the classes alone has not to make room for all states
+        likelihood, folded = _both_ends.posterior(setting.walk, size, setting.start, fold=places.folded)
     value = _setting.losses(likelihood, setting, frames, scores.dtype, options)
 
     live = frames_first(setting.live, options) | ~lattice.legal[None]
@@ -42,8 +47,6 @@ def posteriors(
     def shown(x: Float[Array, "A B X"]) -> Float[Array, "A B X"]:
         return jnp.where(nan, jnp.nan, jnp.where(finite, x, 0))
 
-    places = _classes.places(lattice, scores.shape[2], posterior.label.dtype)
-    folded = posterior._replace(label=places.folded(posterior.label))
     classes = _classes.class_posterior(folded, places, lattice, frames, options)
     return shown(_by_frame(posterior, lattice, frames, targets.shape[1], options)), shown(classes)
 
