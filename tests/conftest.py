@@ -22,6 +22,7 @@ SHAPED = [
         "_classes",
         "_emissions",
         "_kernels._step",
+        "_kernels._tpu",
         "_lattice",
         "_log_space",
         "_loss",

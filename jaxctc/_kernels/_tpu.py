@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -68,7 +69,7 @@ class _Cut(NamedTuple):
 
     def first(self, start: Array) -> Array:
         """The block of steps that the first live one is in."""
-        return jnp.minimum(lax.div(start, self.steps), self.grid[1] - 1)
+        return jnp.minimum(lax.div(start, np.int32(self.steps)), self.grid[1] - 1)
 
 
 def _cut(shape: tuple[int, ...], most_steps: int = _MOST_STEPS) -> _Cut:
@@ -167,7 +168,7 @@ class _Block(NamedTuple):
         begin = self.number * self.cut.steps
         first = jnp.maximum(self.start - begin, 0)
         stop = jnp.minimum(self.cut.steps, self.cut.step_count - begin)
-        groups = lax.div(stop - first, _UNROLLED)
+        groups = lax.div(stop - first, np.int32(_UNROLLED))
         return first, stop - groups * _UNROLLED, groups
 
     def _in_tiles(self, some: Callable[[_Slice, _Slice], None]) -> None:
@@ -178,7 +179,7 @@ class _Block(NamedTuple):
             for row in range(0, self.cut.rows, _SUBLANES):
                 some(pl.ds(i * _SUBLANES, _SUBLANES), pl.ds(row, _SUBLANES))
 
-        lax.fori_loop(lax.div(first, _SUBLANES), self.cut.steps // _SUBLANES, each, None)
+        lax.fori_loop(lax.div(first, np.int32(_SUBLANES)), self.cut.steps // _SUBLANES, each, None)
 
 
 def _shift_right(x: Scaled) -> Scaled:
@@ -334,11 +335,16 @@ def _specs(cut: _Cut, *, backward: bool = False) -> _Specs:
     )
 
 
+def _shaped(shape: tuple[int, ...], like: Array) -> jax.ShapeDtypeStruct:
+    """Within `jax.shard_map` it must be said over which axes a result varies."""
+    return jax.ShapeDtypeStruct(shape, like.dtype, manual_axis_type=jax.typeof(like).manual_axis_type)
+
+
 def _walked_inward(cut: _Cut, operands: _Operands, *, keep: bool, interpret: bool) -> tuple[States, list[Array]]:
     """The last states, and those before each block of steps if they are to be kept."""
     specs, dtype = _specs(cut), operands.scores.dtype
-    states = jax.ShapeDtypeStruct((_STATES, cut.row_count, cut.lanes), dtype)
-    kept = jax.ShapeDtypeStruct((cut.grid[1], *states.shape), dtype)
+    shape = _STATES, cut.row_count, cut.lanes
+    states, kept = (_shaped(shape, operands.scores), _shaped((cut.grid[1], *shape), operands.scores))
     scratch = (_STATES, cut.rows, cut.lanes), (cut.steps, cut.rows, cut.lanes)
     last, *rest = pl.pallas_call(
         functools.partial(_inward, cut),
@@ -366,7 +372,7 @@ def _walked_outward(
     scratch = (_FLOWS, *tile), (cut.steps, *tile), (cut.steps, _FLOWS, *tile)
     return pl.pallas_call(
         functools.partial(_outward, cut),
-        out_shape=[operands.scores, operands.drop],
+        out_shape=[_shaped(x.shape, operands.scores) for x in (operands.scores, operands.drop)],
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=cut.grid,
