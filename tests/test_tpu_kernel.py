@@ -162,10 +162,10 @@ def assert_all_in_kernels(compiled):
 
 @pytest.mark.parametrize("kind", ["v5e", "v6e"])
 def test_compiles_for_a_tpu(kind):
-    """2,000 frames of 32 sequences of 400 labels."""
+    """2,000 frames of 32 sequences of 400 labels, in segments as long as VMEM has room for."""
     shape = sequences, _, steps, columns = 32, 2, 1000, 408
     compiled = (
-        jax.jit(functools.partial(used, 24))
+        jax.jit(functools.partial(used, steps))
         .lower(*abstract(NamedSharding(Mesh(tpus.devices(kind)[:1], "n"), P()), shape))
         .compile()
     )
