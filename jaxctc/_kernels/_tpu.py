@@ -12,7 +12,7 @@ not written back, and a column there is given the scores of one without a label.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -46,7 +46,6 @@ _STATES, _FLOWS = 4, 2
 _ARRAYS_A_STEP, _ARRAYS = 7, 22
 """In VMEM, as large as one array of states: a step's scores and posterior, twice each, for one block is on its way
 while one is worked on, either of them turned, and shares; and whatever else a block needs."""
-_COMPILER = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"))
 
 _Ref: TypeAlias = Any
 _Slice: TypeAlias = Any
@@ -335,57 +334,73 @@ def _specs(cut: _Cut, *, backward: bool = False) -> _Specs:
     )
 
 
-def _shaped(shape: tuple[int, ...], like: Array) -> jax.ShapeDtypeStruct:
-    """Within `jax.shard_map` it must be said over which axes a result varies."""
-    return jax.ShapeDtypeStruct(shape, like.dtype, manual_axis_type=jax.typeof(like).manual_axis_type)
+def _called(
+    kernel: Callable[..., None],
+    cut: _Cut,
+    operands: Sequence[Array],
+    inputs: Sequence[pl.BlockSpec],
+    outputs: Sequence[tuple[pl.BlockSpec, tuple[int, ...]]],
+    scratch: Sequence[tuple[int, ...]],
+    *,
+    in_place: dict[int, int],
+    interpret: bool,
+) -> list[Array]:
+    """Outputs have a shape besides, and the type of the scores; some take the place of operands."""
+    dtype, axes = operands[1].dtype, jax.typeof(operands[1]).manual_axis_type
+    # Where 64 bits are JAX's default a kernel's constants have 32 all the same.
+    with jax.enable_x64(dtype == jnp.float64):
+        return pl.pallas_call(
+            functools.partial(kernel, cut),
+            out_shape=[jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=axes) for _, shape in outputs],
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=1,
+                grid=cut.grid,
+                in_specs=inputs,
+                out_specs=[spec for spec, _ in outputs],
+                scratch_shapes=[pltpu.VMEM(shape, dtype) for shape in scratch],
+            ),
+            input_output_aliases=in_place,
+            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+            interpret=interpret,
+            name=f"ctc{kernel.__name__}",
+        )(*operands)
 
 
 def _walked_inward(cut: _Cut, operands: _Operands, *, keep: bool, interpret: bool) -> tuple[States, list[Array]]:
     """The last states, and those before each block of steps if they are to be kept."""
-    specs, dtype = _specs(cut), operands.scores.dtype
+    specs, tile = _specs(cut), (cut.rows, cut.lanes)
     shape = _STATES, cut.row_count, cut.lanes
-    states, kept = (_shaped(shape, operands.scores), _shaped((cut.grid[1], *shape), operands.scores))
-    scratch = (_STATES, cut.rows, cut.lanes), (cut.steps, cut.rows, cut.lanes)
-    last, *rest = pl.pallas_call(
-        functools.partial(_inward, cut),
-        out_shape=[states, kept] if keep else [states],
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
-            grid=cut.grid,
-            in_specs=[specs.scores, specs.drop, specs.skip],
-            out_specs=[specs.states, specs.kept] if keep else [specs.states],
-            scratch_shapes=[pltpu.VMEM(shape, dtype) for shape in scratch],
-        ),
-        compiler_params=_COMPILER,
+    outputs = [(specs.states, shape), (specs.kept, (cut.grid[1], *shape))]
+    last, *kept = _called(
+        _inward,
+        cut,
+        operands,
+        inputs=[specs.scores, specs.drop, specs.skip],
+        outputs=outputs if keep else outputs[:1],
+        scratch=[(_STATES, *tile), (cut.steps, *tile)],
+        in_place={},
         interpret=interpret,
-        name="ctc_inward",
-    )(*operands)
-    return _load(last), rest
+    )
+    return _load(last), kept
 
 
 def _walked_outward(
     cut: _Cut, operands: _Operands, kept: Array, meeting: Flow, *, interpret: bool
 ) -> tuple[Float[Array, "R M W"], Float[Array, "B R K"]]:
     """The posterior of each label, and that of all blanks as `_Operands.drop` is."""
-    specs, dtype = _specs(cut, backward=True), operands.scores.dtype
-    tile = cut.rows, cut.lanes
-    scratch = (_FLOWS, *tile), (cut.steps, *tile), (cut.steps, _FLOWS, *tile)
-    return pl.pallas_call(
-        functools.partial(_outward, cut),
-        out_shape=[_shaped(x.shape, operands.scores) for x in (operands.scores, operands.drop)],
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
-            grid=cut.grid,
-            in_specs=[specs.scores, specs.drop, specs.skip, specs.kept, specs.flow],
-            out_specs=[specs.scores, specs.drop],
-            scratch_shapes=[pltpu.VMEM(shape, dtype) for shape in scratch],
-        ),
+    specs, tile = _specs(cut, backward=True), (cut.rows, cut.lanes)
+    label, blank = _called(
+        _outward,
+        cut,
+        [*operands, kept, jnp.stack(meeting)],
+        inputs=[specs.scores, specs.drop, specs.skip, specs.kept, specs.flow],
+        outputs=[(specs.scores, operands.scores.shape), (specs.drop, operands.drop.shape)],
+        scratch=[(_FLOWS, *tile), (cut.steps, *tile), (cut.steps, _FLOWS, *tile)],
         # A block is fetched before anything is written there, and is not fetched again.
-        input_output_aliases={1: 0, 2: 1},
-        compiler_params=_COMPILER,
+        in_place={1: 0, 2: 1},
         interpret=interpret,
-        name="ctc_outward",
-    )(*operands, kept, jnp.stack(meeting))
+    )
+    return label, blank
 
 
 def likelihood(walk: Walk, start: Index = 0, *, interpret: bool = False) -> Scaled:
