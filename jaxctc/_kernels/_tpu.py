@@ -47,6 +47,9 @@ _ARRAYS_A_STEP, _ARRAYS = 7, 22
 """In VMEM, as large as one array of states: a step's scores and posterior, twice each, for one block is on its way
 while one is worked on, either of them turned, and shares; and whatever else a block needs."""
 
+# Where newer versions of jax have it, and where older ones do.
+_reciprocal = getattr(pltpu, "reciprocal", None) or pl.reciprocal
+
 _Ref: TypeAlias = Any
 _Slice: TypeAlias = Any
 
@@ -71,23 +74,25 @@ class _Cut(NamedTuple):
         return jnp.minimum(lax.div(start, np.int32(self.steps)), self.grid[1] - 1)
 
 
-def _cut(shape: tuple[int, ...], most_steps: int = _MOST_STEPS) -> _Cut:
+def _fitting(states: int) -> int:
+    """Steps that VMEM has room for, of so many states of each kind."""
+    return (_VMEM // (4 * states) - _ARRAYS) // _ARRAYS_A_STEP
+
+
+_WIDEST = _VMEM // (4 * (_ARRAYS + _ARRAYS_A_STEP * _SUBLANES) * _SUBLANES * _LANES) * _LANES
+"""Columns of which a register's rows, and as many steps, fit into VMEM."""
+
+
+def _cut(shape: tuple[int, ...], size: int = _MOST_STEPS) -> _Cut:
+    """Into blocks of about `size` steps or, where VMEM has no room for so many, fewer."""
     sequences, _, step_count, columns = shape
     lanes = pl.cdiv(columns, _LANES) * _LANES
     registers = pl.cdiv(2 * sequences, _SUBLANES)
     together = max(_TOGETHER * _LANES // lanes, 1)
     rows = pl.cdiv(registers, pl.cdiv(registers, together)) * _SUBLANES
-    steps = min(most_steps, _fitting(rows * lanes), _MOST_STEPS) // _SUBLANES * _SUBLANES
-    return _Cut(2 * sequences, step_count, columns, rows, max(steps, _SUBLANES), lanes)
-
-
-def _fitting(states: int) -> int:
-    """Steps for which VMEM has room, of so many states."""
-    return (_VMEM // (4 * states) - _ARRAYS) // _ARRAYS_A_STEP
-
-
-_WIDEST = _VMEM // (4 * _SUBLANES) // (_ARRAYS + _ARRAYS_A_STEP * _SUBLANES) // _LANES * _LANES
-"""Columns of which one register's rows fit into VMEM."""
+    fitting = max(_fitting(rows * lanes) // _SUBLANES, 1)
+    steps = min(pl.cdiv(size, _SUBLANES), fitting, _MOST_STEPS // _SUBLANES) * _SUBLANES
+    return _Cut(2 * sequences, step_count, columns, rows, steps, lanes)
 
 
 def objection(shape: tuple[int, ...], dtype: jnp.dtype) -> str | None:
@@ -193,7 +198,7 @@ def _shift_left(x: Float[Array, "R W"]) -> Float[Array, "R W"]:
 
 def _ratio(part: Float[Array, "R W"], whole: Float[Array, "R W"]) -> Float[Array, "R W"]:
     """What `_scaled.Ratio` asks for does not come by itself where division is a product with the reciprocal."""
-    return jnp.where(part == whole, 1, jnp.minimum(part * pl.reciprocal(whole, full_range=False), 1))
+    return jnp.where(part == whole, 1, jnp.minimum(part * _reciprocal(whole, full_range=False), 1))
 
 
 def _lane(rows: int, lanes: int = _LANES) -> Int[Array, "R K"]:
@@ -415,7 +420,7 @@ def posterior(
 ) -> tuple[Scaled, Posterior]:
     """As `_both_ends.posterior`, to which it leaves the posterior of every blank.
 
-    A segment is shorter than `size` where VMEM has no room for it, and of whole eights of steps.
+    Segments are blocks of steps: see `_cut`.
     """
     if every_blank:
         return _both_ends.posterior(walk, size, start, every_blank=True)
