@@ -23,6 +23,7 @@ SHAPED = [
         "_emissions",
         "_frames",
         "_kernels._step",
+        "_kernels._tpu",
         "_lattice",
         "_log_space",
         "_loss",

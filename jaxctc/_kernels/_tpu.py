@@ -12,11 +12,12 @@ not written back, and a column there is given the scores of one without a label.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -45,7 +46,9 @@ _STATES, _FLOWS = 4, 2
 _ARRAYS_A_STEP, _ARRAYS = 7, 22
 """In VMEM, as large as one array of states: a step's scores and posterior, twice each, for one block is on its way
 while one is worked on, either of them turned, and shares; and whatever else a block needs."""
-_COMPILER = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"))
+
+# Where newer versions of jax have it, and where older ones do.
+_reciprocal = getattr(pltpu, "reciprocal", None) or pl.reciprocal
 
 _Ref: TypeAlias = Any
 _Slice: TypeAlias = Any
@@ -68,26 +71,28 @@ class _Cut(NamedTuple):
 
     def first(self, start: Array) -> Array:
         """The block of steps that the first live one is in."""
-        return jnp.minimum(lax.div(start, self.steps), self.grid[1] - 1)
+        return jnp.minimum(lax.div(start, np.int32(self.steps)), self.grid[1] - 1)
 
 
-def _cut(shape: tuple[int, ...], most_steps: int = _MOST_STEPS) -> _Cut:
+def _fitting(states: int) -> int:
+    """Steps that VMEM has room for, of so many states of each kind."""
+    return (_VMEM // (4 * states) - _ARRAYS) // _ARRAYS_A_STEP
+
+
+_WIDEST = _VMEM // (4 * (_ARRAYS + _ARRAYS_A_STEP * _SUBLANES) * _SUBLANES * _LANES) * _LANES
+"""Columns of which a register's rows, and as many steps, fit into VMEM."""
+
+
+def _cut(shape: tuple[int, ...], size: int = _MOST_STEPS) -> _Cut:
+    """Into blocks of about `size` steps or, where VMEM has no room for so many, fewer."""
     sequences, _, step_count, columns = shape
     lanes = pl.cdiv(columns, _LANES) * _LANES
     registers = pl.cdiv(2 * sequences, _SUBLANES)
     together = max(_TOGETHER * _LANES // lanes, 1)
     rows = pl.cdiv(registers, pl.cdiv(registers, together)) * _SUBLANES
-    steps = min(most_steps, _fitting(rows * lanes), _MOST_STEPS) // _SUBLANES * _SUBLANES
-    return _Cut(2 * sequences, step_count, columns, rows, max(steps, _SUBLANES), lanes)
-
-
-def _fitting(states: int) -> int:
-    """Steps for which VMEM has room, of so many states."""
-    return (_VMEM // (4 * states) - _ARRAYS) // _ARRAYS_A_STEP
-
-
-_WIDEST = _VMEM // (4 * _SUBLANES) // (_ARRAYS + _ARRAYS_A_STEP * _SUBLANES) // _LANES * _LANES
-"""Columns of which one register's rows fit into VMEM."""
+    fitting = max(_fitting(rows * lanes) // _SUBLANES, 1)
+    steps = min(pl.cdiv(size, _SUBLANES), fitting, _MOST_STEPS // _SUBLANES) * _SUBLANES
+    return _Cut(2 * sequences, step_count, columns, rows, steps, lanes)
 
 
 def objection(shape: tuple[int, ...], dtype: jnp.dtype) -> str | None:
@@ -167,7 +172,7 @@ class _Block(NamedTuple):
         begin = self.number * self.cut.steps
         first = jnp.maximum(self.start - begin, 0)
         stop = jnp.minimum(self.cut.steps, self.cut.step_count - begin)
-        groups = lax.div(stop - first, _UNROLLED)
+        groups = lax.div(stop - first, np.int32(_UNROLLED))
         return first, stop - groups * _UNROLLED, groups
 
     def _in_tiles(self, some: Callable[[_Slice, _Slice], None]) -> None:
@@ -178,7 +183,7 @@ class _Block(NamedTuple):
             for row in range(0, self.cut.rows, _SUBLANES):
                 some(pl.ds(i * _SUBLANES, _SUBLANES), pl.ds(row, _SUBLANES))
 
-        lax.fori_loop(lax.div(first, _SUBLANES), self.cut.steps // _SUBLANES, each, None)
+        lax.fori_loop(lax.div(first, np.int32(_SUBLANES)), self.cut.steps // _SUBLANES, each, None)
 
 
 def _shift_right(x: Scaled) -> Scaled:
@@ -193,7 +198,7 @@ def _shift_left(x: Float[Array, "R W"]) -> Float[Array, "R W"]:
 
 def _ratio(part: Float[Array, "R W"], whole: Float[Array, "R W"]) -> Float[Array, "R W"]:
     """What `_scaled.Ratio` asks for does not come by itself where division is a product with the reciprocal."""
-    return jnp.where(part == whole, 1, jnp.minimum(part * pl.reciprocal(whole, full_range=False), 1))
+    return jnp.where(part == whole, 1, jnp.minimum(part * _reciprocal(whole, full_range=False), 1))
 
 
 def _lane(rows: int, lanes: int = _LANES) -> Int[Array, "R K"]:
@@ -334,52 +339,73 @@ def _specs(cut: _Cut, *, backward: bool = False) -> _Specs:
     )
 
 
+def _called(
+    kernel: Callable[..., None],
+    cut: _Cut,
+    operands: Sequence[Array],
+    inputs: Sequence[pl.BlockSpec],
+    outputs: Sequence[tuple[pl.BlockSpec, tuple[int, ...]]],
+    scratch: Sequence[tuple[int, ...]],
+    *,
+    in_place: dict[int, int],
+    interpret: bool,
+) -> list[Array]:
+    """Outputs have a shape besides, and the type of the scores; some take the place of operands."""
+    dtype, axes = operands[1].dtype, jax.typeof(operands[1]).manual_axis_type
+    # Where 64 bits are JAX's default a kernel's constants have 32 all the same.
+    with jax.enable_x64(dtype == jnp.float64):
+        return pl.pallas_call(
+            functools.partial(kernel, cut),
+            out_shape=[jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=axes) for _, shape in outputs],
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=1,
+                grid=cut.grid,
+                in_specs=inputs,
+                out_specs=[spec for spec, _ in outputs],
+                scratch_shapes=[pltpu.VMEM(shape, dtype) for shape in scratch],
+            ),
+            input_output_aliases=in_place,
+            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+            interpret=interpret,
+            name=f"ctc{kernel.__name__}",
+        )(*operands)
+
+
 def _walked_inward(cut: _Cut, operands: _Operands, *, keep: bool, interpret: bool) -> tuple[States, list[Array]]:
     """The last states, and those before each block of steps if they are to be kept."""
-    specs, dtype = _specs(cut), operands.scores.dtype
-    states = jax.ShapeDtypeStruct((_STATES, cut.row_count, cut.lanes), dtype)
-    kept = jax.ShapeDtypeStruct((cut.grid[1], *states.shape), dtype)
-    scratch = (_STATES, cut.rows, cut.lanes), (cut.steps, cut.rows, cut.lanes)
-    last, *rest = pl.pallas_call(
-        functools.partial(_inward, cut),
-        out_shape=[states, kept] if keep else [states],
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
-            grid=cut.grid,
-            in_specs=[specs.scores, specs.drop, specs.skip],
-            out_specs=[specs.states, specs.kept] if keep else [specs.states],
-            scratch_shapes=[pltpu.VMEM(shape, dtype) for shape in scratch],
-        ),
-        compiler_params=_COMPILER,
+    specs, tile = _specs(cut), (cut.rows, cut.lanes)
+    shape = _STATES, cut.row_count, cut.lanes
+    outputs = [(specs.states, shape), (specs.kept, (cut.grid[1], *shape))]
+    last, *kept = _called(
+        _inward,
+        cut,
+        operands,
+        inputs=[specs.scores, specs.drop, specs.skip],
+        outputs=outputs if keep else outputs[:1],
+        scratch=[(_STATES, *tile), (cut.steps, *tile)],
+        in_place={},
         interpret=interpret,
-        name="ctc_inward",
-    )(*operands)
-    return _load(last), rest
+    )
+    return _load(last), kept
 
 
 def _walked_outward(
     cut: _Cut, operands: _Operands, kept: Array, meeting: Flow, *, interpret: bool
 ) -> tuple[Float[Array, "R M W"], Float[Array, "B R K"]]:
     """The posterior of each label, and that of all blanks as `_Operands.drop` is."""
-    specs, dtype = _specs(cut, backward=True), operands.scores.dtype
-    tile = cut.rows, cut.lanes
-    scratch = (_FLOWS, *tile), (cut.steps, *tile), (cut.steps, _FLOWS, *tile)
-    return pl.pallas_call(
-        functools.partial(_outward, cut),
-        out_shape=[operands.scores, operands.drop],
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
-            grid=cut.grid,
-            in_specs=[specs.scores, specs.drop, specs.skip, specs.kept, specs.flow],
-            out_specs=[specs.scores, specs.drop],
-            scratch_shapes=[pltpu.VMEM(shape, dtype) for shape in scratch],
-        ),
+    specs, tile = _specs(cut, backward=True), (cut.rows, cut.lanes)
+    label, blank = _called(
+        _outward,
+        cut,
+        [*operands, kept, jnp.stack(meeting)],
+        inputs=[specs.scores, specs.drop, specs.skip, specs.kept, specs.flow],
+        outputs=[(specs.scores, operands.scores.shape), (specs.drop, operands.drop.shape)],
+        scratch=[(_FLOWS, *tile), (cut.steps, *tile), (cut.steps, _FLOWS, *tile)],
         # A block is fetched before anything is written there, and is not fetched again.
-        input_output_aliases={1: 0, 2: 1},
-        compiler_params=_COMPILER,
+        in_place={1: 0, 2: 1},
         interpret=interpret,
-        name="ctc_outward",
-    )(*operands, kept, jnp.stack(meeting))
+    )
+    return label, blank
 
 
 def likelihood(walk: Walk, start: Index = 0, *, interpret: bool = False) -> Scaled:
@@ -394,7 +420,7 @@ def posterior(
 ) -> tuple[Scaled, Posterior]:
     """As `_both_ends.posterior`, to which it leaves the posterior of every blank.
 
-    A segment is shorter than `size` where VMEM has no room for it, and of whole eights of steps.
+    Segments are blocks of steps: see `_cut`.
     """
     if every_blank:
         return _both_ends.posterior(walk, size, start, every_blank=True)

@@ -1,0 +1,184 @@
+"""The kernels for TPUs: interpreted, against the recursion that they repeat; compiled, for a TPU that is not there."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tpus
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from oracles import log_softmax, torch_float64
+
+from jaxctc import _both_ends, _lattice, _loss, _walk
+from jaxctc._kernels import _tpu
+from jaxctc._log_space import LOG_ZERO
+from jaxctc._types import Options, Problem
+from jaxctc._walk import Walk
+
+C = 5
+posterior = functools.partial(_tpu.posterior, interpret=True)
+likelihood = functools.partial(_tpu.likelihood, interpret=True)
+
+
+def problem(frames, longest, input_lengths, target_lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    log_probs = log_softmax(rng.normal(size=(frames, len(input_lengths), C)) * 2)
+    targets = rng.integers(1, C, (len(input_lengths), longest))
+    targets[:, 1:2] = targets[:, :1]
+    lengths = (jnp.asarray(x, jnp.int32) for x in (targets, input_lengths, target_lengths))
+    return Problem(jnp.asarray(log_probs), *lengths)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def walk_of(problem, steps):
+    return _walk.build(problem.scores, None, _lattice.build(problem, Options()), Options(), steps)
+
+
+def agree(got, want, start=0):
+    """Likelihoods to the last bit; of the posterior only what comes out of the other way of dividing."""
+    (*values, found), (value_wanted, wanted) = jax.tree.map(np.asarray, (got, want))
+    possible = value_wanted.exponent > LOG_ZERO / 2
+    for value in values:
+        np.testing.assert_array_equal(value.exponent > LOG_ZERO / 2, possible)
+        for x, y in zip(value, value_wanted, strict=True):
+            np.testing.assert_array_equal(x[possible], y[possible])
+    for x, y in zip(found[:2], wanted[:2], strict=True):
+        np.testing.assert_allclose(x[possible, :, start:], y[possible, :, start:], atol=1e-6)
+
+
+def test_agrees_with_both_ends():
+    """More rows and more columns than a register has, more steps than a block; blocks that reach beyond the walk."""
+    frames, size = 300, 30
+    lengths = [(300, 120), (299, 140), (150, 0), (20, 300), (76, 9), (9, 5), (3, 9), (1, 1), (0, 0)]
+    walk = walk_of(problem(frames, 300, *zip(*lengths, strict=True)), _both_ends.even(frames, size))
+    cut = _tpu._cut(walk.scores.shape, size)
+    assert all(whole % part for whole, part in zip(cut[:3], cut[3:], strict=True))
+    got = jax.jit(lambda walk: posterior(walk, size))(walk)
+    agree(got, jax.jit(_both_ends.posterior, static_argnums=1)(walk, size))
+
+
+def test_no_step_before_the_start_is_read():
+    """Wherever it is: in whichever block, at whichever step, even where none is left."""
+    batch = problem(12, 4, [12, 7, 0, 3], [4, 2, 0, 1])
+    steps, needed = 38, 6
+    walk = walk_of(batch, steps)
+    kernels = jax.jit(lambda walk, start: (likelihood(walk, start), *posterior(walk, 8, start)))
+    want = jax.jit(_both_ends.posterior, static_argnums=1)(walk, 2)
+    for start in range(steps - needed + 1):
+        unread = np.arange(steps)[:, None] < start
+        agree(kernels(walk._replace(scores=jnp.where(unread, jnp.nan, walk.scores)), start), want, start)
+    nobody = walk_of(
+        batch._replace(input_lengths=0 * batch.input_lengths, target_lengths=0 * batch.target_lengths), steps
+    )
+    for mantissa, exponent in kernels(nobody._replace(scores=jnp.full_like(walk.scores, jnp.nan)), steps)[:2]:
+        assert (mantissa == 1).all()
+        assert (exponent == 0).all()
+
+
+@pytest.mark.usefixtures("x64")
+def test_agrees_with_torch(monkeypatch):
+    """In double: variable lengths, empty targets, impossible ones, classes and blanks that are impossible."""
+    pytest.importorskip("torch")
+    monkeypatch.setattr(_both_ends, "posterior", posterior)
+    batch = problem(21, 4, [21, 20, 9, 12, 3, 21, 17], [4, 0, 3, 4, 4, 2, 3])
+    scores = batch.scores.at[5, 5, 2].set(-jnp.inf).at[4:6, 6, 0].set(-jnp.inf).at[8, 3, 0].set(-300)
+    value, gradient, _ = jax.jit(lambda *x: _loss.losses_and_gradient(Options(), *x))(scores, *batch[1:])
+
+    # Its gradient is NaN where a score is -inf.
+    finite = batch._replace(scores=jnp.maximum(scores, -1e5))
+    want, found = torch_float64(*finite)
+    impossible = np.isinf(want)
+    assert list(impossible) == [False] * 4 + [True] + [False] * 2
+    np.testing.assert_allclose(value, want, rtol=1e-12)
+    np.testing.assert_allclose(gradient, np.where(impossible[:, None], 0, -found), atol=1e-12)
+
+
+def test_a_portion_is_at_most_one_and_one_if_it_is_all():
+    whole, ratio = jnp.linspace(1, 100, 1000)[None], jax.jit(_tpu._ratio)
+    assert (whole * (1 / whole) != 1).any()
+    for part in (whole, jnp.nextafter(whole, 0), 0.3 * whole, 0 * whole):
+        got, exact = ratio(part, whole), np.float64(part) / np.float64(whole)
+        np.testing.assert_allclose(got, exact, rtol=2e-7)
+        assert (got <= 1).all()
+        assert ((got == 1) >= (exact == 1)).all()
+
+
+def test_maps_over_walks():
+    walks = [walk_of(problem(9, 3, [9, 8], [3, 2], seed), 10) for seed in range(2)]
+    mapped = jax.jit(jax.vmap(lambda walk: posterior(walk, 8)))(jax.tree.map(lambda *x: jnp.stack(x), *walks))
+    for i, walk in enumerate(walks):
+        want = jax.jit(_both_ends.posterior, static_argnums=1)(walk, 2)
+        (value, _), (label, blank, _) = mapped
+        np.testing.assert_array_equal(value[i], want[0].mantissa)
+        np.testing.assert_allclose(label[i], want[1].label, atol=1e-6)
+        np.testing.assert_allclose(blank[i], want[1].blank, atol=1e-6)
+
+
+def test_the_posterior_of_every_blank_is_left_to_both_ends(monkeypatch):
+    monkeypatch.setattr(_both_ends, "posterior", lambda *arguments, **options: (arguments, options))
+    walk = object()
+    assert posterior(walk, 6, 2, every_blank=True) == ((walk, 6, 2), {"every_blank": True})
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "words"),
+    [
+        ((4, 2, 10, 8), jnp.float64, "float32"),
+        ((0, 2, 10, 8), jnp.float32, "no sequence"),
+        ((4, 2, 10, _tpu._WIDEST + 8), jnp.float32, f"room for {_tpu._WIDEST}"),
+    ],
+)
+def test_says_what_it_does_not_take(shape, dtype, words):
+    assert words in _tpu.objection(shape, dtype)
+    assert _tpu.objection((4, 2, 10, _tpu._WIDEST), jnp.float32) is None
+
+
+def abstract(sharding, shape):
+    """A walk that is made, and a posterior that is used, on the device itself; the scores' factors come first."""
+    N, _, M, W = shape
+
+    def of(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    rest = Walk(None, of(N, 2, M + 1), of(N, 2, W, dtype=bool), of(N, dtype=jnp.int32), *[of(N)] * 5)
+    return of(N, 2, M, 1), of(N, 2, 1, W), rest
+
+
+def used(size, steps, columns, rest):
+    walk = rest._replace(scores=steps * columns)
+    value, found = _tpu.posterior(walk, size)
+    return value, found.blank, found.label.sum(axis=2)
+
+
+def assert_all_in_kernels(compiled):
+    """One that walks inward, one that walks outward; and no loop around them."""
+    text = compiled.as_text()
+    assert re.findall(r"%ctc_([a-z]+).* custom_call_target=\"tpu_custom_call\"", text) == ["inward", "outward"]
+    assert " while(" not in text
+
+
+@pytest.mark.parametrize("kind", ["v5e", "v6e"])
+def test_compiles_for_a_tpu(kind):
+    """2,000 frames of 32 sequences of 400 labels, in segments as long as VMEM has room for."""
+    shape = sequences, _, steps, columns = 32, 2, 1000, 408
+    compiled = (
+        jax.jit(functools.partial(used, steps))
+        .lower(*abstract(NamedSharding(Mesh(tpus.devices(kind)[:1], "n"), P()), shape))
+        .compile()
+    )
+    assert_all_in_kernels(compiled)
+    # The posterior takes the place of the scores: there is room for one of them.
+    scores = 4 * 2 * sequences * steps * -(-columns // 128) * 128
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.1 * scores
+
+
+@pytest.mark.usefixtures("x64")
+def test_compiles_for_sequences_on_several_tpus():
+    """Even where 64 bits are the default."""
+    mesh = Mesh(np.array(tpus.devices("v5e")), "n")
+    walked = jax.shard_map(functools.partial(used, 8), mesh=mesh, in_specs=P("n"), out_specs=P("n"))
+    compiled = jax.jit(walked).lower(*abstract(NamedSharding(mesh, P("n")), (8, 2, 8, 16))).compile()
+    assert_all_in_kernels(compiled)
