@@ -65,8 +65,8 @@ class Walk(NamedTuple):
     """A NaN or +inf among the scores of some live frame."""
     blocked: Bool[Array, " N"]
     """Some live frame gives every label of the target, and the blank, probability zero."""
-    made: Callable[[Index, int], Float[Array, "N 2 K W"]]
-    """Makes the scores of K steps from a first one on."""
+    made: Callable[[Index, int], Float[Array, "N 2 K W"]] | None = None
+    """Makes the scores of K steps from a first one on, if they are not kept."""
 
     @property
     def kept(self) -> Float[Array, "N 2 M W"]:
@@ -80,7 +80,7 @@ class Walk(NamedTuple):
 
     def segment(self, first: Index, size: int) -> tuple["Walk", Index]:
         """A walk that has these steps' scores, and the index that the first has in it."""
-        if self.scores is not None:
+        if self.made is None:
             return self, first
         drop = lax.dynamic_slice_in_dim(self.drop, first, size + 1, axis=2)
         return self._replace(scores=self.made(first, size), drop=drop), 0
@@ -202,7 +202,7 @@ def build(
         exponent=made.exponent.sum(axis=(1, 2)),
         poisoned=made.poisoned.any(axis=(1, 2)),
         blocked=made.blocked.any(axis=(1, 2)),
-        made=lambda first, size: some(first, size)[0],
+        made=None if keep else lambda first, size: some(first, size)[0],
     )
 
 

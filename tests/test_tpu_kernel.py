@@ -34,7 +34,9 @@ def problem(frames, longest, input_lengths, target_lengths, seed=0):
 
 @functools.partial(jax.jit, static_argnums=1)
 def walk_of(problem, steps):
-    return _walk.build(problem.scores, None, _lattice.build(problem, Options()), Options(), steps)
+    lattice = _lattice.build(problem, Options())
+    plan = _walk.schedule(lattice, len(problem.scores), steps)
+    return _walk.build(problem.scores, None, lattice, Options(), plan)
 
 
 def agree(got, want, start=0):
