@@ -127,7 +127,7 @@ def _arguments(shape: Shape, sharding: Any) -> tuple[tuple[Any, ...], int]:
     lattice = jax.eval_shape(functools.partial(_lattice.build, options=Options()), problem)
     size = _both_ends.segment_size(T, lattice, jnp.dtype(jnp.float32))
     M, W = _both_ends.even(T, size), lattice.labels.shape[1]
-    rest = Walk(None, of(N, 2, M + 1), of(N, 2, W, dtype=bool), lengths, *[of(N)] * 5)
+    rest = Walk(None, of(N, 2, M + 1), of(N, 2, W, dtype=bool), lengths, of(N, 2, dtype=jnp.int32), *[of(N)] * 5)
     return (of(N, 2, M, 1), of(N, 2, 1, W), rest), size
 
 

@@ -5,18 +5,30 @@ made for a device that is not there. No kernel has run on the hardware that it i
 for by name.
 """
 
+import functools
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 from jaxctc import _both_ends
 from jaxctc._both_ends import Fold, Posterior, States
+from jaxctc._lattice import Lattice
 from jaxctc._scaled import Scaled
 from jaxctc._walk import Index, Walk
+
+_WHOLE = 16
+"""Steps, of which kernels for GPUs take a whole number of times; other walks they would have to copy."""
+
+
+def segment_size(frames: int, lattice: Lattice, dtype: jnp.dtype, implementation: str | None) -> int:
+    """As `_both_ends.segment_size`; of kernels, whose own segments are what they have room for, any that suits all."""
+    return _WHOLE if implementation == "pallas" else _both_ends.segment_size(frames, lattice, dtype)
 
 
 def likelihood(
@@ -29,10 +41,7 @@ def likelihood(
 
     if implementation != "pallas":
         return scan()
-    from jaxctc._kernels import _tpu
-
-    _refuse(_objection(walk, begin))
-    return _by_platform(scan, tpu=lambda: _tpu.likelihood(walk, start))
+    return _by_platform(scan, lambda kernels: kernels.likelihood(walk, start), walk, begin)
 
 
 def posterior(
@@ -49,54 +58,67 @@ def posterior(
     def scan() -> tuple[Scaled, Posterior]:
         return _both_ends.posterior(walk, size, start, begin, fold=fold)
 
-    if implementation != "pallas":
-        return scan()
-    from jaxctc._kernels import _tpu
-
-    def tpu() -> tuple[Scaled, Posterior]:
-        value, found = _tpu.posterior(walk, size, start)
+    def kernel(kernels: ModuleType) -> tuple[Scaled, Posterior]:
+        value, found = kernels.posterior(walk, walk.steps, start)
         return value, found._replace(label=fold(found.label))
 
-    _refuse(_objection(walk, begin))
-    return _by_platform(scan, tpu=tpu)
+    if implementation != "pallas":
+        return scan()
+    return _by_platform(scan, kernel, walk, begin)
 
 
-def _objection(walk: Walk, begin: States | None) -> str | None:
-    """Why no kernel is for this walk, or None."""
-    from jaxctc._kernels import _tpu
-
-    if walk.scores is None:
-        return "the scores of all labels at all frames would take more than 512 MB, and the scan makes them as it goes"
+def _by_platform(scan: Callable[[], Any], kernel: Callable[[ModuleType], Any], walk: Walk, begin: States | None) -> Any:
+    """What the kernels of the platform give for which the program is lowered; `scan` says what that looks like."""
     if begin is not None:
-        return "the frames are on several devices"
-    return _tpu.objection(walk.scores.shape, walk.scores.dtype)
-
-
-def _refuse(objection: str | None) -> None:
-    if objection is not None:
-        raise ValueError(f"implementation is 'pallas', but there is no kernel for this: {objection}. Leave it to None.")
-
-
-def _by_platform(scan: Callable[[], Any], **kernels: Callable[[], Any]) -> Any:
-    """That of the platform for which the program is lowered."""
+        raise _no_kernel_error("the frames are on several devices")
+    if walk.scores is None:
+        raise _no_kernel_error("its scores would take more than 512 MB, and only the scan makes them as it goes")
+    kernels, objections = _kernels(walk.scores.shape, walk.scores.dtype)
+    if not kernels:
+        raise _no_kernel_error("; ".join(f"on {platform}, {why}" for platform, why in objections.items()))
 
     def none() -> Any:
-        return jax.tree.map(_no_kernel.bind, scan())
+        return jax.tree.map(functools.partial(_no_kernel.bind, objections=tuple(objections.items())), scan())
 
-    return lax.platform_dependent(**kernels, default=none)
+    return lax.platform_dependent(**{name: functools.partial(kernel, of) for name, of in kernels.items()}, default=none)
+
+
+def _kernels(shape: tuple[int, ...], dtype: jnp.dtype) -> tuple[dict[str, ModuleType], dict[str, str]]:
+    """Those for a walk whose scores are of this shape, and why others are not for it, by platform."""
+    from jaxctc._kernels import _tpu
+
+    found: dict[str, ModuleType] = {"tpu": _tpu}
+    objections = {"tpu": _tpu.objection(shape, dtype)}
+    try:
+        from jaxctc._kernels import _gpu
+    except ModuleNotFoundError:
+        objections["cuda"] = "Pallas needs absl-py: install jaxctc[gpu]"
+    else:
+        found["cuda"] = _gpu
+        objections["cuda"] = _gpu.applies(dtype, shape[3])
+    against = {platform: why for platform, why in objections.items() if why is not None}
+    return {platform: of for platform, of in found.items() if platform not in against}, against
+
+
+def _no_kernel_error(why: str) -> ValueError:
+    return ValueError(f"implementation is 'pallas', but there is no kernel for this: {why}. Leave it to None.")
 
 
 _no_kernel = Primitive("no_kernel")
 """Stands where the platform has no kernel: it can be traced, and not be lowered."""
-_no_kernel.def_abstract_eval(lambda x: x)
-batching.primitive_batchers[_no_kernel] = lambda arguments, axes: (_no_kernel.bind(*arguments), *axes)
+_no_kernel.def_abstract_eval(lambda x, **_: x)
+batching.primitive_batchers[_no_kernel] = lambda arguments, axes, **options: (
+    _no_kernel.bind(*arguments, **options),
+    *axes,
+)
 
 
-def _lowered(context: mlir.LoweringRuleContext, *_: Any) -> Any:
-    platforms = ", ".join(context.module_context.platforms)
-    raise ValueError(
-        f"implementation is 'pallas', and there are kernels for TPUs, but not for the platform {platforms}. "
-        "Leave it to None."
+def _lowered(context: mlir.LoweringRuleContext, *_: Any, objections: tuple[tuple[str, str], ...]) -> Any:
+    platforms = context.module_context.platforms
+    why = [why for platform, why in objections if platform in platforms]
+    names = ", ".join(platforms)
+    raise _no_kernel_error(
+        "; ".join(why) or f"there are kernels for TPUs and NVIDIA GPUs, not for the platform {names}"
     )
 
 

@@ -13,7 +13,7 @@ from jax.custom_derivatives import zero_from_primal
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-from jaxctc import _both_ends, _classes, _emissions, _frames, _implementation, _lattice, _recursion, _setting, _walk
+from jaxctc import _classes, _emissions, _frames, _implementation, _lattice, _recursion, _setting, _walk
 from jaxctc._lattice import Lattice, accumulator, frames_first, frames_of
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._mesh import laid_out_like_scores
@@ -73,7 +73,7 @@ def losses_and_gradient(
     count, classes, dtype = frames_of(scores, options), scores.shape[2], accumulator(scores.dtype)
 
     def held(scores: Array, lattice: Lattice, index: Index | None = None) -> tuple[Array, Array, Array]:
-        size = _both_ends.segment_size(frames_of(scores, options), lattice, dtype)
+        size = _implementation.segment_size(frames_of(scores, options), lattice, dtype, options.implementation)
         setting = _setting_of(scores, lattice, options, size, frames, index, ends=True)
         places = _classes.places(lattice, classes, dtype)
         likelihood, posterior = _implementation.posterior(

@@ -63,9 +63,9 @@ def zeros(shape: tuple[int, ...], dtype: jnp.dtype) -> Scaled:
     return Scaled(jnp.ones(shape, dtype), jnp.full(shape, LOG_ZERO, dtype))
 
 
-def exp2(x: Float[Array, "..."]) -> Scaled:
+def exp2(x: Float[Array, "..."], floor: Callable[[Array], Array] = jnp.floor) -> Scaled:
     """2**x, for any x but NaN and the infinities."""
-    whole = jnp.floor(x)
+    whole = floor(x)
     f = x - whole
     if x.dtype == jnp.float64:
         return Scaled(jnp.exp2(f), whole)

@@ -55,6 +55,8 @@ class Walk(NamedTuple):
     skip: Bool[Array, "N 2 W"]
     """The label of a column differs from the one before it, in each direction's own order."""
     target_lengths: Int[Array, " N"]
+    first: Int[Array, "N 2"]
+    """The step that reads the first live frame of each direction."""
     offset: Float[Array, " N"]
     """Nats that were taken out of all paths of a sequence, in whole 256ths: their sum over frames is exact."""
     rest: Float[Array, " N"]
@@ -197,6 +199,7 @@ def build(
         drop=jnp.pad(made.drop, ((0, 0), (0, 0), (1, 0))),
         skip=_lattice.skip(labels),
         target_lengths=lattice.target_lengths,
+        first=count - jnp.concatenate(_halves(lattice), axis=1),
         offset=_sum(made.offset),
         rest=_sum(made.rest),
         exponent=made.exponent.sum(axis=(1, 2)),

@@ -1,6 +1,7 @@
 """Which implementation a program is made of, and what is said where there is none."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +22,18 @@ LOSSES = pytest.mark.parametrize("function", [jaxctc.ctc_loss, jaxctc.ctc_loss_w
 def parts(function, problem, platform):
     """Kernels, and loops that XLA runs, in the program for a platform."""
     text = jax.jit(function).trace(*problem).lower(lowering_platforms=(platform,)).as_text()
-    return text.count("@tpu_custom_call"), text.count("stablehlo.while")
+    return len(re.findall("@(tpu_custom_call|mosaic_gpu_v2)", text)), text.count("stablehlo.while")
 
 
 @LOSSES
-def test_a_kernel_runs_where_it_is_asked_for(function):
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_a_kernel_runs_where_it_is_asked_for(function, platform):
     asked = functools.partial(function, implementation="pallas")
-    assert parts(asked, PROBLEM, "tpu") == (1, 0)
-    assert parts(jax.grad(asked), PROBLEM, "tpu") == (2, 0)
-    assert parts(jax.vmap(jax.grad(asked)), MANY, "tpu") == (2, 0)
+    assert parts(asked, PROBLEM, platform) == (1, 0)
+    assert parts(jax.grad(asked), PROBLEM, platform) == (2, 0)
+    assert parts(jax.vmap(jax.grad(asked)), MANY, platform) == (2, 0)
     sliced = functools.partial(asked, sequences_at_once=8)
-    assert parts(jax.grad(sliced), PROBLEM, "tpu") == (2, 1)
+    assert parts(jax.grad(sliced), PROBLEM, platform) == (2, 1)
 
 
 @LOSSES
@@ -60,13 +62,25 @@ def test_the_second_derivative_is_the_scan_s():
     assert loops > 1
 
 
+def test_a_kernel_that_takes_less_is_left_to_those_that_take_it():
+    """A TPU has room for more labels than the kernels for GPUs."""
+    long = [*PROBLEM[:1], jax.ShapeDtypeStruct((N, 1500), jnp.int32), *PROBLEM[2:]]
+    long[0] = jax.ShapeDtypeStruct((3000, N, C), jnp.float32)
+    asked = functools.partial(jaxctc.ctc_loss, implementation="pallas")
+    assert parts(asked, long, "tpu") == (1, 0)
+    with pytest.raises(ValueError, match=r"targets of up to \d+ labels"):
+        parts(asked, long, "cuda")
+
+
 def test_what_has_no_kernel_is_said():
     scores, target = np.zeros((4, 1, 3), np.float32), ([[1]], [4], [1])
-    with pytest.raises(ValueError, match=r"kernels for .*TPUs, but not for the platform cpu. Leave it to None"):
+    with pytest.raises(
+        ValueError, match=r"kernels for TPUs and NVIDIA GPUs, not for the platform cpu. Leave it to None"
+    ):
         jaxctc.ctc_loss(scores, *target, implementation="pallas")
     with pytest.raises(ValueError, match=r"implementation must be one of 'scan', 'pallas', or None; got 'cuda'"):
         jaxctc.ctc_loss(scores, *target, implementation="cuda")
-    with jax.enable_x64(True), pytest.raises(ValueError, match=r"computes in float32, .* of type float64"):
+    with jax.enable_x64(True), pytest.raises(ValueError, match=r"on tpu, .* float32, .* float64; on cuda, .* float64"):
         jaxctc.ctc_loss(scores.astype(np.float64), *target, implementation="pallas")
     large = [jax.ShapeDtypeStruct((100_000, 1, 32), jnp.float32), jax.ShapeDtypeStruct((1, 2_000), jnp.int32)]
     asked = functools.partial(jaxctc.ctc_loss, implementation="pallas")

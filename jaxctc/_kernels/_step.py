@@ -57,6 +57,7 @@ def step(
     score: Float[Array, "R W"],
     shift_right: Callable[[Scaled], Scaled],
     ratio: Ratio = operator.truediv,
+    exp2: Callable[[Array], Scaled] = _scaled.exp2,
 ) -> tuple[States, Shares]:
     """On by one step. Whoever does not undo it leaves the shares alone, and they are not computed.
 
@@ -65,7 +66,7 @@ def step(
     stay = states.blank._replace(exponent=states.blank.exponent + drop)
     into_blank, held = _scaled.shared_sum(stay, shift_right(states.label), ratio)
     into_label, kept = _scaled.shared_sum(states.label, _scaled.where(skip, into_blank, stay), ratio)
-    return States(into_blank, into_label * _scaled.exp2(score)), Shares(held, kept)
+    return States(into_blank, into_label * exp2(score)), Shares(held, kept)
 
 
 def normalised(states: States) -> States:

@@ -1,0 +1,380 @@
+"""What the recursion asks of an H100, counted and modelled on a machine that has none.
+
+Run it with `python -m benchmarks.gpu_model`, where the dependency group `cuda-aot` is installed.
+
+Each shape is compiled ahead of time for CUDA twice: as loops of XLA (`_both_ends`) and as kernels (`_kernels._gpu`);
+from the walk on, for the gathering of the scores is the same for both. Counted are launches, from XLA's own list of
+what it will launch; memory; registers, spills and instructions a frame, from the assembler. Modelled is the rest, of
+which the table says what is assumed: no GPU has measured any of it.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks._shapes import SHAPES, Shape
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+TARGET = ROOT.parent / "shared" / "data" / "h100_target_config.pbtxt"
+MORE = (
+    Shape("FlagGems 1", 64, 4, 32, 16),
+    Shape("FlagGems 2", 256, 16, 64, 48),
+    Shape("FlagGems 3", 512, 32, 64, 48),
+    Shape("FlagGems 4", 1024, 32, 128, 96),
+    Shape("batch", 1000, 256, 128, 200),
+    Shape("RETURNN", 183, 90, 10241, 29),
+)
+
+CLOCK = 1.7e3
+"""Cycles in a microsecond."""
+LAUNCH = 2.0
+"""Microseconds."""
+MULTIPROCESSORS, SCHEDULERS, THREADS, REGISTERS, SHARED = 132, 4, 2048, 65536, 227 << 10
+BARRIER = 24
+LATENCIES = {"LDS": 29, "STS": 12, "LDG": 600, "STG": 12, "FRND": 18, "MUFU": 18, "SHFL": 23, "SYNCS": 20}
+OTHER = 20
+"""Cycles until the result of an instruction that signals its own completion; of others the assembler says it."""
+
+ASSUMED = f"""Figures with a stroke between them are of loops of XLA and of the kernels; with a comma they are of the
+kernels alone, inward and outward. Instructions and cycles are of one frame.
+
+Counted: launches, temporary memory, registers, instructions; no register is spilled. The memory is what a call needs
+besides the walk and its results, a copy of the scores in rows of whole 128 columns included.
+
+Modelled, and measured by nobody: cycles and microseconds. Instructions are issued in order, each after the stall that
+the assembler wrote into it and after what it waits for; a barrier of a warpgroup takes {BARRIER} cycles, shared memory
+{LATENCIES["LDS"]}, rounding and special functions {LATENCIES["MUFU"]}. A scheduler issues one instruction a cycle for
+all the warps that it has. The clock is {CLOCK / 1e3} GHz, and a launch takes {LAUNCH:g} us in both roads and overlaps
+with nothing.
+"""
+
+
+class Instruction(NamedTuple):
+    """Of the assembler's listing, with what the hardware is told besides."""
+
+    address: int
+    name: str
+    target: int | None
+    """Of a branch."""
+    waits: str
+    read: str
+    written: str
+    stall: int
+
+    @property
+    def kind(self) -> str:
+        return self.name.partition(".")[0]
+
+
+_LINE = re.compile(
+    r"\s+(?P<waits>\S+?):(?P<read>.):(?P<written>.):[Y-]:(?P<stall>\d+)"
+    r"\s+/\*(?P<address>[0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?(?P<name>[A-Z][\w.]*)(?P<rest>.*)"
+)
+
+
+def instructions(listing: str) -> list[Instruction]:
+    """Reads the listing."""
+    places, found = {}, []
+    for line in listing.splitlines():
+        if match := _LINE.match(line):
+            found.append(match)
+        elif match := re.match(r"(\.L_x_\d+):", line):
+            places[match[1]] = len(found)
+
+    def target(rest: str) -> int | None:
+        label = re.search(r"\.L_x_\d+", rest)
+        return places.get(label[0]) if label else None
+
+    return [
+        Instruction(
+            int(x["address"], 16),
+            x["name"],
+            target(x["rest"]) if x["name"].startswith("BRA") else None,
+            x["waits"],
+            x["read"],
+            x["written"],
+            int(x["stall"]),
+        )
+        for x in found
+    ]
+
+
+class Loop(NamedTuple):
+    """Over some frames at once."""
+
+    frames: int
+    barriers: int
+    undoes: bool
+    instructions: float
+    """A frame."""
+    cycles: float
+    """A frame, if nothing else runs."""
+
+
+def loops(code: list[Instruction]) -> list[Loop]:
+    """The innermost that have barriers: one a frame, and where segments are undone as a whole one more."""
+    spans = [(x.target, i + 1) for i, x in enumerate(code) if x.target is not None and x.target <= i]
+    found: list[tuple[int, int]] = []
+    for first, stop in sorted(spans, key=lambda span: span[1] - span[0]):
+        # A loop may jump back from several places, of which the nearest counts.
+        apart = all(stop <= other or first >= end for other, end in found)
+        if apart and any(x.kind == "BAR" for x in code[first:stop]):
+            found.append((first, stop))
+    return [_loop(code[slice(*span)]) for span in sorted(found)]
+
+
+def _loop(body: list[Instruction]) -> Loop:
+    barriers = sum(x.kind == "BAR" for x in body)
+    undoes = not any(x.kind == "FRND" for x in body)
+    frames = barriers - barriers % 2
+    return Loop(frames, barriers, undoes, len(body) / frames, _cycles(body) / frames)
+
+
+def _cycles(body: list[Instruction]) -> int:
+    """Of one warp that goes round again and again."""
+    ready: dict[str, int] = {}
+    time = before = 0
+    for _ in range(4):
+        before = time
+        for x in body:
+            time = max([time, *(ready.get(flag, 0) for flag in x.waits if flag.isdigit())])
+            time += BARRIER * (x.kind == "BAR")
+            for flag, latency in ((x.written, LATENCIES.get(x.kind, OTHER)), (x.read, LATENCIES["STS"])):
+                if flag != "-":
+                    ready[flag] = max(ready.get(flag, 0), time + latency)
+            time += max(x.stall, 1)
+    return time - before
+
+
+class Kernel(NamedTuple):
+    """A kernel of our own."""
+
+    name: str
+    registers: int
+    spilled: int
+    barriers: int
+    """In the code that it was assembled from."""
+    loops: list[Loop]
+
+
+def _kernels(directory: Path) -> Iterator[Kernel]:
+    for report in sorted(directory.glob("*.ptxas")):
+        text = report.read_text()
+        code = instructions(report.with_suffix(".sass_ctrl").read_text())
+        yield Kernel(
+            report.stem.rpartition("_")[0],
+            int(re.search(r"Used (\d+) registers", text)[1]),
+            sum(map(int, re.findall(r"(\d+) bytes spill", text))),
+            report.with_suffix(".ptx").read_text().count("bar.sync"),
+            loops(code),
+        )
+
+
+def launches(thunks: str, trips: list[int]) -> int:
+    """In one call, of XLA's list. `trips` are those of the loops, the outermost first."""
+    total = 0
+    around: list[int] = []
+    for line in thunks.splitlines():
+        match = re.match(r"( *)\d+: (\w+)", line)
+        if match is None:
+            continue
+        while around and len(match[1]) <= around[-1]:
+            around.pop()
+        if match[2] == "kWhile":
+            around.append(len(match[1]))
+        elif match[2] != "kDynamicSliceFusion":  # which says what it launches
+            total += math.prod(trips[: len(around)])
+    return total
+
+
+class Program(NamedTuple):
+    """One road, compiled for one shape."""
+
+    launches: int
+    temporary: int
+    """Bytes, besides arguments and results: the walk's scores make room for the posterior."""
+    kernels: list[Kernel]
+    steps: int
+    tiles: int
+
+
+class Compiler:
+    """Has the compiler's reports in a directory of its own. There is one in a process, before JAX is imported."""
+
+    def __init__(self, directory: Path, target: Path) -> None:
+        self.directory = directory
+        os.environ |= {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+            "JAX_ENABLE_COMPILATION_CACHE": "false",
+            "MOSAIC_GPU_DUMP_PTX": "1",
+            "MOSAIC_GPU_DUMP_SASS_CTRL": "1",
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={directory}",
+        }
+        import jax
+        from jax.experimental.topologies import get_topology_desc
+
+        described = get_topology_desc(
+            platform="cuda", topology_name="H100", target_config=target.read_text(), topology="1x1x1"
+        )
+        self.sharding = jax.sharding.SingleDeviceSharding(described.devices[0])
+
+    def __call__(self, road: str, job: str, shape: Shape) -> Program:
+        """Of the roads "loops" and "kernels", and the jobs "loss" and "posterior"."""
+        import jax
+        import jax.numpy as jnp
+
+        from jaxctc import _both_ends, _lattice, _walk
+        from jaxctc._kernels import _gpu
+        from jaxctc._types import Options, Problem
+
+        _, T, N, C, S = shape
+        sizes = jax.ShapeDtypeStruct((N,), jnp.int32)
+        problem = Problem(
+            jax.ShapeDtypeStruct((T, N, C), jnp.float32), jax.ShapeDtypeStruct((N, S), jnp.int32), sizes, sizes
+        )
+        lattice = jax.eval_shape(lambda x: _lattice.build(x, Options()), problem)
+        again = job == "posterior" and road == "loops"
+        size = _both_ends.segment_size(T, lattice, jnp.dtype(jnp.float32)) if again else _gpu.ROOM
+        steps = _both_ends.even(T, size)
+        walk = jax.eval_shape(
+            lambda x, y: _walk.build(x, None, y, Options(), _walk.schedule(y, T, steps)), problem.scores, lattice
+        )
+        walk = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding), walk)
+
+        module = {"loops": _both_ends, "kernels": _gpu}[road]
+        name = f"{road}_{job}_{'_'.join(map(str, shape[1:]))}"
+
+        def run(walk):
+            return module.likelihood(walk) if job == "loss" else module.posterior(walk, size)
+
+        run.__name__ = name
+        own = self.directory / name
+        os.environ["MOSAIC_GPU_DUMP_TO"] = str(own)
+        own.mkdir()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+            compiled = jax.jit(run, donate_argnums=0).lower(walk).compile()
+        (thunks,) = self.directory.glob(f"*.jit_{name}.thunk_sequence.txt")
+        trips = [steps // size, size // 2] if again and size < steps else [steps // 2]
+        return Program(
+            launches(thunks.read_text(), trips),
+            compiled.memory_analysis().temp_size_in_bytes,
+            list(_kernels(own)),
+            steps,
+            -(-lattice.labels.shape[1] // 128),
+        )
+
+
+class Cost(NamedTuple):
+    """Of one kernel for one shape."""
+
+    registers: int
+    spilled: int
+    instructions: float
+    """A frame, of all that a scheduler issues for one block."""
+    cycles: float
+    """A frame, if nothing else runs."""
+    microseconds: float
+
+
+def cost(kernel: Kernel, program: Program, shape: Shape) -> Cost:
+    """In the rows that hold the whole target."""
+    from jaxctc._kernels import _gpu
+
+    outward = any(loop.undoes for loop in kernel.loops)
+    memory = _gpu._outward_memory if outward else _gpu._inward_memory
+    size = _gpu._size(memory, program.tiles, _gpu.ROOM)
+    frames = max(size >> (program.tiles - 1).bit_length(), 2)
+    # Of the loops of several widths that take as many frames at once those of the widest have most to do.
+    chosen = [
+        max((x for x in kernel.loops if x.frames == frames and x.undoes == undoes), key=lambda x: x.instructions)
+        for undoes in ([False, True] if outward else [False])
+    ]
+    issued, latency = sum(x.instructions for x in chosen), max(x.cycles for x in chosen)
+    threads = 128 * len(chosen)
+    resident = min(
+        SHARED // (_gpu._bytes(memory(program.tiles, size)) + 1024),
+        REGISTERS // (threads * -(-kernel.registers // 8) * 8),
+        THREADS // threads,
+    )
+    blocks = 2 * shape.N
+    together = min(resident, -(-blocks // MULTIPROCESSORS))
+    rounds = -(-blocks // (MULTIPROCESSORS * resident))
+    frame = max(latency, together * issued)
+    return Cost(kernel.registers, kernel.spilled, issued, latency, rounds * program.steps * frame / CLOCK)
+
+
+def row(compiler: Compiler, roads: list[str], shape: Shape, job: str) -> dict[str, Any]:
+    """The roads for one shape."""
+    programs = {road: compiler(road, job, shape) for road in roads}
+    ours = programs["kernels"]
+    costs = [cost(kernel, ours, shape) for kernel in ours.kernels]
+    launching = {road: program.launches * LAUNCH for road, program in programs.items()}
+    return {
+        "shape": shape.name,
+        "sizes": shape.sizes,
+        "job": job,
+        "launches": {road: program.launches for road, program in programs.items()},
+        "temporary_bytes": {road: program.temporary for road, program in programs.items()},
+        "microseconds": launching | {"kernels": launching["kernels"] + sum(x.microseconds for x in costs)},
+        "kernels": [
+            {"name": kernel.name, "barriers": kernel.barriers, "loops": [x._asdict() for x in kernel.loops]}
+            | x._asdict()
+            for kernel, x in zip(ours.kernels, costs, strict=True)
+        ],
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """In Markdown."""
+    heads = ["shape", "T, N, C, S", "job", "launches", "temporary MB", "registers", "instructions", "cycles", "us"]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for x in rows:
+        pairs = [
+            f"{x['launches']['loops']} / {x['launches']['kernels']}",
+            f"{x['temporary_bytes']['loops'] / 1e6:.1f} / {x['temporary_bytes']['kernels'] / 1e6:.1f}",
+            *(", ".join(f"{k[name]:.0f}" for k in x["kernels"]) for name in ("registers", "instructions", "cycles")),
+            f"{x['microseconds']['loops']:.0f} / {x['microseconds']['kernels']:.0f}",
+        ]
+        lines.append(f"| {x['shape']} | {x['sizes']} | {x['job']} | {' | '.join(pairs)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Counts, models, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--shape", action="append", type=Shape.parse, help="T,N,C,S; may be repeated")
+    parser.add_argument("--roads", default="loops,kernels")
+    parser.add_argument("--jobs", default="loss,posterior")
+    parser.add_argument("--target", type=Path, default=TARGET, help="what XLA must know of the GPU")
+    parser.add_argument("--json", action="store_true", help="print only that, and write nothing")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        compiler = Compiler(Path(directory), arguments.target)
+        shapes = arguments.shape or [*SHAPES, *MORE]
+        rows = [
+            row(compiler, arguments.roads.split(","), shape, job)
+            for shape in shapes
+            for job in arguments.jobs.split(",")
+        ]
+    if arguments.json:
+        print(json.dumps(rows))
+        return
+    text = f"# The recursion on an H100, modelled\n\n{table(rows)}\n\n{ASSUMED}"
+    print(text)
+    if arguments.shape is None:
+        RESULTS.joinpath("gpu_model.json").write_text(json.dumps(rows, indent=1) + "\n")
+        RESULTS.joinpath("gpu_model.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,501 @@
+"""The recursion of `_both_ends` as kernels for NVIDIA GPUs: the frames are looped over inside.
+
+A block of threads walks one direction of one sequence, from its own first live step on. Steps are taken in segments:
+while one is walked the scores of the next are copied to shared memory, and before each the states are normalised.
+
+One kernel walks inward and leaves the states before each segment behind; XLA joins the two directions
+(`_both_ends.meet`); and one walks outward, from the last segment to the first. There one warpgroup walks each segment
+again and keeps its shares in shared memory, and another, one segment behind, undoes it, step by step. The posterior
+takes the place of the scores. No thread adds to what another has written: results are the same from run to run.
+
+Rows of one, two, four, ... tiles are each compiled on their own, and a block takes the narrowest that holds its
+target: columns beyond are not computed.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxctc import _both_ends, _scaled
+from jaxctc._both_ends import Meeting, Posterior
+from jaxctc._kernels._step import ROOM, Flow, Shares, States, normalised, started, step, undo
+from jaxctc._kernels._warpgroup import COMPILER, THREADS, Ref, Shift, Stream, Warpgroup
+from jaxctc._log_space import LOG_ZERO
+from jaxctc._scaled import Scaled
+from jaxctc._walk import Index, Walk
+
+_SHARED = 224 << 10
+"""Bytes of shared memory for one block."""
+_ALIGNED = 1 << 10
+_LEAST = 4
+"""Steps of a segment."""
+_MOST_TILES = 11
+"""In a row: of more not even the shortest segment fits."""
+_GENERATIONS = ("9", "10")
+"""Hopper and Blackwell, but not Blackwell for desktops: that is 12."""
+_COPIED = 32
+"""Numbers, at least, in one copy."""
+
+_Memory = dict[str, Any]
+
+
+def applies(dtype: jnp.dtype, columns: int) -> str | None:
+    """Why the kernels do not, if they do not."""
+    if dtype != jnp.float32:
+        return f"they compute in float32, and the scores are {dtype}"
+    if columns > _MOST_TILES * THREADS:
+        return f"they hold targets of up to {_MOST_TILES * THREADS - 2} labels, and this one may have {columns - 2}"
+    for version in _capabilities():
+        if version.split(".")[0] not in _GENERATIONS:
+            return f"they are for GPUs of compute capability 9 and 10, and that of this one is {version}"
+    return None
+
+
+def _capabilities() -> set[str]:
+    """Of this process's GPUs. It may have none, and compile for one elsewhere."""
+    try:
+        return {device.compute_capability for device in jax.local_devices(backend="cuda")}
+    except RuntimeError:
+        return set()
+
+
+class _Cut(NamedTuple):
+    """How a walk is cut into tiles and segments."""
+
+    steps: int
+    columns: int
+    size: int
+    """Steps of a segment."""
+
+    @property
+    def tiles(self) -> int:
+        return pl.cdiv(self.columns, THREADS)
+
+    @property
+    def widths(self) -> list[int]:
+        """Of rows, in tiles."""
+        return [*(1 << k for k in range(self.tiles.bit_length()) if 1 << k < self.tiles), self.tiles]
+
+    @property
+    def segments(self) -> int:
+        return pl.cdiv(self.steps, self.size)
+
+    @property
+    def early(self) -> int:
+        """Steps that are added before the first, so that all segments are whole."""
+        return self.segments * self.size - self.steps
+
+    @property
+    def late(self) -> int:
+        """Columns that are added after the last, so that all tiles are whole."""
+        return self.tiles * THREADS - self.columns
+
+    @classmethod
+    def of(cls, walk: Walk, memory: Callable[[int, int], _Memory], most: int = ROOM) -> "_Cut":
+        *_, steps, columns = walk.kept.shape
+        return cls(steps, columns, _size(memory, pl.cdiv(columns, THREADS), most))
+
+    def rows(self, x: Float[Array, "N 2 ... W"], filler: float = 0) -> Float[Array, "N 2 ... K 128"]:
+        x = jnp.pad(x, (*[(0, 0)] * (x.ndim - 1), (0, self.late)), constant_values=filler)
+        return x.reshape(*x.shape[:-1], self.tiles, THREADS)
+
+    def columns_of(self, rows: Float[Array, "N 2 ... K 128"]) -> Float[Array, "N 2 ... W"]:
+        return rows.reshape(*rows.shape[:-2], self.tiles * THREADS)[..., : self.columns]
+
+
+class _Given(NamedTuple):
+    """What the kernels read of a walk, in whole tiles and segments: K and G of them."""
+
+    scores: Float[Array, "N 2 M K 128"]
+    drop: Float[Array, "N 2 G 32"]
+    """Of the steps of each segment, and room for more."""
+    skip: Int[Array, "N 2 K 128"]
+    length: Int[Array, " N"]
+    first: Int[Array, "N 2"]
+    """The first live step."""
+
+
+def _given(cut: _Cut, walk: Walk, start: Index) -> _Given:
+    def whole(x: Array, filler: float = 0) -> Array:
+        return jnp.pad(x, ((0, 0), (0, 0), (cut.early, 0), *[(0, 0)] * (x.ndim - 3)), constant_values=filler)
+
+    drop = whole(walk.drop[:, :, :-1])
+    drop = drop.reshape(*drop.shape[:2], cut.segments, cut.size)
+    return _Given(
+        cut.rows(whole(walk.kept, LOG_ZERO), LOG_ZERO),
+        jnp.pad(drop, ((0, 0), (0, 0), (0, 0), (0, _COPIED - cut.size))),
+        cut.rows(walk.skip.astype(jnp.int32)),
+        walk.target_lengths,
+        jnp.maximum(walk.first, start) + cut.early,
+    )
+
+
+class _Way(NamedTuple):
+    """One direction of one sequence; what it reads is named as in `_Given`."""
+
+    cut: _Cut
+    threads: Warpgroup
+    scores: Ref
+    drop: Ref
+    skip: Bool[Array, "K 128"]
+    live: Int[Array, ""]
+    """The first step that is."""
+
+    @property
+    def first(self) -> Int[Array, ""]:
+        """The segment that this step is in."""
+        return self.live // self.cut.size
+
+    def segment(self, s: Array) -> list[Ref]:
+        steps = pl.ds(s * self.cut.size, self.cut.size)
+        return [self.scores.at[steps, pl.ds(0, self.threads.tiles)], self.drop.at[s]]
+
+    def walked(
+        self,
+        s: Array,
+        segment: list[Ref],
+        states: States,
+        shift_right: Shift,
+        keep: Callable[[Array, Shares], None],
+    ) -> States:
+        """On by a segment, which is in shared memory. Its shares may be kept."""
+        scores, drop = segment
+        dead = self.live - s * self.cut.size
+
+        def one(j: Array, carry: tuple[States, Shares]) -> tuple[States, Shares]:
+            states, before = carry
+            # What is there in steps that no frame was read for may be anything.
+            score = jnp.where(j < dead, LOG_ZERO, self.threads.load(scores.at[j]))
+            dropped = jnp.full(self.skip.shape, drop[j])
+            states, shares = step(
+                states, self.skip, dropped, score, lambda x: Scaled(*shift_right(j & 1, x)), _ratio, _exp2
+            )
+            # One step late: a shift waits for all that is stored before it. (What the first is late for is nothing.)
+            keep((j - 1) & (self.cut.size - 1), before)
+            return states, shares
+
+        states, last = self.loop(one, (states, Shares(self.threads.full(0), self.threads.full(0))))
+        keep(jnp.int32(self.cut.size - 1), last)
+        return normalised(states)
+
+    def undone(
+        self, flow: Flow, shares: Callable[[Array], Shares], shift_left: Shift, visit: Callable[[Array, Flow], None]
+    ) -> Flow:
+        """Back by a segment. A visit finds what has not been undone yet."""
+
+        def one(back: Array, flow: Flow) -> Flow:
+            j = self.cut.size - 1 - back
+            now = shares(j)
+            visit(j, flow)
+            return undo(flow, now, self.skip, lambda row: shift_left(j & 1, (row,))[0])
+
+        return self.loop(one, flow)
+
+    def loop(self, body: Callable[[Array, Any], Any], carry: Any) -> Any:
+        """Over the steps of a segment; where a row is narrow, many are scheduled together."""
+        unroll = 1 if self.threads.interpret else max(self.cut.size >> (self.threads.tiles - 1).bit_length(), 2)
+        return lax.fori_loop(0, self.cut.size, body, carry, unroll=unroll)
+
+    def backward(self, body: Callable[[Array, Any], Any], carry: Any) -> Any:
+        """Over its segments, from the last to the first."""
+        last = self.cut.segments - 1
+        return lax.fori_loop(0, last + 1 - self.first, lambda back, carry: body(last - back, carry), carry)
+
+
+def _ratio(part: Float[Array, "K 128"], whole: Float[Array, "K 128"]) -> Float[Array, "K 128"]:
+    """As `_scaled.Ratio` asks. A division would be a branch, and the hardware's own reciprocal takes longer."""
+    # The bits of a float are nearly its logarithm; the constant is nearly that of 2^127, twice.
+    bits = jnp.int32(0x7EF311C7) - lax.bitcast_convert_type(whole, jnp.int32)
+    reciprocal = lax.bitcast_convert_type(bits, jnp.float32)
+    missing = 1 - whole * reciprocal
+    reciprocal = reciprocal + reciprocal * (missing + missing * missing)
+    ratio = part * reciprocal
+    ratio = ratio + (part - ratio * whole) * reciprocal
+    return jnp.where(part == whole, 1, jnp.minimum(ratio, 1))
+
+
+def _exp2(x: Float[Array, "K 128"]) -> Scaled:
+    def floor(x: Array) -> Array:  # which cannot be lowered, by what can
+        nearest = lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN)
+        return nearest - jnp.where(nearest > x, 1.0, 0.0)
+
+    return _scaled.exp2(x, floor)
+
+
+def _load_states(threads: Warpgroup, ref: Ref) -> States:
+    blank, label = (Scaled(*(threads.load(ref.at[k, part]) for part in range(2))) for k in range(2))
+    return States(blank, label)
+
+
+def _store_states(threads: Warpgroup, ref: Ref, states: States) -> None:
+    for k, state in enumerate(states):
+        for part, row in enumerate(state):
+            threads.store(ref.at[k, part], row)
+
+
+def _inward_memory(tiles: int, size: int) -> _Memory:
+    return {
+        "scores": plgpu.SMEM((2, size, tiles, THREADS), jnp.float32),
+        "drop": plgpu.SMEM((2, _COPIED), jnp.float32),
+        "arrived": plgpu.Barrier(num_arrivals=2, num_barriers=2),
+        "right": plgpu.SMEM((2, 2, tiles * THREADS + 1), jnp.float32),
+    }
+
+
+def _inward(way: _Way, kept: Ref, *, everything: bool, scores: Ref, drop: Ref, arrived: Ref, right: Ref) -> None:
+    """Leaves the last states and, if wanted, those before each segment."""
+    threads, count = way.threads, way.cut.segments
+    shift_right = Shift(threads, right, written=1, read=0)
+    shift_right.prepare((1.0, LOG_ZERO))
+    stream = Stream(way.segment, [scores, drop], arrived)
+    pl.when(way.first < count)(lambda: stream.start(way.first))
+
+    def segment(s: Array, states: States) -> States:
+        pl.when(s + 1 < count)(lambda: stream.start(s + 1))
+        if everything:
+            _store_states(threads, kept.at[s], states)
+        return way.walked(s, stream.wait(s), states, shift_right, lambda *_: None)
+
+    states = jax.tree.map(threads.spread, started(threads.columns, jnp.dtype(jnp.float32)))
+    states = lax.fori_loop(way.first, count, segment, states)
+    _store_states(threads, kept.at[count if everything else 0], states)
+
+
+def _outward_memory(tiles: int, size: int) -> _Memory:
+    return {
+        **_inward_memory(tiles, size),
+        "states": plgpu.SMEM((2, 2, 2, tiles, THREADS), jnp.float32),
+        "arrived": plgpu.Barrier(num_arrivals=3, num_barriers=2),
+        "left": plgpu.SMEM((2, 1, tiles * THREADS + 1), jnp.float32),
+        "shares": plgpu.SMEM((2, size, 2, tiles, THREADS), jnp.float32),
+        "full": plgpu.Barrier(num_barriers=2),
+        "empty": plgpu.Barrier(num_barriers=2),
+    }
+
+
+def _outward(
+    way: _Way,
+    kept: Ref,
+    meeting: Ref,
+    *found: Ref,
+    shares: Ref,
+    full: Ref,
+    empty: Ref,
+    left: Ref,
+    **walking: Ref,
+) -> None:
+    """Leaves the posterior of each label, that of all blanks together and, if wanted, of each.
+
+    The shares of two segments have room, those of even and of odd ones.
+    """
+    part = lax.axis_index("part")
+    # Nothing can be read and written again where the kernel is only interpreted.
+    label, total, *blanks = found if way.threads.interpret else (way.scores, *found)
+    pl.when(part == 0)(lambda: _walk_again(way, kept, shares, full, empty, **walking))
+    pl.when(part == 1)(lambda: _undo(way, meeting, label, total, blanks, shares, full, empty, left))
+
+
+def _walk_again(
+    way: _Way,
+    kept: Ref,
+    shares: Ref,
+    full: Ref,
+    empty: Ref,
+    *,
+    scores: Ref,
+    drop: Ref,
+    states: Ref,
+    arrived: Ref,
+    right: Ref,
+) -> None:
+    threads, count = way.threads, way.cut.segments
+    shift_right = Shift(threads, right, written=1, read=0)
+    shift_right.prepare((1.0, LOG_ZERO))
+
+    def sources(s: Array) -> list[Ref]:
+        return [*way.segment(s), kept.at[s, :, :, pl.ds(0, threads.tiles)]]
+
+    stream = Stream(sources, [scores, drop, states], arrived)
+    pl.when(way.first < count)(lambda: stream.start(jnp.int32(count - 1)))
+
+    def segment(s: Array, _: None) -> None:
+        def keep(j: Array, now: Shares) -> None:
+            for part, share in enumerate(now):
+                threads.store(shares.at[s & 1, j, part], share)
+
+        pl.when(s > way.first)(lambda: stream.start(s - 1))
+        *given, before = stream.wait(s)
+        pl.when(s + 2 < count)(lambda: plgpu.barrier_wait(empty.at[s & 1]))
+        way.walked(s, given, _load_states(threads, before), shift_right, keep)
+        plgpu.barrier_arrive(full.at[s & 1])
+
+    way.backward(segment, None)
+
+
+def _undo(
+    way: _Way, meeting: Ref, label: Ref, total: Ref, blanks: list[Ref], shares: Ref, full: Ref, empty: Ref, left: Ref
+) -> None:
+    threads = way.threads
+    shift_left = Shift(threads, left, written=0, read=1)
+    shift_left.prepare((0.0,))
+
+    def segment(s: Array, flow: Flow) -> Flow:
+        mine = shares.at[s & 1]
+
+        def visit(j: Array, flow: Flow) -> None:
+            threads.store_padded(label.at[s * way.cut.size + j], flow.label)
+            for each in blanks:
+                threads.store_padded(each.at[s * way.cut.size + j], flow.blank)
+            # Where its share was, until all are added up.
+            threads.store(mine.at[j, 0], flow.blank)
+
+        plgpu.barrier_wait(full.at[s & 1])
+        flow = way.undone(flow, lambda j: Shares(*(threads.load(mine.at[j, k]) for k in range(2))), shift_left, visit)
+        threads.wait()
+        threads.add_up(mine.at[:, 0], total.at[s])
+        pl.when(s - 2 >= way.first)(lambda: plgpu.barrier_arrive(empty.at[s & 1]))
+        return flow
+
+    way.backward(segment, Flow(*(threads.load(meeting.at[k]) for k in range(2))))
+
+
+def _size(memory: Callable[[int, int], _Memory], tiles: int, most: int) -> int:
+    """Steps of a segment: as many as there is shared memory for."""
+    size = ROOM
+    while size > _LEAST and (size > most or _bytes(memory(tiles, size)) > _SHARED):
+        size //= 2
+    return size
+
+
+def _bytes(memory: _Memory) -> int:
+    shapes = (x.shape for x in memory.values() if not isinstance(x, plgpu.Barrier))
+    return sum(pl.cdiv(4 * math.prod(shape), _ALIGNED) * _ALIGNED for shape in shapes)
+
+
+class _Kernel(NamedTuple):
+    """Runs a body for each direction of each sequence, in rows that suit its target."""
+
+    name: str
+    body: Callable[..., None]
+    memory: Callable[[int, int], _Memory]
+    parts: int | None = None
+    """Warpgroups, if more than one."""
+
+    def __call__(self, cut: _Cut, out: list[jax.ShapeDtypeStruct], interpret: Any) -> Callable[..., list[Array]]:
+        mesh = plgpu.Mesh(
+            grid=out[0].shape[:2],
+            grid_names=("sequence", "direction"),
+            num_threads=self.parts,
+            thread_name="part" if self.parts else None,
+        )
+
+        def blocks(scores: Ref, drop: Ref, skip: Ref, length: Ref, first: Ref, *rest: Ref) -> None:
+            n, d = lax.axis_index("sequence"), lax.axis_index("direction")
+
+            def as_wide_as(tiles: int) -> None:
+                threads = Warpgroup(tiles, interpret)
+                way = _Way(cut, threads, scores.at[n, d], drop.at[n, d], threads.load(skip.at[n, d]) != 0, first[n, d])
+                body = functools.partial(self.body, way, *(x.at[n, d] for x in rest))
+                pl.run_scoped(body, collective_axes=mesh.thread_name or (), **self.memory(tiles, cut.size))
+
+            narrower = sum((length[n] >= width * THREADS).astype(jnp.int32) for width in cut.widths[:-1])
+            lax.switch(narrower, [functools.partial(as_wide_as, width) for width in cut.widths])
+
+        return pl.kernel(
+            blocks, out_type=out, mesh=mesh, compiler_params=COMPILER, interpret=interpret or False, name=self.name
+        )
+
+
+_INWARD = _Kernel("ctc_inward", functools.partial(_inward, everything=True), _inward_memory)
+_LAST = _Kernel("ctc_likelihood", functools.partial(_inward, everything=False), _inward_memory)
+_OUTWARD = _Kernel("ctc_outward", _outward, _outward_memory, 2)
+
+
+def _folded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of sequences: those of all members of a mapped batch are one batch."""
+    folded = jax.custom_batching.custom_vmap(function)
+
+    @folded.def_vmap
+    def _(members: int, mapped: list[bool], *arguments: Array) -> tuple[Any, Any]:
+        pairs = zip(arguments, mapped, strict=True)
+        each = (x if own else jnp.broadcast_to(x, (members, *x.shape)) for x, own in pairs)
+        results = folded(*(x.reshape(-1, *x.shape[2:]) for x in each))
+        results = jax.tree.map(lambda x: x.reshape(members, -1, *x.shape[1:]), results)
+        return results, jax.tree.map(lambda _: True, results)
+
+    return folded
+
+
+def _walk_inward(kernel: _Kernel, cut: _Cut, given: _Given, states: int, interpret: Any) -> Array:
+    """(N, 2, so many states, 2, 2, K, 128)."""
+
+    @_folded
+    def call(*given: Array) -> Array:
+        shape = (given[0].shape[0], 2, states, 2, 2, cut.tiles, THREADS)
+        return kernel(cut, [jax.ShapeDtypeStruct(shape, jnp.float32)], interpret)(*given)[0]
+
+    return call(*given)
+
+
+def _walk_outward(cut: _Cut, given: _Given, *rest: Array, every_blank: bool, interpret: Any) -> list[Array]:
+    """The posterior of labels, of all blanks, and of each, if wanted."""
+
+    @_folded
+    def call(scores: Array, *given: Array) -> list[Array]:
+        each = jax.ShapeDtypeStruct(scores.shape, jnp.float32)
+        total = jax.ShapeDtypeStruct((*scores.shape[:2], cut.segments, cut.size), jnp.float32)
+        out = [total, each] if every_blank else [total]
+        if interpret:
+            return _OUTWARD(cut, [each, *out], interpret)(scores, *given)
+
+        def run(refs: list[Ref]) -> None:
+            label, *others = refs
+            for ref, value in zip(others, _OUTWARD(cut, out, interpret)(label, *given), strict=True):
+                ref[...] = value
+
+        return pl.run_state(run)([scores, *(jnp.zeros(x.shape, x.dtype) for x in out)])
+
+    return call(*given, *rest)
+
+
+def _meet(last: Float[Array, "N 2 2 2 W"], walk: Walk) -> Meeting:
+    """The columns beyond a target were not written."""
+    real = lax.broadcasted_iota(jnp.int32, (1, 1, last.shape[-1]), 2) <= walk.target_lengths[:, None, None]
+    blank, label = (Scaled(last[:, :, k, 0], last[:, :, k, 1]) for k in range(2))
+    zero = _scaled.zeros(blank.mantissa.shape, last.dtype)
+    return _both_ends.meet(_scaled.where(real, blank, zero), _scaled.where(real, label, zero), walk)
+
+
+def likelihood(walk: Walk, start: Index = 0, *, interpret: Any = None) -> Scaled:
+    """As `_both_ends.likelihood`. Nothing is padded if there are steps for whole segments, of `ROOM`."""
+    if walk.kept.size == 0:
+        return _both_ends.likelihood(walk, start)
+    cut = _Cut.of(walk, _inward_memory)
+    last = _walk_inward(_LAST, cut, _given(cut, walk, start), 1, interpret)
+    return _meet(cut.columns_of(last[:, :, -1]), walk).likelihood
+
+
+def posterior(
+    walk: Walk, size: int, start: Index = 0, *, every_blank: bool = False, interpret: Any = None
+) -> tuple[Scaled, Posterior]:
+    """As `_both_ends.posterior`. A segment has `size` steps or less, whatever shared memory has room for."""
+    if walk.kept.size == 0:
+        return _both_ends.posterior(walk, size, start, every_blank=every_blank)
+    cut = _Cut.of(walk, _outward_memory, size)
+    given = _given(cut, walk, start)
+    kept = _walk_inward(_INWARD, cut, given, cut.segments + 1, interpret)
+    meeting = _meet(cut.columns_of(kept[:, :, -1]), walk)
+    flow = cut.rows(jnp.stack([meeting.blank, meeting.label], axis=2))
+    label, total, *blanks = _walk_outward(cut, given, kept, flow, every_blank=every_blank, interpret=interpret)
+
+    label, *blanks = (cut.columns_of(x)[:, :, cut.early :] for x in (label, *blanks))
+    total = total.reshape(*total.shape[:2], -1)[:, :, cut.early :]
+    return meeting.likelihood, Posterior(label, total, *blanks)

@@ -1,0 +1,226 @@
+"""The kernels for GPUs, interpreted on a CPU, against the recursion that they replace; and as a GPU would run them,
+compiled ahead of time."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import log_softmax, torch_float64
+
+pytest.importorskip("absl", reason="Pallas's Mosaic GPU needs absl-py")
+
+from jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call import get_races
+from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+
+from jaxctc import _both_ends, _classes, _lattice, _walk
+from jaxctc._kernels import _gpu, _warpgroup
+from jaxctc._types import Options, Problem
+
+INTERPRETED = InterpretGPUParams()
+WATCHED = InterpretGPUParams(detect_races=True)
+C = 5
+
+
+def problem(frames, input_lengths, target_lengths, seed=0):
+    """A label is masked in one frame, and another all but forbids the blank."""
+    rng = np.random.default_rng(seed)
+    sequences, longest = len(input_lengths), max(target_lengths)
+    scores = log_softmax(rng.standard_normal((frames, sequences, C)) * 3)
+    scores[frames // 2, :, 0] = -200
+    scores[frames // 3, :, 3] = -np.inf
+    targets = rng.integers(1, C, (sequences, longest))
+    targets[:, 1:2] = targets[:, :1]
+    arrays = targets, np.array(input_lengths), np.array(target_lengths)
+    return Problem(jnp.asarray(scores, jnp.float32), *(jnp.asarray(x, jnp.int32) for x in arrays))
+
+
+@jax.jit
+def walk_of(batch):
+    steps = _both_ends.even(len(batch.scores))
+    lattice = _lattice.build(batch, Options())
+    plan = _walk.schedule(lattice, len(batch.scores), steps)
+    return _walk.build(batch.scores, None, lattice, Options(), plan)
+
+
+def likelihood(module, **options):
+    """Its logarithm."""
+    return jax.jit(lambda walk, start=0: _walk.log_likelihood(walk, module.likelihood(walk, start, **options)))
+
+
+def posterior(module, size, **options):
+    def run(walk):
+        value, found = module.posterior(walk, size, every_blank=True, **options)
+        return _walk.log_likelihood(walk, value), found
+
+    return jax.jit(run)
+
+
+looped = likelihood(_both_ends)
+interpreted = likelihood(_gpu, interpret=INTERPRETED)
+
+# None too long, one without a frame, one with too few for its target, and an empty target.
+MIXED = problem(37, [37, 18, 0, 1, 37], [6, 5, 0, 4, 0])
+
+
+@pytest.mark.parametrize("batch", [MIXED, problem(301, [301], [12])], ids=["short", "long"])
+def test_likelihoods_are_those_of_the_loops(batch):
+    """A long walk takes its states beyond what a mantissa holds."""
+    walk = walk_of(batch)
+    np.testing.assert_allclose(interpreted(walk), looped(walk), rtol=1e-6)
+
+
+def test_steps_before_the_start_are_not_read():
+    batch = MIXED._replace(input_lengths=MIXED.input_lengths // 3)
+    walk = walk_of(batch)
+    scores = walk.scores.at[:, :, :12].set(np.nan)
+    np.testing.assert_array_equal(interpreted(walk._replace(scores=scores), 12), interpreted(walk, 0))
+
+
+def test_a_mapped_batch_is_one_batch():
+    """Of which some parts are not mapped."""
+    walk = walk_of(MIXED)
+    two = jnp.stack([walk.scores, walk.scores[..., ::-1]])
+    mapped = jax.vmap(lambda scores: interpreted(walk._replace(scores=scores)))(two)
+    np.testing.assert_allclose(mapped, [looped(walk._replace(scores=x)) for x in two], rtol=1e-6)
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Of 8 columns: as many threads, if there were threads."""
+    for module in (_gpu, _warpgroup):
+        monkeypatch.setattr(module, "THREADS", 8)
+
+
+def posteriors(walk, size, width, monkeypatch):
+    """Those found, which are those of the loops; no warpgroup has written what another has still to read.
+
+    (The interpreter does not let two of them choose a width.)
+    """
+    monkeypatch.setattr(_gpu._Cut, "widths", [width])
+    value, found = jax.block_until_ready(posterior(_gpu, size, interpret=WATCHED)(walk))
+    assert not get_races().races_found
+    expected_value, expected = posterior(_both_ends, walk.scores.shape[2])(walk)
+    np.testing.assert_allclose(value, expected_value, rtol=1e-6)
+    live = np.arange(walk.scores.shape[2]) >= np.asarray(walk.first)[:, :, None]
+    for ours, theirs in zip(found, expected, strict=True):
+        where = live.reshape(*live.shape, *[1] * (ours.ndim - 3))
+        np.testing.assert_allclose(np.where(where, ours, 0), np.where(where, theirs, 0), atol=5e-7)
+    return value, found
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_posteriors_are_those_of_the_loops_and_of_an_oracle(monkeypatch):
+    """In two tiles, and more segments than there is room for at once, of which the short sequence skips some."""
+    batch = problem(27, [27, 11], [11, 3])
+    value, found = posteriors(walk_of(batch), 4, 2, monkeypatch)
+
+    pytest.importorskip("torch")
+    losses, wanted = torch_float64(*(np.asarray(x) for x in batch))
+    np.testing.assert_allclose(-value, losses, rtol=1e-6)
+    lattice = _lattice.build(batch, Options())
+    places = _classes.places(lattice, C, jnp.float32)
+    folded = found._replace(label=places.folded(found.label))
+    classes = _classes.class_posterior(folded, places, lattice, 27, Options())
+    live = np.arange(27)[:, None] < np.asarray(batch.input_lengths)
+    # Where a score is -inf PyTorch's gradient is NaN.
+    np.testing.assert_allclose(np.where(live[:, :, None], classes, 0), np.nan_to_num(wanted), atol=2e-6)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_tiles_beyond_the_target_are_left_out(monkeypatch):
+    batch = problem(16, [7, 16], [3, 9])
+    walk = walk_of(batch)
+    cut = _gpu._Cut.of(walk, _gpu._inward_memory)
+    last = _gpu._walk_inward(_gpu._LAST, cut, _gpu._given(cut, walk, 0), 1, INTERPRETED)
+    # What is not written has no value.
+    np.testing.assert_array_equal(np.isnan(last).any(axis=(1, 2, 3, 4, 6)), [[False, True], [False, False]])
+
+    one = batch._replace(scores=batch.scores[:, :1], **{k: getattr(batch, k)[:1] for k in batch._fields[1:]})
+    posteriors(walk_of(one), 4, 1, monkeypatch)
+
+
+def test_ratios_are_rounded_nearly_once():
+    """And those of equals are exactly one."""
+    rng = np.random.default_rng(0)
+    whole = np.float32(2.0 ** rng.uniform(0, 42, 100_000))
+    part = np.float32(whole * rng.uniform(0, 1, 100_000))
+    ratio = np.asarray(jax.jit(_gpu._ratio)(part, whole))
+    np.testing.assert_allclose(ratio, part / np.float64(whole), rtol=2e-7)
+    assert ratio.max() <= 1
+    assert (_gpu._ratio(whole, whole) == 1).all()
+    assert (_gpu._ratio(0 * whole, whole) == 0).all()
+
+
+class _Device:
+    def __init__(self, capability):
+        self.compute_capability = capability
+
+
+def test_says_why_it_does_not_apply(monkeypatch):
+    def have(*capabilities):
+        monkeypatch.setattr(jax, "local_devices", lambda *, backend: {"cuda": [*map(_Device, capabilities)]}[backend])
+
+    have("9.0", "10.3")
+    assert _gpu.applies(jnp.dtype(jnp.float32), 1408) is None
+    assert "float64" in _gpu.applies(jnp.dtype(jnp.float64), 8)
+    assert "1406 labels, and this one may have 1407" in _gpu.applies(jnp.dtype(jnp.float32), 1409)
+    for capability in ("8.0", "12.0"):
+        have("9.0", capability)
+        assert capability in _gpu.applies(jnp.dtype(jnp.float32), 8)
+
+
+def test_applies_where_there_is_no_gpu():
+    assert _gpu.applies(jnp.dtype(jnp.float32), 8) is None
+
+
+def test_lowers_for_cuda_where_there_is_none():
+    """In both widths, and nothing is left of the loops."""
+    walk = jax.eval_shape(walk_of, problem(140, [140] * 2, [130, 3]))
+    for function, kernels in ((_gpu.likelihood, 1), (lambda walk: _gpu.posterior(walk, 16), 2)):
+        text = jax.jit(function).trace(walk).lower(lowering_platforms=("cuda",)).as_text()
+        assert text.count("custom_call @mosaic_gpu") == kernels
+        assert "stablehlo.while" not in text
+
+
+TARGET = Path(__file__).parents[2] / "shared" / "data" / "h100_target_config.pbtxt"
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """A short input and one ten times as long, as `benchmarks.gpu_model` counts it."""
+    for package in ("jax-cuda13-plugin", "nvidia-cuda-nvcc", "nvidia-cuda-nvdisasm"):
+        try:
+            version(package)
+        except PackageNotFoundError:
+            pytest.skip(f"{package} is not installed: see the dependency group cuda-aot")
+    if not TARGET.exists():
+        pytest.skip("the description of an H100 is not beside this checkout")
+    command = [sys.executable, "-m", "benchmarks.gpu_model", "--json", "--target", str(TARGET)]
+    command += ["--roads", "kernels", "--jobs", "posterior"]
+    command += ["--shape", "32,2,8,9", "--shape", "320,2,8,9"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def test_launches_do_not_depend_on_the_frames(compiled):
+    short, long = (row["launches"]["kernels"] for row in compiled)
+    assert short == long < 20
+
+
+def test_a_frame_has_one_barrier_and_no_register_is_spilled(compiled):
+    """Of each segment's 16 frames; and one more there is before their blanks are added up."""
+    for row in compiled:
+        inward, outward = row["kernels"]
+        assert [loop["barriers"] for loop in inward["loops"]] == [16]
+        assert [loop["barriers"] for loop in outward["loops"]] == [16, 17]
+        assert inward["spilled"] == outward["spilled"] == 0
