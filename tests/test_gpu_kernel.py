@@ -125,7 +125,7 @@ def test_posteriors_are_those_of_the_loops_and_of_an_oracle(monkeypatch):
     losses, wanted = torch_float64(*(np.asarray(x) for x in batch))
     np.testing.assert_allclose(-value, losses, rtol=1e-6)
     lattice = _lattice.build(batch, Options())
-    places = _classes.places(lattice, C, jnp.float32)
+    places = _classes.places(lattice, C, found.label.dtype)
     folded = found._replace(label=places.folded(found.label))
     classes = _classes.class_posterior(folded, places, lattice, 27, Options())
     live = np.arange(27)[:, None] < np.asarray(batch.input_lengths)
