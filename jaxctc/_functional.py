@@ -61,8 +61,8 @@ def ctc_loss(
         frame_axis: The axis of the mesh over whose devices the frames are sharded, where `jax.set_mesh` has
             set one. Each device then works on its own frames; without it XLA gathers them. T must be a multiple
             of four times the devices. Not needed where axes are explicit.
-        implementation: ``"scan"``, which runs everywhere, or ``"pallas"``, a kernel for TPUs that has not run on one
-            yet; None chooses, at present the scan. Derivatives above the first are the scan's.
+        implementation: ``"scan"``, which runs everywhere, or ``"pallas"``, kernels for TPUs and NVIDIA GPUs, which
+            have run on neither yet; None chooses, at present the scan. Derivatives above the first are the scan's.
 
     Returns:
         The loss in nats, float64 for float64 scores and float32 otherwise: (N,) with

@@ -50,7 +50,8 @@ def frame_axis(name: str, axis: Any, scores: jax.Array, options: Options) -> str
     position = 1 if options.batch_first else 0
     sharding = jax.typeof(scores).sharding
     mesh = jax.sharding.get_abstract_mesh() if sharding.mesh.empty else sharding.mesh
-    if axis is None:
+    asked = axis is not None
+    if not asked:
         axis = sharding.spec[position] if position < len(sharding.spec) else None
         if not isinstance(axis, str) or _type_of(mesh, axis) != AxisType.Explicit:
             return None
@@ -70,7 +71,10 @@ def frame_axis(name: str, axis: Any, scores: jax.Array, options: Options) -> str
         )
     frames, devices = scores.shape[position], mesh.shape[axis]
     unit = MULTIPLE * devices
-    if over := frames % unit:
+    over = frames % unit
+    if over and not asked:
+        return None  # XLA gathers them
+    if over:
         raise ValueError(
             f"{name} has T = {frames} frames, and frame_axis {axis!r} has {devices} devices: T must be a multiple of "
             f"{unit}, {MULTIPLE} a device. Pad {name} by {unit - over} frames; input_lengths says where padding begins."

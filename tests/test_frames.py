@@ -106,6 +106,18 @@ def test_any_number_of_devices_and_scores_that_are_not_kept(devices, monkeypatch
             assert_same(each_and_gradient(jaxctc.ctc_loss, frame_axis="time")(*arguments), want)
 
 
+def test_frames_that_do_not_suit_are_gathered_unless_it_is_asked_for():
+    problem, mesh = drawn(12), mesh_of(AxisType.Explicit, time=2)
+    problem = (*problem[:2], np.minimum(problem[2], 12), problem[3])
+    each = functools.partial(jaxctc.ctc_loss, reduction="none")
+    with jax.set_mesh(mesh):
+        arguments = placed(mesh, problem)
+        got = jax.jit(each)(*arguments)
+        with pytest.raises(ValueError, match="multiple of 8"):
+            jaxctc.ctc_loss(*arguments, frame_axis="time")
+    np.testing.assert_allclose(got, each(*problem), rtol=1e-6)
+
+
 def test_what_is_broken_on_one_device_is_broken():
     """And nothing else."""
     scores, *rest = drawn()
