@@ -8,7 +8,8 @@ before and after is the same for both roads. Nothing runs. Counted are the bytes
 arguments and results, those of VMEM that a kernel asks for, and the bundles, one a cycle, that a kernel's loops are
 scheduled in. A cycle count is a model of them: of each loop the bundles or its longest chain of dependences with the
 compiler's own latencies, whichever is more. For XLA's loops it is the sum of XLA's own estimates, which it has for
-fusions and not for what moves data. Neither knows of memory that is not there in time.
+fusions and not for what moves data. Neither knows of memory that is not there in time. What XLA finds room for in VMEM
+asks for no HBM.
 """
 
 import functools
@@ -17,6 +18,7 @@ import json
 import os
 import re
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -231,7 +233,7 @@ def main() -> None:
     figures = [measured(kind, road, shape) for shape, kind, road in track(cells, transient=True)]
     Console(width=150).print(table(figures))
     rows = [f._asdict() | {"shape": f.shape._asdict()} for f in figures]
-    versions = {"jax": jax.__version__}
+    versions = {package: version(package) for package in ("jax", "libtpu")}
     (RESULTS / "tpu.json").write_text(json.dumps({"versions": versions, "figures": rows}, indent=1) + "\n")
     (RESULTS / "tpu.md").write_text(markdown(figures))
 

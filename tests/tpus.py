@@ -19,4 +19,7 @@ def devices(kind: str) -> list[jax.Device]:
     from jax.experimental import topologies
 
     os.environ |= _NO_MACHINE
+    jax.jit(lambda: 0)()
+    # XLA for CPUs has read them. Libtpu does when it compiles, and ends the process at one that it does not know.
+    os.environ.pop("XLA_FLAGS", None)
     return topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:2x2").devices
