@@ -140,11 +140,6 @@ class _Segment(NamedTuple):
         return lax.fori_loop(skipped, count, pair, self._replace(even=self.even.put(skipped, state)))
 
 
-def _at_least(least: int, value: Index) -> Index:
-    """Stays a Python number where it can: a loop whose bounds are known is one that `vmap` handles well."""
-    return max(least, value) if isinstance(value, int) else jnp.maximum(least, value)
-
-
 class Posterior(NamedTuple):
     """Given the target, the probability of each label at each step, and of all blanks together."""
 
@@ -337,8 +332,12 @@ def _advanced(walk: Walk, begin: States, start: Index, size: int | None) -> Stat
 
 
 def _skipped(start: Index, first: Index) -> Index:
-    """Pairs of steps from `first` on that come before `start`."""
-    return _at_least(0, (start - first) // 2)
+    """Pairs of steps from `first` on that come before `start`.
+
+    A Python number where it can be: a loop whose bounds are known is one that `vmap` handles well.
+    """
+    pairs = (start - first) // 2
+    return max(0, pairs) if isinstance(pairs, int) else jnp.maximum(0, pairs)
 
 
 def posterior(

@@ -95,7 +95,7 @@ def _kernels(shape: tuple[int, ...], dtype: jnp.dtype) -> tuple[dict[str, Module
         objections["cuda"] = "Pallas needs absl-py: install jaxctc[gpu]"
     else:
         found["cuda"] = _gpu
-        objections["cuda"] = _gpu.applies(dtype, shape[3])
+        objections["cuda"] = _gpu.objection(shape, dtype)
     against = {platform: why for platform, why in objections.items() if why is not None}
     return {platform: of for platform, of in found.items() if platform not in against}, against
 

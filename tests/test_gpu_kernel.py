@@ -168,16 +168,16 @@ def test_says_why_it_does_not_apply(monkeypatch):
         monkeypatch.setattr(jax, "local_devices", lambda *, backend: {"cuda": [*map(_Device, capabilities)]}[backend])
 
     have("9.0", "10.3")
-    assert _gpu.applies(jnp.dtype(jnp.float32), 1408) is None
-    assert "float64" in _gpu.applies(jnp.dtype(jnp.float64), 8)
-    assert "1406 labels, and this one may have 1407" in _gpu.applies(jnp.dtype(jnp.float32), 1409)
+    assert _gpu.objection((1, 2, 16, 1408), jnp.dtype(jnp.float32)) is None
+    assert "float64" in _gpu.objection((1, 2, 16, 8), jnp.dtype(jnp.float64))
+    assert "1406 labels, and this one may have 1407" in _gpu.objection((1, 2, 16, 1409), jnp.dtype(jnp.float32))
     for capability in ("8.0", "12.0"):
         have("9.0", capability)
-        assert capability in _gpu.applies(jnp.dtype(jnp.float32), 8)
+        assert capability in _gpu.objection((1, 2, 16, 8), jnp.dtype(jnp.float32))
 
 
 def test_applies_where_there_is_no_gpu():
-    assert _gpu.applies(jnp.dtype(jnp.float32), 8) is None
+    assert _gpu.objection((1, 2, 16, 8), jnp.dtype(jnp.float32)) is None
 
 
 def test_lowers_for_cuda_where_there_is_none():

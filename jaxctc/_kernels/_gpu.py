@@ -47,8 +47,9 @@ _COPIED = 32
 _Memory = dict[str, Any]
 
 
-def applies(dtype: jnp.dtype, columns: int) -> str | None:
-    """Why the kernels do not, if they do not."""
+def objection(shape: tuple[int, ...], dtype: jnp.dtype) -> str | None:
+    """Why a walk whose scores are of this shape is not for these kernels, or None."""
+    columns = shape[3]
     if dtype != jnp.float32:
         return f"they compute in float32, and the scores are {dtype}"
     if columns > _MOST_TILES * THREADS:
