@@ -45,7 +45,7 @@ _SMALL = 1 << 20
 """Bytes of states that are kept rather than walked again."""
 
 Fold: TypeAlias = Callable[[Float[Array, "N 2 K W"]], Float[Array, "N 2 K X"]]
-_Outward: TypeAlias = tuple["_Segment", "_Flow", "Posterior"]
+_Back: TypeAlias = tuple["_Segment", "_Flow", tuple[Array | None, Array, Array | None]]
 
 
 class States(NamedTuple):
@@ -149,47 +149,80 @@ class Posterior(NamedTuple):
     blanks: Float[Array, "N 2 M W"] | None = None
     """Of each blank, if it was asked for."""
 
+    def from_step_0(self, meeting: "Meeting") -> "Posterior":
+        """Of what has the blanks one step early: what is before step 0 first."""
+
+        def late(rows: Array, last: Array) -> Array:
+            return jnp.concatenate([rows[:, :, 1:], last], axis=2)
+
+        last = meeting.blank[:, :, None]
+        each = None if self.blanks is None else late(self.blanks, last)
+        return Posterior(self.label, late(self.blank, last.sum(axis=3)), each)
+
 
 class _Flow(NamedTuple):
-    """Probabilities of the states after each of K steps, and before the first."""
+    """The posterior as it flows outward through a segment of K = 2 H steps."""
 
-    rows: Posterior
-    """Row k is after k steps."""
-    even: Float[Array, "N 2 V"]
-    """The blank's, of the last even row that was written; a margin after the last column."""
-    odd: Float[Array, "N 2 V"]
+    label: Float[Array, "N 2 R W"]
+    """After each step, in the row that its scores had. What is before step 0 has none: it takes the last, which is
+    known before and is put there again in the end.
+    """
+    even: Float[Array, "N 2 H W"]
+    """The blanks', in the even rows of a `_Segment`. Row K is where row 0 will be."""
+    odd: Float[Array, "N 2 H W"]
     moves: Complex[Array, "N 2 V"]
     """Packed: what leaves each blank for the label before it, and what stays in each label."""
 
     def undo(
-        self, k: Index, before: States, b: Index, after: States, a: Index, walk: Walk, i: Index, name: str
+        self, j: Index, before: States, b: Index, after: States, a: Index, walk: Walk, k: Index, name: str
     ) -> "_Flow":
-        """Row k from row k + 1: each state gives back what step i gave it. `name` is that of row k's blanks."""
-        columns = walk.skip.shape[2]
-        other = {"even": "odd", "odd": "even"}[name]
-        blank = getattr(self, other)[:, :, :columns]
-        label = _row(self.rows.label, k + 1)
-        gain = before.read("label", b) * _score(walk, i)
-        stayed = label * jnp.minimum(_scaled.portion(gain, after.read("label", a)), 1)
+        """Each state gives back what step k gave it. The state before is row j of this name, row b of `before`."""
+        columns, half, rows = walk.skip.shape[2], self.odd.shape[2], self.label.shape[2]
+        blank = _row(self.odd, j) if name == "even" else _row(self.even, jnp.where(j + 1 == half, 0, j + 1))
+        label = _row(self.label, k)
+        stay, into_blank = _left(walk, before.read("blank", b), k), after.read("blank", a)
+        step = _scaled.where(walk.skip, into_blank, stay)
+        stayed = label * _scaled.share(before.read("label", b), step)
         through = blank + jnp.where(walk.skip, label - stayed, 0)
-        stay = _left(walk, before.read("blank", b), i)
-        kept = through * jnp.minimum(_scaled.portion(stay, after.read("blank", a)), 1)
+        kept = through * jnp.minimum(_scaled.portion(stay, into_blank), 1)
         moves = _write(self.moves, lax.complex(through - kept, stayed), (0, 0, 0))
 
-        stayed = lax.imag(moves[:, :, :columns])
-        arriving = lax.real(moves[:, :, 1 : columns + 1])
-        labels = _write(self.rows.label, _visible(stayed + arriving)[:, :, None], (0, 0, k, 0))
-
         left, stayed = lax.real(moves[:, :, :columns]), lax.imag(moves[:, :, :columns])
-        stepped = _row(labels, k + 1) - stayed
+        arriving = lax.real(moves[:, :, 1 : columns + 1])
+        where = jnp.where(k == 0, rows - 1, k - 1)
+        labels = _write(self.label, _visible(stayed + arriving)[:, :, None], (0, 0, where, 0))
+
+        # Read where it was written: a buffer that is read before and after would be copied.
+        stepped = _row(labels, k) - stayed
         # Where the blank may be skipped, what stepped into the label came through it.
         kept = blank - left + stepped
-        blanks = _write(getattr(self, name), _visible(kept), (0, 0, 0))
-        total = _write(self.rows.blank, blanks[:, :, :columns].sum(axis=2)[:, :, None], (0, 0, k))
-        each = self.rows.blanks
-        if each is not None:
-            each = _write(each, blanks[:, :, None, :columns], (0, 0, k, 0))
-        return self._replace(rows=Posterior(labels, total, each), moves=moves, **{name: blanks})
+        blanks = _write(getattr(self, name), _visible(kept)[:, :, None], (0, 0, j, 0))
+        return self._replace(label=labels, moves=moves, **{name: blanks})
+
+    def undone(self, segment: _Segment, walk: Walk, first: Index, skipped: Index) -> "_Flow":
+        """Back to the state before step `first`, but for so many pairs of steps."""
+        even, odd = segment
+        half = self.odd.shape[2]
+
+        def pair(n: Index, flow: _Flow) -> _Flow:
+            j = half - 1 - n
+            flow = flow.undo(j, odd, j, even, j + 1, walk, first + 2 * j + 1, "odd")
+            return flow.undo(j, even, j, odd, j, walk, first + 2 * j, "even")
+
+        return lax.fori_loop(0, half - skipped, pair, self)
+
+    def blanks(self, *, every_blank: bool) -> tuple[Float[Array, "N 2 K"], Float[Array, "N 2 K W"] | None]:
+        """Of rows 0 to K - 1: of all blanks together and, if it is wanted, of each."""
+        sums = _in_turn(self.even.sum(axis=3), self.odd.sum(axis=3))
+        return sums, _in_turn(self.even, self.odd) if every_blank else None
+
+    @classmethod
+    def begun(cls, meeting: "Meeting", size: int, label: Float[Array, "N 2 R W"]) -> "_Flow":
+        """With what is after the last step; `label` has it already."""
+        columns = meeting.blank.shape[2]
+        blanks, margin = _empty(meeting.blank, size // 2, columns), _empty(meeting.blank, columns + _MARGIN)
+        even = _write(blanks, meeting.blank[:, :, None], (0, 0, 0, 0))
+        return cls(label, even, blanks, _scaled.pack(Scaled(margin, margin)))
 
 
 def _row(x: Float[Array, "N 2 M W"], i: Index) -> Float[Array, "N 2 W"]:
@@ -301,8 +334,7 @@ def likelihood(walk: Walk, start: Index = 0, size: int | None = None, begin: Sta
     Scores that are not kept are read in segments of `size` steps. The steps are even in number, of a segment too.
     `begin` is the state before the first of them, if that is not the first frame's.
     """
-    end = _advanced(walk, started(walk, 1) if begin is None else begin, start, size)
-    return meet(end.read("blank", 0), end.read("label", 0), walk).likelihood
+    return _met(_advanced(walk, started(walk, 1) if begin is None else begin, start, size), walk).likelihood
 
 
 def passed(walk: Walk, begin: States, start: Index, size: int) -> States:
@@ -331,6 +363,10 @@ def _advanced(walk: Walk, begin: States, start: Index, size: int | None) -> Stat
     return lax.fori_loop(start // size, walk.steps // size, segment, states)[0]
 
 
+def _met(end: States, walk: Walk) -> Meeting:
+    return meet(end.read("blank", 0), end.read("label", 0), walk)
+
+
 def _skipped(start: Index, first: Index) -> Index:
     """Pairs of steps from `first` on that come before `start`.
 
@@ -347,7 +383,7 @@ def posterior(
     begin: States | None = None,
     *,
     every_blank: bool = False,
-    fold: Fold | None = None,
+    fold: Fold = lambda label: label,
 ) -> tuple[Scaled, Posterior]:
     """The likelihoods, and the posterior, which is unspecified before `start`.
 
@@ -355,83 +391,101 @@ def posterior(
     `begin` is the state before the first step that is taken, if that is not the first frame's. `fold` is what is
     wanted of the labels' posterior, if that is not all of it.
     """
-    sequences, _, columns = walk.skip.shape
-    count = walk.steps // size
-    half = size // 2
-    first = start // size
-    begin = started(walk, 1) if begin is None else begin
-
+    begin, half = started(walk, 1) if begin is None else begin, size // 2
     segment = _Segment(started(walk, half + 1), started(walk, half))
-    if count == 1:
-        segment = segment.walk_on(begin, *walk.segment(0, size), _skipped(start, 0))
+    if size == walk.steps:
+        at, first = walk.segment(0, size)
+        skipped = _skipped(start, 0)
+        segment = segment.walk_on(begin, at, first, skipped)
+        meeting = _met(segment.even.row(half), walk)
+        flow = _Flow.begun(meeting, size, _with_last(at.kept, meeting)).undone(segment, at, first, skipped)
+        rows = Posterior(fold(_with_last(flow.label, meeting)), *flow.blanks(every_blank=every_blank))
     else:
+        kept = _inward(walk, begin, start, size)
+        meeting = _met(kept.row(walk.steps // size), walk)
+        rows = _outward(walk, segment, kept, meeting, start, size, fold, every_blank=every_blank)
+    return meeting.likelihood, rows.from_step_0(meeting)
 
-        def inward(s: Index, carry: tuple[_Segment, States]) -> tuple[_Segment, States]:
-            segment, kept = carry
-            segment = segment.walk_on(kept.row(s), *walk.segment(s * size, size), _skipped(start, s * size))
-            # By way of `kept`: a row that two buffers take from a third is read there after it was written.
-            return segment, kept.put(s + 1, segment.even.row(half))
 
-        kept = started(walk, count + 1).put(first, begin)
-        segment, kept = lax.fori_loop(first, count, inward, (segment, kept))
-    meeting = meet(segment.even.read("blank", half), segment.even.read("label", half), walk)
+def _inward(walk: Walk, begin: States, start: Index, size: int) -> States:
+    """The state before each segment, and after the last."""
 
-    def empty(*shape: int) -> Array:
-        return varying_like(walk.drop, jnp.zeros((sequences, 2, *shape), walk.drop.dtype))
-
-    blank, label = empty(columns + _MARGIN), empty(size + 1, columns)
-    rows = Posterior(
-        _write(label, meeting.label[:, :, None], (0, 0, size, 0)),
-        _write(label[:, :, :, 0], meeting.blank.sum(axis=2)[:, :, None], (0, 0, size)),
-        _write(label, meeting.blank[:, :, None], (0, 0, size, 0)) if every_blank else None,
-    )
-    gamma = _Flow(rows, _write(blank, meeting.blank, (0, 0, 0)), blank, _scaled.pack(Scaled(blank, blank)))
-
-    def undone(segment: _Segment, gamma: _Flow, at: Walk, first: Index, skipped: Index) -> _Flow:
-        even, odd = segment
-
-        def pair(back: Index, gamma: _Flow) -> _Flow:
-            j = half - 1 - back
-            i = first + 2 * j
-            gamma = gamma.undo(2 * j + 1, odd, j, even, j + 1, at, i + 1, "odd")
-            return gamma.undo(2 * j, even, j, odd, j, at, i, "even")
-
-        return lax.fori_loop(0, half - skipped, pair, gamma)
-
-    def after(rows: Posterior) -> Posterior:
-        """The steps, without what was before the first."""
-        return jax.tree.map(lambda x: x[:, :, 1:], rows)
-
-    def folded(found: Posterior) -> Posterior:
-        return found if fold is None else found._replace(label=fold(found.label))
-
-    if count == 1:
-        gamma = undone(segment, gamma, *walk.segment(0, size), _skipped(start, 0))
-        return meeting.likelihood, folded(after(gamma.rows))
-
-    def put(rows: Posterior, value: Posterior, k: Index) -> Posterior:
-        return jax.tree.map(lambda x, y: _put(x, y, (0, 0, k, 0)[: x.ndim]), rows, value)
-
-    kept_scores = walk.scores is not None
-
-    def outward(back: Index, carry: _Outward) -> _Outward:
-        s = count - 1 - back
-        segment, gamma, found = carry
-        at, first = (walk._replace(scores=found.label) if kept_scores else walk).segment(s * size, size)
+    def through(s: Index, states: tuple[States, States]) -> tuple[States, States]:
+        at, first = walk.segment(s * size, size)
         skipped = _skipped(start, s * size)
+
+        def pair(j: Index, states: tuple[States, States]) -> tuple[States, States]:
+            kept, odd = states
+            # What the segment has come to is where it will be kept.
+            odd = _step(kept, jnp.where(j == skipped, s, s + 1), odd, 0, at, first + 2 * j)
+            return _step(odd, 0, kept, s + 1, at, first + 2 * j + 1), odd
+
+        return lax.fori_loop(skipped, size // 2, pair, states)
+
+    first, count = start // size, walk.steps // size
+    states = started(walk, count + 1).put(first, begin), started(walk, 1)
+    return lax.fori_loop(first, count, through, states)[0]
+
+
+def _outward(
+    walk: Walk,
+    segment: _Segment,
+    kept: States,
+    meeting: Meeting,
+    start: Index,
+    size: int,
+    fold: Fold,
+    *,
+    every_blank: bool,
+) -> Posterior:
+    """One row of blanks early."""
+    count, half = walk.steps // size, size // 2
+    remade = walk.scores is None
+
+    def back(n: Index, carry: _Back) -> _Back:
+        segment, flow, rows = carry
+        s = count - 1 - n
+        skipped = _skipped(start, s * size)
+        if remade:
+            # With a row before the first, for what is before the first step.
+            base = jnp.maximum(s * size - 1, 0)
+            at, first = walk.segment(base, size + 1)
+            first += s * size - base
+        else:
+            at, first = walk._replace(scores=flow.label), s * size
         segment = segment.walk_on(kept.row(s), at, first, skipped)
-        gamma = undone(segment, gamma, at, first, skipped)
-        piece = after(gamma.rows)
-        found = put(found, piece if kept_scores else folded(piece), s * size)
-        # The segment before ends as this one begins.
-        rows = put(gamma.rows, jax.tree.map(lambda x: x[:, :, :1], gamma.rows), size)
-        return segment, gamma._replace(rows=rows), found
+        # The last score has given way to the posterior; the state after it was kept.
+        segment = segment._replace(even=segment.even.put(half, kept.row(s + 1)))
+        if remade:
+            flow = flow._replace(label=_write(at.kept, flow.label, (0, 0, first + size - 1, 0)))
+        flow = flow.undone(segment, at, first, skipped)
+        label = None
+        if remade:
+            shape = (*flow.label.shape[:2], size, flow.label.shape[3])
+            label = fold(_read(flow.label, (0, 0, first, 0), shape))
+            flow = flow._replace(label=flow.label[:, :, :1])
+        new = label, *flow.blanks(every_blank=every_blank)
+        return segment, flow, jax.tree.map(lambda x, y: _put(x, y, (0, 0, s * size, 0)[: x.ndim]), rows, new)
 
     # The posterior takes the scores' place, if they have one.
-    if walk.scores is not None:
-        label = walk.scores
-    else:
-        label = empty(walk.steps, columns if fold is None else jax.eval_shape(fold, rows.label).shape[3])
-    found = Posterior(label, label[:, :, :, 0], empty(walk.steps, columns) if every_blank else None)
-    *_, found = lax.fori_loop(0, count - first, outward, (segment, gamma, found))
-    return meeting.likelihood, folded(found) if kept_scores else found
+    last = meeting.label[:, :, None]
+    flow = _Flow.begun(meeting, size, last if remade else _with_last(walk.kept, meeting))
+    label = _empty(last, walk.steps, jax.eval_shape(fold, last).shape[3]) if remade else None
+    each = _empty(last, walk.steps, last.shape[3]) if every_blank else None
+    carry = segment, flow, (label, _empty(last, walk.steps), each)
+    _, flow, (label, *blanks) = lax.fori_loop(0, count - start // size, back, carry)
+    return Posterior(fold(_with_last(flow.label, meeting)) if label is None else label, *blanks)
+
+
+def _with_last(label: Float[Array, "N 2 R W"], meeting: Meeting) -> Float[Array, "N 2 R W"]:
+    """The posterior after the last step, put where its scores were, once more in the end."""
+    return _write(label, meeting.label[:, :, None], (0, 0, label.shape[2] - 1, 0))
+
+
+def _empty(like: Float[Array, "N 2 ..."], *shape: int) -> Float[Array, "N 2 ..."]:
+    return varying_like(like, jnp.zeros((*like.shape[:2], *shape), like.dtype))
+
+
+def _in_turn(even: Float[Array, "N 2 H ..."], odd: Float[Array, "N 2 H ..."]) -> Float[Array, "N 2 K ..."]:
+    sequences, _, half, *rest = even.shape
+    return jnp.stack([even, odd], axis=3).reshape(sequences, 2, 2 * half, *rest)

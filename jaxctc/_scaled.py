@@ -85,8 +85,15 @@ def normalised(a: Scaled) -> Scaled:
 
 def portion(part: Scaled, whole: Scaled) -> Float[Array, "..."]:
     """part / whole, for a part that is no larger than the whole; a part too small to matter gives a little more."""
-    floor = jnp.full_like(part.exponent, -_layout(part.exponent.dtype).bias // 2)
-    return part.mantissa / whole.mantissa * _power_of_two(_max(part.exponent - whole.exponent, floor))
+    floor = -_layout(part.exponent.dtype).bias // 2
+    return part.mantissa / whole.mantissa * _power_of_two(part.exponent - whole.exponent, least=floor)
+
+
+def share(a: Scaled, b: Scaled) -> Float[Array, "..."]:
+    """As `portion` gives it of a in a + b."""
+    exponent, floor = _max(a.exponent, b.exponent), -_layout(a.exponent.dtype).bias // 2
+    part, other = (x.mantissa * _power_of_two(x.exponent - exponent, least=floor) for x in (a, b))
+    return part / (part + other)
 
 
 def shared_sum(a: Scaled, b: Scaled, ratio: Ratio = operator.truediv) -> tuple[Scaled, Float[Array, "..."]]:
@@ -144,13 +151,13 @@ def _max(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def _power_of_two(
-    exponent: Float[Array, "..."], maximum: Callable[[Array, Array], Array] = _max
+    exponent: Float[Array, "..."], maximum: Callable[[Array, Array], Array] = _max, least: int | None = None
 ) -> Float[Array, "..."]:
-    """2**exponent for a whole number that is at most 0; 0 for what is too small to be seen.
+    """2**exponent for a whole number that is at most 0; 0 for what is too small to be seen, or 2**least.
 
     Adding 1.5 * 2**digits leaves the whole number in the lowest bits, where it is shifted into place.
     """
     digits, bias, integer = _layout(exponent.dtype)
-    exponent = maximum(exponent, jnp.full_like(exponent, -bias))
+    exponent = maximum(exponent, jnp.full_like(exponent, -bias if least is None else least))
     bits = lax.bitcast_convert_type(exponent + (1.5 * 2**digits + bias), integer)
     return lax.bitcast_convert_type(bits << digits, exponent.dtype)
