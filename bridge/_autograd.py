@@ -215,7 +215,7 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: 
 
 
 def _backward(ctx: Any, weights: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    return weigh(weights, gradients(ctx.saved_tensors, ctx.settings), ctx.settings[2]), *(None,) * 7
+    return weigh(weights, gradients(ctx.saved_tensors, ctx.settings), ctx.settings[2]), *(None,) * 8
 
 
 # For exported programs, in which nothing stands above the operators.

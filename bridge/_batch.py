@@ -50,11 +50,12 @@ class Batch:
         blank: int,
         from_logits: bool,
         batch_first: bool,
+        implementation: str | None = None,
         *,
         may_be_compact: bool = True,
     ) -> None:
         self.device = scores.device
-        self.options = Options(blank, from_logits, batch_first)
+        self.options = Options(blank, from_logits, batch_first, implementation=implementation)
         self.sequences, self.frames, classes = scores.shape if batch_first else _swap(scores.shape)
         frames, counts = (x.detach().cpu().numpy() for x in (input_lengths, target_lengths))
         self.target_lengths = counts

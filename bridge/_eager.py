@@ -45,7 +45,7 @@ def loss(
     """() or, unreduced, (N,). Shapes as in `_batch`."""
     if scores.requires_grad and torch.is_grad_enabled():
         return _Loss.apply(scores, targets, input_lengths, target_lengths, settings, reduction, zero_infinity)
-    batch = Batch(scores, targets, input_lengths, target_lengths, *settings[:3])
+    batch = Batch(scores, targets, input_lengths, target_lengths, *settings[:3], settings[4])
     weights = _weights(batch, scores, reduction, zero_infinity)
     return _reduced(_programs.losses(batch, scores.detach()), target_lengths, weights, reduction, zero_infinity)
 
@@ -80,7 +80,7 @@ class _Loss(Function):
         reduction: Reduction,
         zero_infinity: bool,
     ) -> Tensor:
-        batch = Batch(scores, targets, input_lengths, target_lengths, *settings[:3])
+        batch = Batch(scores, targets, input_lengths, target_lengths, *settings[:3], settings[4])
         weights = _weights(batch, scores, reduction, zero_infinity)
         value, gradients = _programs.losses_and_gradient(batch, scores.detach(), settings[3], weights)
         ctx.batch, ctx.inner = batch, weights

@@ -6,6 +6,7 @@ from bridge import _autograd, _eager
 from bridge._arguments import Lengths, canonical
 from bridge._reduction import REDUCTIONS, Reduction, reduce
 from jaxctc import _checks
+from jaxctc._types import Implementation
 
 
 def ctc_loss(
@@ -19,6 +20,7 @@ def ctc_loss(
     *,
     normalized: bool = True,
     batch_first: bool = False,
+    implementation: Implementation | None = None,
 ) -> Tensor:
     """`torch.nn.functional.ctc_loss`, computed by JAX.
 
@@ -41,6 +43,7 @@ def ctc_loss(
         zero_infinity: Count infinite losses, and their gradient, as 0.
         normalized: The scores are a distribution, so that PyTorch's gradient is right.
         batch_first: `log_probs` is (N, T, C).
+        implementation: ``"scan"``, ``"pallas"`` (GPU kernels) or None, as for `jaxctc.ctc_loss`.
 
     Returns:
         The loss in nats: float64 for float64, float32 otherwise; (N,) or (). An infeasible target has the
@@ -51,7 +54,7 @@ def ctc_loss(
         RuntimeError: A shape, a length, a label or `blank` is illegal; or JAX lacks the tensor's device.
         NotImplementedError: `log_probs` is not of a floating-point type.
         TypeError: An argument is of the wrong type.
-        ValueError: `reduction` is unknown.
+        ValueError: `reduction` is unknown, or `implementation` is not for this.
 
     Example:
         >>> import torch, bridge
@@ -75,6 +78,7 @@ def ctc_loss(
         zero_infinity,
         normalized,
         batch_first,
+        implementation,
     )
 
 
@@ -88,6 +92,7 @@ def ctc_loss_with_logits(
     zero_infinity: bool = False,
     *,
     batch_first: bool = False,
+    implementation: Implementation | None = None,
 ) -> Tensor:
     """`ctc_loss` of ``logits.log_softmax(-1)``, fused: faster, and never negative.
 
@@ -100,6 +105,7 @@ def ctc_loss_with_logits(
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
         zero_infinity: Count infinite losses as 0.
         batch_first: `logits` is (N, T, C).
+        implementation: As for `ctc_loss`.
 
     Returns:
         The loss in nats, as `ctc_loss` does; the gradient of an infeasible target is 0.
@@ -108,7 +114,7 @@ def ctc_loss_with_logits(
         RuntimeError: A shape, a length, a label or `blank` is illegal; or JAX lacks the tensor's device.
         NotImplementedError: `logits` is not of a floating-point type.
         TypeError: An argument is of the wrong type.
-        ValueError: `reduction` is unknown.
+        ValueError: `reduction` is unknown, or `implementation` is not for this.
 
     Example:
         >>> import torch, bridge
@@ -127,6 +133,7 @@ def ctc_loss_with_logits(
         zero_infinity,
         False,
         batch_first,
+        implementation,
     )
 
 
@@ -141,13 +148,15 @@ def _evaluate(
     zero_infinity: bool,
     normalized: bool,
     batch_first: bool,
+    implementation: Implementation | None,
 ) -> Tensor:
     _checks.reduction(reduction, REDUCTIONS)
     flags = {"zero_infinity": zero_infinity, "normalized": normalized, "batch_first": batch_first}
     for flag, value in flags.items():
         _checks.flag(flag, value)
+    _checks.implementation(implementation)
     call = canonical(name, scores, targets, input_lengths, target_lengths, blank, batch_first)
-    settings = (call.blank, name == "logits", call.batch_first, normalized)
+    settings = (call.blank, name == "logits", call.batch_first, normalized, implementation)
     if _eager.plain(call.tensors):
         loss = _eager.loss(*call.tensors, settings, reduction, zero_infinity)
     else:

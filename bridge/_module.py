@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from bridge._arguments import Lengths
 from bridge._functional import ctc_loss
 from bridge._reduction import Reduction
+from jaxctc._types import Implementation
 
 
 class CTCLoss(nn.Module):
@@ -16,6 +17,7 @@ class CTCLoss(nn.Module):
         zero_infinity: Count infinite losses, and their gradient, as 0.
         normalized: The scores are a distribution, so that PyTorch's gradient is right; see `ctc_loss`.
         batch_first: `log_probs` is (N, T, C).
+        implementation: As for `ctc_loss`.
 
     Shapes:
         As `ctc_loss`: scores (T, N, C) or (T, C), targets (N, S), (S,) or end to end, lengths (N,) or ();
@@ -41,6 +43,7 @@ class CTCLoss(nn.Module):
         *,
         normalized: bool = True,
         batch_first: bool = False,
+        implementation: Implementation | None = None,
     ) -> None:
         super().__init__()
         self.blank = blank
@@ -48,6 +51,7 @@ class CTCLoss(nn.Module):
         self.zero_infinity = zero_infinity
         self.normalized = normalized
         self.batch_first = batch_first
+        self.implementation = implementation
 
     def forward(self, log_probs: Tensor, targets: Tensor, input_lengths: Lengths, target_lengths: Lengths) -> Tensor:
         """The loss; shapes as for `ctc_loss`."""
@@ -61,6 +65,7 @@ class CTCLoss(nn.Module):
             self.zero_infinity,
             normalized=self.normalized,
             batch_first=self.batch_first,
+            implementation=self.implementation,
         )
 
     def extra_repr(self) -> str:
@@ -68,4 +73,5 @@ class CTCLoss(nn.Module):
         return (
             f"blank={self.blank}, reduction={self.reduction!r}, zero_infinity={self.zero_infinity}, "
             f"normalized={self.normalized}, batch_first={self.batch_first}"
+            + (f", implementation={self.implementation!r}" if self.implementation else "")
         )

@@ -14,8 +14,8 @@ from torch import Tensor
 from bridge import _gradient, _programs
 from bridge._batch import Batch
 
-Settings: TypeAlias = tuple[int, bool, bool, bool]
-"""blank, from_logits, batch_first, normalized: everything about a call that is no tensor."""
+Settings: TypeAlias = tuple[int, bool, bool, bool, str | None]
+"""blank, from_logits, batch_first, normalized, implementation: everything about a call that is no tensor."""
 
 
 @torch.library.custom_op("jaxctc::losses", mutates_args=())
@@ -28,8 +28,9 @@ def losses(
     from_logits: bool,
     batch_first: bool,
     normalized: bool,  # noqa: ARG001, it is the derivative's
+    implementation: str | None,
 ) -> Tensor:
-    batch = Batch(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first)
+    batch = Batch(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first, implementation)
     return _programs.losses(batch, scores.detach())
 
 
@@ -43,8 +44,9 @@ def losses_and_gradient(
     from_logits: bool,
     batch_first: bool,
     normalized: bool,
+    implementation: str | None,
 ) -> tuple[Tensor, Tensor]:
-    batch = Batch(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first)
+    batch = Batch(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first, implementation)
     weights = np.ones((2, batch.sequences), _programs.precision(scores))
     value, gradient = _programs.losses_and_gradient(batch, scores.detach(), normalized, weights)
     return value, _gradient.whole(batch, scores.detach(), gradient, value, weights, None, normalized)
@@ -61,10 +63,11 @@ def hessian_product(
     from_logits: bool,
     batch_first: bool,
     normalized: bool,
+    implementation: str | None,
 ) -> Tensor:
     """Each loss's matrix of second derivatives times its own part of `direction`."""
     lattice = targets, input_lengths, target_lengths
-    batch = Batch(scores, *lattice, blank, from_logits, batch_first, may_be_compact=False)
+    batch = Batch(scores, *lattice, blank, from_logits, batch_first, implementation, may_be_compact=False)
     return _programs.hessian_product(batch, scores.detach(), normalized, direction.detach())
 
 
@@ -74,15 +77,15 @@ def _fake_losses(scores: Tensor, batch_first: bool) -> Tensor:
 
 
 @losses.register_fake
-def _(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first, normalized):  # noqa: ARG001
+def _(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first, normalized, implementation):  # noqa: ARG001
     return _fake_losses(scores, batch_first)
 
 
 @losses_and_gradient.register_fake
-def _(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first, normalized):  # noqa: ARG001
+def _(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first, normalized, implementation):  # noqa: ARG001
     return _fake_losses(scores, batch_first), scores.new_empty(scores.shape)
 
 
 @hessian_product.register_fake
-def _(direction, scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first, normalized):  # noqa: ARG001
+def _(direction, scores, *rest):  # noqa: ARG001
     return scores.new_empty(scores.shape)

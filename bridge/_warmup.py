@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import torch
 
 from bridge._functional import ctc_loss, ctc_loss_with_logits
+from jaxctc._types import Implementation
 
 
 def warmup(
@@ -18,6 +19,7 @@ def warmup(
     blank: int = 0,
     normalized: bool = True,
     batch_first: bool = False,
+    implementation: Implementation | None = None,
 ) -> None:
     """Compiles for batches of these shapes, and of all that are padded to the same sizes.
 
@@ -31,6 +33,7 @@ def warmup(
         blank: As for `ctc_loss`.
         normalized: As for `ctc_loss`; of no account with `logits`.
         batch_first: The scores lie in memory as (N, T, C), be it behind a transposed view.
+        implementation: As for `ctc_loss`.
 
     Raises:
         RuntimeError: A shape or `blank` is illegal, or JAX lacks the device.
@@ -45,4 +48,4 @@ def warmup(
         scores = torch.zeros((*size, classes), dtype=dtype, device=device, requires_grad=gradient)
         targets = torch.full((sequences, labels), 0 if blank else classes - 1)
         # Sequences without a frame: nothing is left to do but compile.
-        function(scores, targets, 0, labels, blank, batch_first=batch_first)
+        function(scores, targets, 0, labels, blank, batch_first=batch_first, implementation=implementation)

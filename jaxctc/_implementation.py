@@ -50,30 +50,38 @@ def posterior(
     start: Index,
     begin: States | None = None,
     *,
-    fold: Fold,
+    every_blank: bool = False,
+    fold: Fold = lambda label: label,
     implementation: str | None = None,
 ) -> tuple[Scaled, Posterior]:
     """As `_both_ends.posterior`."""
 
     def scan() -> tuple[Scaled, Posterior]:
-        return _both_ends.posterior(walk, size, start, begin, fold=fold)
+        return _both_ends.posterior(walk, size, start, begin, every_blank=every_blank, fold=fold)
 
     def kernel(kernels: ModuleType) -> tuple[Scaled, Posterior]:
-        value, found = kernels.posterior(walk, walk.steps, start)
+        value, found = kernels.posterior(walk, walk.steps, start, every_blank=every_blank)
         return value, found._replace(label=fold(found.label))
 
     if implementation != "pallas":
         return scan()
-    return _by_platform(scan, kernel, walk, begin)
+    return _by_platform(scan, kernel, walk, begin, every_blank=every_blank)
 
 
-def _by_platform(scan: Callable[[], Any], kernel: Callable[[ModuleType], Any], walk: Walk, begin: States | None) -> Any:
+def _by_platform(
+    scan: Callable[[], Any],
+    kernel: Callable[[ModuleType], Any],
+    walk: Walk,
+    begin: States | None,
+    *,
+    every_blank: bool = False,
+) -> Any:
     """What the kernels of the platform give for which the program is lowered; `scan` says what that looks like."""
     if begin is not None:
         raise _no_kernel_error("the frames are on several devices")
     if walk.scores is None:
         raise _no_kernel_error("its scores would take more than 512 MB, and only the scan makes them as it goes")
-    kernels, objections = _kernels(walk.scores.shape, walk.scores.dtype)
+    kernels, objections = _kernels(walk.scores.shape, walk.scores.dtype, every_blank=every_blank)
     if not kernels:
         raise _no_kernel_error("; ".join(f"on {platform}, {why}" for platform, why in objections.items()))
 
@@ -83,12 +91,14 @@ def _by_platform(scan: Callable[[], Any], kernel: Callable[[ModuleType], Any], w
     return lax.platform_dependent(**{name: functools.partial(kernel, of) for name, of in kernels.items()}, default=none)
 
 
-def _kernels(shape: tuple[int, ...], dtype: jnp.dtype) -> tuple[dict[str, ModuleType], dict[str, str]]:
+def _kernels(
+    shape: tuple[int, ...], dtype: jnp.dtype, *, every_blank: bool
+) -> tuple[dict[str, ModuleType], dict[str, str]]:
     """Those for a walk whose scores are of this shape, and why others are not for it, by platform."""
     from jaxctc._kernels import _tpu
 
     found: dict[str, ModuleType] = {"tpu": _tpu}
-    objections = {"tpu": _tpu.objection(shape, dtype)}
+    objections = {"tpu": _tpu.objection(shape, dtype, every_blank=every_blank)}
     try:
         from jaxctc._kernels import _gpu
     except ModuleNotFoundError:

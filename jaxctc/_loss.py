@@ -106,9 +106,7 @@ def _setting_of(
     """Of all frames, or of those that the device of this index holds."""
     keep = _walk.keeps_scores(frames_of(scores, options), lattice, accumulator(scores.dtype))
     if index is None:
-        # Where steps are not taken by XLA, a loop that makes their scores would be all there is of loops.
-        in_blocks = options.implementation != "pallas"
-        return _setting.build(scores, lattice, options, size, frames, keep=keep, in_blocks=in_blocks)
+        return _setting.build(scores, lattice, options, size, frames, keep=keep)
     return _frames.build(scores, lattice, options, size, index, keep=keep, ends=ends)
 
 

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxctc import _lattice, _states
+from jaxctc import _checks, _lattice, _states
 from jaxctc._arguments import canonical
 from jaxctc._lattice import frames_first, frames_of, live
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._loss import losses
-from jaxctc._types import ArrayLike, Options, Problem
+from jaxctc._types import ArrayLike, Implementation, Options, Problem
 
 
 class Posteriors(NamedTuple):
@@ -47,6 +47,7 @@ def ctc_posteriors(
     *,
     batch_first: bool = False,
     max_target_length: int | None = None,
+    implementation: Implementation | None = None,
 ) -> Posteriors:
     """The probability of each state, and of each class, at each frame, given the target.
 
@@ -63,6 +64,7 @@ def ctc_posteriors(
         blank: Index of the blank class.
         batch_first: `log_probs` is (N, T, C), and the results likewise.
         max_target_length: A bound on the target lengths, known when tracing (see `ctc_loss`).
+        implementation: As for `ctc_loss`. What needs a posterior of every blank has kernels for GPUs alone.
 
     Returns:
         `Posteriors`: states, (T, N, 2 S + 1), and classes, (T, N, C), float64 for float64 and float32 otherwise;
@@ -71,7 +73,7 @@ def ctc_posteriors(
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: A shape, a length, a label or `blank` is illegal.
+        ValueError: A shape, a length, a label or `blank` is illegal, or `implementation` is not for this.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxctc
@@ -84,9 +86,11 @@ def ctc_posteriors(
         Graves et al., "Connectionist Temporal Classification", ICML 2006, equation 14: alpha times beta over the
         likelihood. Computed otherwise (see `jaxctc`): no two large numbers are taken from each other.
     """
+    _checks.implementation(implementation)
     problem, options, batched = canonical(
         "log_probs", log_probs, targets, input_lengths, target_lengths, blank, batch_first, max_target_length
     )
+    options = options._replace(implementation=implementation)
     found = _posteriors(problem, options)
     return found if batched else Posteriors(*(x[0] if batch_first else x[:, 0] for x in found))
 
@@ -105,6 +109,7 @@ def ctc_statistics(
     *,
     batch_first: bool = False,
     max_target_length: int | None = None,
+    implementation: Implementation | None = None,
 ) -> Statistics:
     """How sure the model is of where the labels lie, how long they last, and how well they fit.
 
@@ -116,6 +121,7 @@ def ctc_statistics(
         blank: Index of the blank class.
         batch_first: `log_probs` is (N, T, C).
         max_target_length: A bound on the target lengths, known when tracing (see `ctc_loss`).
+        implementation: As for `ctc_loss`. What needs a posterior of every blank has kernels for GPUs alone.
 
     Returns:
         `Statistics`: log likelihood and entropy, (N,), expected frames and log likelihood ratio of each label,
@@ -123,7 +129,7 @@ def ctc_statistics(
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: A shape, a length, a label or `blank` is illegal.
+        ValueError: A shape, a length, a label or `blank` is illegal, or `implementation` is not for this.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxctc
@@ -137,9 +143,11 @@ def ctc_statistics(
         2018 (the entropy); Witt and Young, "Phone-level pronunciation scoring and assessment", Speech Communication
         2000 (the ratio, there over one alignment, here in the mean over all).
     """
+    _checks.implementation(implementation)
     problem, options, batched = canonical(
         "log_probs", log_probs, targets, input_lengths, target_lengths, blank, batch_first, max_target_length
     )
+    options = options._replace(implementation=implementation)
     found = _statistics(problem, options)
     return found if batched else Statistics(*(x[0] for x in found))
 

@@ -57,7 +57,6 @@ def build(
     *,
     first: Index | None = None,
     keep: bool = True,
-    in_blocks: bool = True,
 ) -> Setting:
     """In segments of `size` steps, whose scores are kept or not, if no sequence is longer than `longest`.
 
@@ -75,7 +74,9 @@ def build(
         plan = _walk.schedule(lattice, frames, steps).until(lengths)
     live = frames_first(_lattice.live(lengths, frames), options)
     log_normaliser = _log_normaliser(scores) if options.from_logits else None
-    walk = _walk.build(scores, log_normaliser, lattice, options, plan, size if in_blocks else None, start, keep=keep)
+    # Where steps are not taken by XLA, a loop that makes their scores would be all there is of loops.
+    block = None if options.implementation == "pallas" else size
+    walk = _walk.build(scores, log_normaliser, lattice, options, plan, block, start, keep=keep)
     poisoned = walk.poisoned
     if log_normaliser is not None:
         poisoned = poisoned | frames_first(live & ~(log_normaliser < jnp.inf), options).any(axis=0)

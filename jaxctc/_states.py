@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
-from jaxctc import _both_ends, _classes, _emissions, _lattice, _recursion, _setting, _walk
+from jaxctc import _classes, _emissions, _implementation, _lattice, _recursion, _setting, _walk
 from jaxctc._both_ends import Posterior
 from jaxctc._lattice import Lattice, accumulator, frames_first, frames_of, row_of_indices
 from jaxctc._log_space import LOG_ZERO
@@ -29,14 +29,17 @@ def posteriors(
     """Of the 2 S + 1 states, blank and label in turn, and of the classes; 0 where a target has no path."""
     problem = Problem(scores, targets, input_lengths, target_lengths)
     lattice, frames, dtype = _lattice.build(problem, options), frames_of(scores, options), accumulator(scores.dtype)
-    size = _both_ends.segment_size(frames, lattice, dtype)
+    size = _implementation.segment_size(frames, lattice, dtype, options.implementation)
     keep = _walk.keeps_scores(frames, lattice, dtype)
     setting = _setting.build(scores, lattice, options, size, keep=keep)
+    posterior_of = functools.partial(
+        _implementation.posterior, setting.walk, size, setting.start, implementation=options.implementation
+    )
     places = _classes.places(lattice, scores.shape[2], dtype)
-    likelihood, posterior = _both_ends.posterior(setting.walk, size, setting.start, every_blank=True)
+    likelihood, posterior = posterior_of(every_blank=True)
     folded = posterior._replace(label=places.folded(posterior.label))
     if not keep:  # whoever uses the classes alone has not to make room for all states
-        likelihood, folded = _both_ends.posterior(setting.walk, size, setting.start, fold=places.folded)
+        likelihood, folded = posterior_of(fold=places.folded)
     value = _setting.losses(likelihood, setting, frames, scores.dtype, options)
 
     live = frames_first(setting.live, options) | ~lattice.legal[None]

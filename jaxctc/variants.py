@@ -33,7 +33,7 @@ from jaxctc._log_space import LOG_ZERO, logaddexp
 from jaxctc._loss import losses
 from jaxctc._recursion import Rules, States
 from jaxctc._reduction import reduce
-from jaxctc._types import ArrayLike, Options, Problem, Reduction
+from jaxctc._types import ArrayLike, Implementation, Options, Problem, Reduction
 
 __all__ = [
     "Common",
@@ -64,6 +64,8 @@ class Common(TypedDict, total=False):
     """`log_probs` is (N, T, C); False unless given."""
     max_target_length: int | None
     """A bound on the target lengths, known when tracing; None unless given."""
+    implementation: Implementation | None
+    """As for `jaxctc.ctc_loss`; only losses that come of that one have kernels. None unless given."""
 
 
 def label_priors(log_probs: ArrayLike, input_lengths: ArrayLike, *, batch_first: bool = False) -> Float[Array, " C"]:
@@ -376,7 +378,7 @@ def _delayed(options: Options, problem: Problem, penalty: Array) -> Float[Array,
     blank, label = emissions.states
     # What every frame of a label is given, all but the first give back.
     rules = _emissions.rules_of(lattice)._replace(stay=-early)
-    return _summed(emissions._replace(states=States(blank, label + early[:, :, None])), rules, lattice)
+    return _summed(emissions._replace(states=States(blank, label + early[:, :, None])), rules, lattice, options)
 
 
 def wildcard_ctc_loss(
@@ -431,7 +433,7 @@ def _between(options: Options, problem: Problem, *, begin: bool, end: bool) -> F
     # A path that does not pass through all frames has not had all their best scores taken out.
     lattice, emissions = _emitted(options, problem, relative=False)
     rules = _emissions.rules_of(lattice)._replace(begins_anywhere=begin, ends_anywhere=end)
-    return _summed(emissions, rules, lattice)
+    return _summed(emissions, rules, lattice, options)
 
 
 _wildcard = {
@@ -497,7 +499,7 @@ def _starred(options: Options, problem: Problem, penalty: Array) -> Float[Array,
     either = logaddexp(jnp.broadcast_to(blank, star.shape), jnp.maximum(star, LOG_ZERO))
     rules = _emissions.rules_of(lattice)
     rules = rules._replace(skip=jnp.ones_like(rules.skip), stay=LOG_ZERO)
-    return _summed(emissions._replace(states=States(either, label)), rules, lattice, possible)
+    return _summed(emissions._replace(states=States(either, label)), rules, lattice, options, possible)
 
 
 def _all_but_one(log_probs: Float[Array, "T N C"], lattice: Lattice, options: Options) -> Float[Array, "T N W"]:
@@ -527,8 +529,10 @@ def _emitted(options: Options, problem: Problem, *, relative: bool = True) -> tu
 
 
 def _summed(
-    emissions: Emissions, rules: Rules, lattice: Lattice, possible: Bool[Array, " N"] | None = None
+    emissions: Emissions, rules: Rules, lattice: Lattice, options: Options, possible: Bool[Array, " N"] | None = None
 ) -> Float[Array, " N"]:
+    if options.implementation == "pallas":
+        raise ValueError("implementation is 'pallas', but these paths are not those of ctc_loss, and have no kernel.")
     value = _recursion.log_likelihood(emissions.states, rules)
     lost = ~(lattice.possible if possible is None else possible) | (value < LOG_ZERO / 2)
     loss = jnp.where(lost, jnp.inf, -(value + emissions.peak.sum(axis=0)))
@@ -549,12 +553,15 @@ def _evaluate(
     zero_infinity: bool = False,
     batch_first: bool = False,
     max_target_length: int | None = None,
+    implementation: Implementation | None = None,
 ) -> jax.Array:
     _checks.reduction(reduction)
+    _checks.implementation(implementation)
     zero_infinity = _checks.flag("zero_infinity", zero_infinity)
     problem, options, batched = canonical(
         "log_probs", log_probs, targets, input_lengths, target_lengths, blank, batch_first, max_target_length
     )
+    options = options._replace(implementation=implementation)
     dtype = accumulator(problem.scores.dtype)
     numbers = tuple(jnp.asarray(x).astype(dtype) for x in parameters)
     loss = _reduced(function, problem, numbers, options, reduction, zero_infinity)

@@ -72,6 +72,30 @@ def test_a_kernel_that_takes_less_is_left_to_those_that_take_it():
         parts(asked, long, "cuda")
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        functools.partial(jaxctc.variants.prior_ctc_loss, log_priors=np.zeros(C)),
+        functools.partial(jaxctc.variants.focal_ctc_loss, gamma=2.0),
+        functools.partial(jaxctc.variants.smoothed_ctc_loss, weight=0.1),
+    ],
+    ids=["prior", "focal", "smoothed"],
+)
+def test_losses_that_come_of_the_loss_take_its_kernels(function):
+    asked = functools.partial(function, implementation="pallas")
+    assert parts(asked, PROBLEM, "tpu") == (1, 0)
+    assert parts(jax.grad(asked), PROBLEM, "cuda") == (2, 0)
+
+
+def test_posteriors_take_what_kernels_leave():
+    def asked(*problem):
+        return jaxctc.ctc_posteriors(*problem, implementation="pallas")
+
+    assert parts(asked, PROBLEM, "cuda") == (2, 0)
+    with pytest.raises(ValueError, match=r"posterior of all together, and that of each is wanted"):
+        parts(asked, PROBLEM, "tpu")
+
+
 def test_what_has_no_kernel_is_said():
     scores, target = np.zeros((4, 1, 3), np.float32), ([[1]], [4], [1])
     with pytest.raises(
@@ -82,6 +106,13 @@ def test_what_has_no_kernel_is_said():
         jaxctc.ctc_loss(scores, *target, implementation="cuda")
     with jax.enable_x64(True), pytest.raises(ValueError, match=r"on tpu, .* float32, .* float64; on cuda, .* float64"):
         jaxctc.ctc_loss(scores.astype(np.float64), *target, implementation="pallas")
+    with pytest.raises(ValueError, match=r"these paths are not those of ctc_loss"):
+        jaxctc.variants.wildcard_ctc_loss(scores, *target, implementation="pallas")
+    for function in (jaxctc.ctc_posteriors, jaxctc.ctc_statistics):
+        with pytest.raises(ValueError, match=r"not for the platform cpu"):
+            function(scores, *target, implementation="pallas")
+        with pytest.raises(ValueError, match=r"must be one of 'scan', 'pallas', or None"):
+            function(scores, *target, implementation="")
     large = [jax.ShapeDtypeStruct((100_000, 1, 32), jnp.float32), jax.ShapeDtypeStruct((1, 2_000), jnp.int32)]
     asked = functools.partial(jaxctc.ctc_loss, implementation="pallas")
     with pytest.raises(ValueError, match=r"more than 512 MB"):

@@ -124,12 +124,6 @@ def test_maps_over_walks():
         np.testing.assert_allclose(blank[i], want[1].blank, atol=1e-6)
 
 
-def test_the_posterior_of_every_blank_is_left_to_both_ends(monkeypatch):
-    monkeypatch.setattr(_both_ends, "posterior", lambda *arguments, **options: (arguments, options))
-    walk = object()
-    assert posterior(walk, 6, 2, every_blank=True) == ((walk, 6, 2), {"every_blank": True})
-
-
 @pytest.mark.parametrize(
     ("shape", "dtype", "words"),
     [
@@ -141,6 +135,7 @@ def test_the_posterior_of_every_blank_is_left_to_both_ends(monkeypatch):
 def test_says_what_it_does_not_take(shape, dtype, words):
     assert words in _tpu.objection(shape, dtype)
     assert _tpu.objection((4, 2, 10, _tpu._WIDEST), jnp.float32) is None
+    assert "of each is wanted" in _tpu.objection((4, 2, 10, 8), jnp.float32, every_blank=True)
 
 
 def abstract(sharding, shape):

@@ -95,10 +95,12 @@ def _cut(shape: tuple[int, ...], size: int = _MOST_STEPS) -> _Cut:
     return _Cut(2 * sequences, step_count, columns, rows, steps, lanes)
 
 
-def objection(shape: tuple[int, ...], dtype: jnp.dtype) -> str | None:
+def objection(shape: tuple[int, ...], dtype: jnp.dtype, *, every_blank: bool = False) -> str | None:
     """Why a walk whose scores are of this shape is not for these kernels, or None."""
     if dtype != jnp.float32:
         return f"a TPU computes in float32, and the scores are of type {dtype}"
+    if every_blank:
+        return "what is left of the blanks is the posterior of all together, and that of each is wanted"
     if 0 in shape:
         return "there is no sequence"
     if shape[3] > _WIDEST:
@@ -418,12 +420,8 @@ def likelihood(walk: Walk, start: Index = 0, *, interpret: bool = False) -> Scal
 def posterior(
     walk: Walk, size: int, start: Index = 0, *, every_blank: bool = False, interpret: bool = False
 ) -> tuple[Scaled, Posterior]:
-    """As `_both_ends.posterior`, to which it leaves the posterior of every blank.
-
-    Segments are blocks of steps: see `_cut`.
-    """
-    if every_blank:
-        return _both_ends.posterior(walk, size, start, every_blank=True)
+    """As `_both_ends.posterior`, but for that of every blank. Segments are blocks of steps: see `_cut`."""
+    assert not every_blank
     cut = _cut(walk.kept.shape, size)
     operands = _operands(walk, start, cut)
     states, (kept,) = _walked_inward(cut, operands, keep=True, interpret=interpret)

@@ -339,6 +339,29 @@ def test_module_is_the_function():
     )
 
 
+@pytest.mark.parametrize("function", [bridge.ctc_loss, bridge.ctc_loss_with_logits])
+def test_whoever_is_asked_for_walks_the_lattice(function):
+    """However the loss is called: a kernel is not for the CPU."""
+    args = TARGETS, INPUT_LENGTHS, TARGET_LENGTHS
+    scores = log_probs().detach().float()
+    torch.testing.assert_close(function(scores, *args, implementation="scan"), function(scores, *args))
+
+    def asked(scores):
+        return function(scores, *args, implementation="pallas")
+
+    for call in (asked, torch.func.grad(asked), lambda x: asked(x.requires_grad_())):
+        with pytest.raises(ValueError, match=r"not for the platform cpu. Leave it to None"):
+            call(scores.clone())
+    with pytest.raises(ValueError, match=r"implementation must be one of 'scan', 'pallas', or None; got 'cuda'"):
+        function(scores, *args, implementation="cuda")
+    module = bridge.CTCLoss(implementation="pallas")
+    assert "implementation='pallas'" in repr(module)
+    with pytest.raises(ValueError, match=r"not for the platform cpu"):
+        module(scores, *args)
+    with pytest.raises(ValueError, match=r"not for the platform cpu"):
+        bridge.warmup([(3, 1, 24, 1)], implementation="pallas")
+
+
 # Where we differ on purpose.
 
 
