@@ -15,44 +15,48 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
+from jaxtyping import Array
 
 from jaxctc import _both_ends
 from jaxctc._both_ends import Fold, Posterior, States
 from jaxctc._lattice import Lattice
+from jaxctc._mesh import mapped_over
 from jaxctc._scaled import Scaled
+from jaxctc._types import Options
 from jaxctc._walk import Index, Walk
 
 _WHOLE = 16
 """Steps, of which kernels for GPUs take a whole number of times; other walks they would have to copy."""
 
 
-def segment_size(frames: int, lattice: Lattice, dtype: jnp.dtype, implementation: str | None) -> int:
+def segment_size(frames: int, lattice: Lattice, dtype: jnp.dtype, options: Options) -> int:
     """As `_both_ends.segment_size`; of kernels, whose own segments are what they have room for, any that suits all."""
-    return _WHOLE if implementation == "pallas" else _both_ends.segment_size(frames, lattice, dtype)
+    return _WHOLE if options.implementation == "pallas" else _both_ends.segment_size(frames, lattice, dtype)
 
 
-def likelihood(
-    walk: Walk, start: Index, size: int, begin: States | None = None, implementation: str | None = None
-) -> Scaled:
+def likelihood(walk: Walk, start: Index, size: int, begin: States | None, options: Options) -> Scaled:
     """As `_both_ends.likelihood`."""
 
     def scan() -> Scaled:
         return _both_ends.likelihood(walk, start, size, begin)
 
-    if implementation != "pallas":
+    def kernel(kernels: ModuleType) -> Scaled:
+        return mapped_over(options.sequence_axis, kernels.likelihood)(walk, start)
+
+    if options.implementation != "pallas":
         return scan()
-    return _by_platform(scan, lambda kernels: kernels.likelihood(walk, start), walk, begin)
+    return _by_platform(scan, kernel, walk, begin)
 
 
 def posterior(
     walk: Walk,
     size: int,
     start: Index,
-    begin: States | None = None,
+    begin: States | None,
+    options: Options,
     *,
     every_blank: bool = False,
     fold: Fold = lambda label: label,
-    implementation: str | None = None,
 ) -> tuple[Scaled, Posterior]:
     """As `_both_ends.posterior`."""
 
@@ -60,10 +64,13 @@ def posterior(
         return _both_ends.posterior(walk, size, start, begin, every_blank=every_blank, fold=fold)
 
     def kernel(kernels: ModuleType) -> tuple[Scaled, Posterior]:
-        value, found = kernels.posterior(walk, walk.steps, start, every_blank=every_blank)
+        def of(walk: Walk, start: Index) -> tuple[Scaled, Posterior]:
+            return kernels.posterior(walk, walk.steps, start, every_blank=every_blank)
+
+        value, found = mapped_over(options.sequence_axis, of)(walk, start)
         return value, found._replace(label=fold(found.label))
 
-    if implementation != "pallas":
+    if options.implementation != "pallas":
         return scan()
     return _by_platform(scan, kernel, walk, begin, every_blank=every_blank)
 
@@ -81,7 +88,7 @@ def _by_platform(
         raise _no_kernel_error("the frames are on several devices")
     if walk.scores is None:
         raise _no_kernel_error("its scores would take more than 512 MB, and only the scan makes them as it goes")
-    kernels, objections = _kernels(walk.scores.shape, walk.scores.dtype, every_blank=every_blank)
+    kernels, objections = _kernels(walk.scores, every_blank=every_blank)
     if not kernels:
         raise _no_kernel_error("; ".join(f"on {platform}, {why}" for platform, why in objections.items()))
 
@@ -91,21 +98,20 @@ def _by_platform(
     return lax.platform_dependent(**{name: functools.partial(kernel, of) for name, of in kernels.items()}, default=none)
 
 
-def _kernels(
-    shape: tuple[int, ...], dtype: jnp.dtype, *, every_blank: bool
-) -> tuple[dict[str, ModuleType], dict[str, str]]:
-    """Those for a walk whose scores are of this shape, and why others are not for it, by platform."""
+def _kernels(scores: Array, *, every_blank: bool) -> tuple[dict[str, ModuleType], dict[str, str]]:
+    """Those for a walk of these scores, and why others are not for it, by platform."""
     from jaxctc._kernels import _tpu
 
     found: dict[str, ModuleType] = {"tpu": _tpu}
-    objections = {"tpu": _tpu.objection(shape, dtype, every_blank=every_blank)}
+    objections = {"tpu": _tpu.objection(scores.shape, scores.dtype, every_blank=every_blank)}
     try:
         from jaxctc._kernels import _gpu
     except ModuleNotFoundError:
         objections["cuda"] = "Pallas needs absl-py: install jaxctc[gpu]"
     else:
         found["cuda"] = _gpu
-        objections["cuda"] = _gpu.objection(shape, dtype)
+        varies = bool(jax.typeof(scores).manual_axis_type.varying)
+        objections["cuda"] = _gpu.objection(scores.shape, scores.dtype, varies=varies)
     against = {platform: why for platform, why in objections.items() if why is not None}
     return {platform: of for platform, of in found.items() if platform not in against}, against
 

@@ -44,9 +44,7 @@ def losses(
 
     def held(scores: Array, lattice: Lattice, index: Index | None = None) -> Float[Array, " N"]:
         setting = _setting_of(scores, lattice, options, _BLOCK, frames, index, ends=False)
-        likelihood = _implementation.likelihood(
-            setting.walk, setting.start, _BLOCK, setting.begin, options.implementation
-        )
+        likelihood = _implementation.likelihood(setting.walk, setting.start, _BLOCK, setting.begin, options)
         return _setting.losses(_frames.of_one(likelihood, index, options), setting, count, scores.dtype, options)
 
     lattice = _lattice.build(Problem(scores, targets, input_lengths, target_lengths), options)
@@ -73,16 +71,11 @@ def losses_and_gradient(
     count, classes, dtype = frames_of(scores, options), scores.shape[2], accumulator(scores.dtype)
 
     def held(scores: Array, lattice: Lattice, index: Index | None = None) -> tuple[Array, Array, Array]:
-        size = _implementation.segment_size(frames_of(scores, options), lattice, dtype, options.implementation)
+        size = _implementation.segment_size(frames_of(scores, options), lattice, dtype, options)
         setting = _setting_of(scores, lattice, options, size, frames, index, ends=True)
         places = _classes.places(lattice, classes, dtype)
         likelihood, posterior = _implementation.posterior(
-            setting.walk,
-            size,
-            setting.start,
-            setting.begin,
-            fold=places.folded,
-            implementation=options.implementation,
+            setting.walk, size, setting.start, setting.begin, options, fold=places.folded
         )
         likelihood = _frames.of_one(likelihood, index, options)
         value = _setting.losses(likelihood, setting, count, scores.dtype, options)

@@ -34,7 +34,10 @@ def laid_out_like_scores(results: Callable[[P, P], Any]) -> Callable[[Callable[.
             if AxisType.Explicit not in sharding.mesh.axis_types:
                 return function(options, scores, *rest)
             spec = sharding.spec
-            specs = results(P(spec[0 if options.batch_first else 1]), spec)
+            sequences = spec[0 if options.batch_first else 1]
+            if options.implementation == "pallas":
+                options = options._replace(sequence_axis=sequences)
+            specs = results(P(sequences), spec)
             automatic = jax.sharding.auto_axes(functools.partial(function, options), out_sharding=specs)
             # The scores may be on a mesh that nobody has set.
             with jax.sharding.use_abstract_mesh(sharding.mesh):
@@ -80,6 +83,17 @@ def frame_axis(name: str, axis: Any, scores: jax.Array, options: Options) -> str
             f"{unit}, {MULTIPLE} a device. Pad {name} by {unit - over} frames; input_lengths says where padding begins."
         )
     return axis
+
+
+def mapped_over(axis: str | tuple[str, ...] | None, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of a batch's arrays and a number, called on each device of this axis with its own sequences.
+
+    XLA does not know how to divide a kernel: it would gather what it reads, or refuse. They come first in all arrays.
+    """
+    if axis is None:
+        return function
+    names = {axis} if isinstance(axis, str) else set(axis)
+    return jax.shard_map(function, axis_names=names, in_specs=(P(axis), P()), out_specs=P(axis), check_vma=False)
 
 
 def _type_of(mesh: AbstractMesh, axis: str) -> AxisType:

@@ -29,12 +29,10 @@ def posteriors(
     """Of the 2 S + 1 states, blank and label in turn, and of the classes; 0 where a target has no path."""
     problem = Problem(scores, targets, input_lengths, target_lengths)
     lattice, frames, dtype = _lattice.build(problem, options), frames_of(scores, options), accumulator(scores.dtype)
-    size = _implementation.segment_size(frames, lattice, dtype, options.implementation)
+    size = _implementation.segment_size(frames, lattice, dtype, options)
     keep = _walk.keeps_scores(frames, lattice, dtype)
     setting = _setting.build(scores, lattice, options, size, keep=keep)
-    posterior_of = functools.partial(
-        _implementation.posterior, setting.walk, size, setting.start, implementation=options.implementation
-    )
+    posterior_of = functools.partial(_implementation.posterior, setting.walk, size, setting.start, None, options)
     places = _classes.places(lattice, scores.shape[2], dtype)
     likelihood, posterior = posterior_of(every_blank=True)
     folded = posterior._replace(label=places.folded(posterior.label))

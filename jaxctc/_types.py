@@ -32,6 +32,8 @@ class Options(NamedTuple):
     """The sequences that are worked on at once; all, if it is not said."""
     implementation: str | None = None
     """Who walks the lattice (see `_implementation`)."""
+    sequence_axis: str | tuple[str, ...] | None = None
+    """The mesh axis that the sequences lie along, where that is known, and a kernel has to be told."""
 
 
 class Problem(NamedTuple):

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+from meshes import mesh_of
 
 import jaxctc
 
@@ -44,6 +47,25 @@ def test_the_scan_runs_everywhere_else(function, platform):
         kernels, loops = parts(jax.grad(asked), PROBLEM, platform)
         assert kernels == 0
         assert loops > 1
+
+
+@pytest.mark.parametrize(("platform", "checked"), [("tpu", True), ("tpu", False), ("cuda", False), ("cuda", True)])
+def test_a_kernel_runs_within_shard_map(platform, checked):
+    """Checked are JAX's own notes on what varies from device to device, of which Pallas knows nothing on a GPU."""
+    asked = functools.partial(jaxctc.ctc_loss, reduction="sum", implementation="pallas")
+    scores, others = P(None, "n"), (P("n"),) * 3
+    mapped = jax.shard_map(
+        jax.grad(asked),
+        mesh=mesh_of(AxisType.Auto, n=4),
+        in_specs=(scores, *others),
+        out_specs=scores,
+        check_vma=checked,
+    )
+    if platform == "cuda" and checked:
+        with pytest.raises(ValueError, match=r"call jax.shard_map with check_vma=False"):
+            parts(mapped, PROBLEM, platform)
+    else:
+        assert parts(mapped, PROBLEM, platform) == (2, 0)
 
 
 def test_one_program_for_several_platforms():

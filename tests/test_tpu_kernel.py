@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tpus
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from oracles import log_softmax, torch_float64
 
+import jaxctc
 from jaxctc import _both_ends, _implementation, _lattice, _loss, _walk
 from jaxctc._kernels import _tpu
 from jaxctc._log_space import LOG_ZERO
@@ -85,7 +86,7 @@ def test_agrees_with_torch(monkeypatch):
     """In double: variable lengths, empty targets, impossible ones, classes and blanks that are impossible."""
     pytest.importorskip("torch")
 
-    def interpreted(walk, size, start, *_, fold, **__):
+    def interpreted(walk, size, start, *_, fold):
         value, found = posterior(walk, size, start)
         return value, found._replace(label=fold(found.label))
 
@@ -186,3 +187,19 @@ def test_compiles_for_sequences_on_several_tpus():
     walked = jax.shard_map(functools.partial(used, 8), mesh=mesh, in_specs=P("n"), out_specs=P("n"))
     compiled = jax.jit(walked).lower(*abstract(NamedSharding(mesh, P("n")), (8, 2, 8, 16))).compile()
     assert_all_in_kernels(compiled)
+
+
+def test_a_batch_on_several_tpus_stays_where_it_is():
+    """Where its type says so, mapped or not: each device has its own sequences, and sees no other's."""
+    mesh = Mesh(np.array(tpus.devices("v5e")), "n", axis_types=(AxisType.Explicit,))
+
+    def of(shape, dtype, *spec):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
+
+    asked = functools.partial(jaxctc.ctc_loss_with_logits, reduction="sum", implementation="pallas")
+    problem = of((40, 16, 12), jnp.float32, None, "n"), of((16, 5), jnp.int32, "n"), *[of((16,), jnp.int32, "n")] * 2
+    mapped = [of((3, *x.shape), x.dtype, None, *x.sharding.spec) for x in problem]
+    for function, arguments in ((jax.grad(asked), problem), (jax.vmap(jax.grad(asked)), mapped)):
+        text = jax.jit(function).lower(*arguments).compile().as_text()
+        assert text.count('custom_call_target="tpu_custom_call"') == 2
+        assert not re.findall("all-gather|all-to-all|all-reduce|collective-permute", text)

@@ -47,9 +47,11 @@ _COPIED = 32
 _Memory = dict[str, Any]
 
 
-def objection(shape: tuple[int, ...], dtype: jnp.dtype) -> str | None:
+def objection(shape: tuple[int, ...], dtype: jnp.dtype, *, varies: bool = False) -> str | None:
     """Why a walk whose scores are of this shape is not for these kernels, or None."""
     columns = shape[3]
+    if varies:
+        return "Pallas knows no values that vary from device to device: call jax.shard_map with check_vma=False"
     if dtype != jnp.float32:
         return f"they compute in float32, and the scores are {dtype}"
     if columns > _MOST_TILES * THREADS:
