@@ -47,7 +47,7 @@ ASSUMED = f"""Figures with a stroke between them are of loops of XLA and of the 
 kernels alone, inward and outward. Instructions and cycles are of one frame.
 
 Counted: launches, temporary memory, registers, instructions; no register is spilled. The memory is what a call needs
-besides the walk and its results, a copy of the scores in rows of whole 128 columns included.
+besides the walk, whose rows are of whole 128 columns for the kernels, and its results.
 
 Modelled, and measured by nobody: cycles and microseconds. Instructions are issued in order, each after the stall that
 the assembler wrote into it and after what it waits for; a barrier of a warpgroup takes {BARRIER} cycles, shared memory
@@ -241,12 +241,13 @@ class Compiler:
         problem = Problem(
             jax.ShapeDtypeStruct((T, N, C), jnp.float32), jax.ShapeDtypeStruct((N, S), jnp.int32), sizes, sizes
         )
-        lattice = jax.eval_shape(lambda x: _lattice.build(x, Options()), problem)
+        options = Options(implementation="pallas" if road == "kernels" else None)
+        lattice = jax.eval_shape(lambda x: _lattice.build(x, options), problem)
         again = job == "posterior" and road == "loops"
         size = _both_ends.segment_size(T, lattice, jnp.dtype(jnp.float32)) if again else _gpu.ROOM
         steps = _both_ends.even(T, size)
         walk = jax.eval_shape(
-            lambda x, y: _walk.build(x, None, y, Options(), _walk.schedule(y, T, steps)), problem.scores, lattice
+            lambda x, y: _walk.build(x, None, y, options, _walk.schedule(y, T, steps)), problem.scores, lattice
         )
         walk = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding), walk)
 

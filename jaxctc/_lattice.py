@@ -1,8 +1,9 @@
 """From targets to the lattice of states that the recursion walks, and the scores along it.
 
 The lattice has W columns: column s holds blank s and label s (see `_recursion`). A target of more than T
-labels can never be spelled in T frames, so W is min(S, T) + 2, rounded up to whole vectors: one column for
-the last blank, and one that no target reaches. Columns without a label take the blank's class.
+labels can never be spelled in T frames, so W is min(S, T) + 2, rounded up to whole vectors, or to what a kernel
+takes at once: one column for the last blank, and one that no target reaches. Columns without a label take the blank's
+class.
 """
 
 from typing import NamedTuple
@@ -14,6 +15,8 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 from jaxctc._types import Options, Problem
 
 _VECTOR = 8
+_KERNEL = 128
+"""Lanes of a TPU's register, threads of a GPU's warpgroup. Of fewer columns the kernels for GPUs would make a copy."""
 
 
 class Lattice(NamedTuple):
@@ -74,7 +77,8 @@ def build(problem: Problem, options: Options) -> Lattice:
     repeats = inside[:, 1:] & (labels[:, 1:] == labels[:, :-1])
     needed = target_lengths + repeats.sum(axis=1, dtype=jnp.int32)
 
-    columns = -(-(min(longest, frames) + 2) // _VECTOR) * _VECTOR
+    unit = _KERNEL if options.implementation == "pallas" else _VECTOR
+    columns = -(-(min(longest, frames) + 2) // unit) * unit
     labels = labels[:, : min(longest, frames)]
     labels = jnp.pad(labels, ((0, 0), (0, columns - labels.shape[1])), constant_values=options.blank)
     return Lattice(

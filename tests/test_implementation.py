@@ -39,6 +39,16 @@ def test_a_kernel_runs_where_it_is_asked_for(function, platform):
     assert parts(jax.grad(sliced), PROBLEM, platform) == (2, 1)
 
 
+def test_a_kernel_for_gpus_reads_the_scores_where_they_are():
+    """In rows and segments as it takes them: nothing is added."""
+    asked = functools.partial(jaxctc.ctc_loss, implementation="pallas")
+    text = jax.jit(jax.grad(asked)).trace(*PROBLEM).lower(lowering_platforms=("cuda",)).as_text()
+    pads = re.findall(r"stablehlo\.pad .* low = \[(.*?)\], high = \[(.*?)\].* -> tensor<(\d+)x2x(\d+)x128xf32>", text)
+    assert pads
+    for low, high, *sizes in pads:
+        assert {*low.split(", "), *high.split(", ")} == {"0"}, sizes
+
+
 @LOSSES
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_the_scan_runs_everywhere_else(function, platform):
