@@ -40,7 +40,8 @@ def test_finite_operands(a, b, dtype):
             assert abs(exact(form) / want - 1) <= 2 * tolerance
         assert float(_scaled.normalised(got).mantissa) < 2
     share = float(exact(x) / (exact(x) + exact(y)))
-    np.testing.assert_allclose(_scaled.portion(x, x + y), share, rtol=4 * tolerance, atol=_scaled.least(dtype))
+    for found in (_scaled.portion(x, x + y), _scaled.share(x, y)):
+        np.testing.assert_allclose(found, share, rtol=4 * tolerance, atol=_scaled.least(dtype))
 
 
 @pytest.mark.parametrize("exponent", [3.0, -9000.0])
@@ -48,11 +49,13 @@ def test_zero(exponent, dtype):
     a, zero = scaled(1.5, exponent, dtype), scaled(*ZERO, dtype)
     for total in (a + zero, zero + a):
         assert (float(total.mantissa), float(total.exponent)) == (1.5, exponent)
-    assert float(_scaled.portion(a, a + zero)) == 1
+    assert float(_scaled.portion(a, a + zero)) == 1 == float(_scaled.share(a, zero))
     assert float(_scaled.portion(zero, a + zero)) < _scaled.least(dtype)
+    assert float(_scaled.share(zero, a)) < _scaled.least(dtype)
     for nothing in (a * zero, zero * zero, _scaled.normalised(zero + zero), zero * zero + zero):
         assert float(nothing.exponent) < LOG_ZERO / 2
-    assert 0 <= float(_scaled.portion(zero, zero + zero)) <= 1
+    for found in (_scaled.portion(zero, zero + zero), _scaled.share(zero, zero)):
+        assert 0 <= float(found) <= 1
 
 
 def test_a_million_products_with_zero_do_not_overflow():
@@ -79,6 +82,7 @@ def test_total(dtype):
 
 def test_two_visible_probabilities_have_a_normal_product(dtype):
     """Whatever is not counted as zero, times the least of portions."""
-    floor = float(_scaled.portion(scaled(*ZERO, dtype), scaled(1.0, 0, dtype)))
-    assert _scaled.least(dtype) * floor > float(jnp.finfo(dtype).tiny)
-    assert floor * 2**20 < _scaled.least(dtype)
+    for portion in (_scaled.portion, _scaled.share):
+        floor = float(portion(scaled(*ZERO, dtype), scaled(1.0, 0, dtype)))
+        assert _scaled.least(dtype) * floor > float(jnp.finfo(dtype).tiny)
+        assert floor * 2**20 < _scaled.least(dtype)
