@@ -168,7 +168,7 @@ def _problem(scores: jax.Array, labels: jax.Array, lengths: jax.Array) -> Proble
 
 @functools.partial(jax.jit, static_argnums=0)
 def _aligned(options: Options, *problem: jax.Array) -> tuple[jax.Array, ...]:
-    return tuple(align(_problem(*problem), options))
+    return tuple(align(options, *_problem(*problem)))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from jaxctc import _best_path, _checks, _emissions, _lattice
 from jaxctc._arguments import canonical
 from jaxctc._lattice import frames_first
+from jaxctc._mesh import laid_out_like_scores
 from jaxctc._types import ArrayLike, Options, Problem
 
 
@@ -103,7 +104,7 @@ def forced_align(
     targets, frames, counts = (_checks.host_values(x) for x in problem[1:])
     if not (targets is None or frames is None or counts is None):
         check_feasible(targets, frames, counts, batched)
-    found = align(problem, options)
+    found = align(options, *problem)
     return found if batched else Alignment(*(x[0] for x in found))
 
 
@@ -124,8 +125,10 @@ def check_feasible(targets: np.ndarray, frames: np.ndarray, counts: np.ndarray, 
     )
 
 
-@functools.partial(jax.jit, static_argnames="options")
-def align(problem: Problem, options: Options) -> Alignment:
+@functools.partial(jax.jit, static_argnums=0)
+@laid_out_like_scores(lambda sequences, _: Alignment._make([sequences] * 2))
+def align(options: Options, *arrays: jax.Array) -> Alignment:
+    problem = Problem(*arrays)
     lattice = _lattice.build(problem, options)
     log_probs = _emissions.log_probs(problem.scores, lattice, options)
     states, score = _best_path.best_path(log_probs, lattice, options)

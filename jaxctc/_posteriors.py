@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from jaxctc import _checks, _lattice, _states
@@ -12,6 +13,7 @@ from jaxctc._arguments import canonical
 from jaxctc._lattice import frames_first, frames_of, live
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._loss import losses
+from jaxctc._mesh import laid_out_like_scores
 from jaxctc._types import ArrayLike, Implementation, Options, Problem
 
 
@@ -91,12 +93,13 @@ def ctc_posteriors(
         "log_probs", log_probs, targets, input_lengths, target_lengths, blank, batch_first, max_target_length
     )
     options = options._replace(implementation=implementation)
-    found = _posteriors(problem, options)
+    found = _posteriors(options, *problem)
     return found if batched else Posteriors(*(x[0] if batch_first else x[:, 0] for x in found))
 
 
-@functools.partial(jax.jit, static_argnames="options")
-def _posteriors(problem: Problem, options: Options) -> Posteriors:
+@functools.partial(jax.jit, static_argnums=0)
+@laid_out_like_scores(lambda _, scores: Posteriors._make([P(*scores[:2]), scores]))
+def _posteriors(options: Options, *problem: jax.Array) -> Posteriors:
     return Posteriors(*_states.posteriors(options, *problem))
 
 
@@ -148,12 +151,14 @@ def ctc_statistics(
         "log_probs", log_probs, targets, input_lengths, target_lengths, blank, batch_first, max_target_length
     )
     options = options._replace(implementation=implementation)
-    found = _statistics(problem, options)
+    found = _statistics(options, *problem)
     return found if batched else Statistics(*(x[0] for x in found))
 
 
-@functools.partial(jax.jit, static_argnames="options")
-def _statistics(problem: Problem, options: Options) -> Statistics:
+@functools.partial(jax.jit, static_argnums=0)
+@laid_out_like_scores(lambda sequences, _: Statistics._make([sequences] * 4))
+def _statistics(options: Options, *arrays: jax.Array) -> Statistics:
+    problem = Problem(*arrays)
     loss = losses(options, *problem)
     states, _ = _states.posteriors(options, *problem)
     occupied = frames_first(states, options)[:, :, 1::2]

@@ -93,15 +93,30 @@ def test_sharded_classes_exchange_emissions_and_normalisers(function, axes, axis
     assert sorted(collectives(compiled)) == sorted(want)
 
 
+@every_type
 @pytest.mark.parametrize("function", [jaxctc.ctc_posteriors, jaxctc.forced_align, jaxctc.ctc_statistics])
-def test_posteriors_and_alignment_say_nothing_over_a_sharded_batch(function):
-    """Where axes are automatic."""
+def test_posteriors_and_alignment_say_nothing_over_a_sharded_batch(axis_type, function):
     problem = *PROBLEM[:3], np.minimum(PROBLEM[3], PROBLEM[2] // 2)  # all feasible
-    arguments = placed(mesh_of(AxisType.Auto, data=8), "data", problem=problem)
+    arguments = placed(mesh_of(axis_type, data=8), "data", problem=problem)
     compiled = jax.jit(function).lower(*arguments).compile()
     assert collectives(compiled) == []
     for x, y in zip(*map(jax.tree.leaves, (compiled(*arguments), function(*problem))), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7)
+
+
+@every_type
+@pytest.mark.parametrize("found", [lambda *x: jaxctc.ctc_posteriors(*x).classes, jaxctc.ctc_statistics])
+def test_posteriors_have_their_derivatives_over_a_sharded_batch(axis_type, found):
+    problem = *PROBLEM[:3], np.minimum(PROBLEM[3], PROBLEM[2] // 2)
+
+    def total(scores, *rest):
+        return sum((x**2).sum() for x in jax.tree.leaves(found(scores, *rest)))
+
+    mesh = mesh_of(axis_type, data=8)
+    with jax.set_mesh(mesh):
+        gradient = jax.jit(jax.grad(total))(*placed(mesh, "data", problem=problem))
+    want = jax.grad(total)(*problem)
+    np.testing.assert_allclose(gradient, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
 
 
 @every_function
