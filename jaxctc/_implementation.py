@@ -1,8 +1,8 @@
 """Who walks the lattice: the scan of `_both_ends`, or a kernel. The choice is made here alone.
 
 What a walk's shape and type decide is known when tracing; the platform is when lowering, so that a program can be
-made for a device that is not there. No kernel has run on the hardware that it is for yet: it runs where it is asked
-for by name.
+made for a device that is not there. Unasked, a kernel runs where it has been seen to be right on its own hardware and
+can walk what there is; asked for by name it runs, or why it does not is said.
 """
 
 import functools
@@ -25,6 +25,8 @@ from jaxctc._scaled import Scaled
 from jaxctc._types import Options
 from jaxctc._walk import Index, Walk
 
+_PROVEN: frozenset[str] = frozenset()
+"""Platforms on whose hardware `make gpu-check`, or its like, has passed: none yet."""
 _WHOLE = 16
 """Steps, of which kernels for GPUs take a whole number of times; other walks they would have to copy."""
 
@@ -43,9 +45,7 @@ def likelihood(walk: Walk, start: Index, size: int, begin: States | None, option
     def kernel(kernels: ModuleType) -> Scaled:
         return mapped_over(options.sequence_axis, kernels.likelihood)(walk, start)
 
-    if options.implementation != "pallas":
-        return scan()
-    return _by_platform(scan, kernel, walk, begin)
+    return _by_platform(scan, kernel, walk, begin, options)
 
 
 def posterior(
@@ -70,9 +70,7 @@ def posterior(
         value, found = mapped_over(options.sequence_axis, of)(walk, start)
         return value, found._replace(label=fold(found.label))
 
-    if options.implementation != "pallas":
-        return scan()
-    return _by_platform(scan, kernel, walk, begin, every_blank=every_blank)
+    return _by_platform(scan, kernel, walk, begin, options, every_blank=every_blank)
 
 
 def _by_platform(
@@ -80,22 +78,30 @@ def _by_platform(
     kernel: Callable[[ModuleType], Any],
     walk: Walk,
     begin: States | None,
+    options: Options,
     *,
     every_blank: bool = False,
 ) -> Any:
-    """What the kernels of the platform give for which the program is lowered; `scan` says what that looks like."""
+    """What the kernels of the platform give for which the program is lowered, or the scan."""
+    asked = options.implementation == "pallas"
+    if options.implementation == "scan" or not (asked or _PROVEN):
+        return scan()
+    kernels: dict[str, ModuleType] = {}
     if begin is not None:
-        raise _no_kernel_error("the frames are on several devices")
-    if walk.scores is None:
-        raise _no_kernel_error("its scores would take more than 512 MB, and only the scan makes them as it goes")
-    kernels, objections = _kernels(walk.scores, every_blank=every_blank)
-    if not kernels:
-        raise _no_kernel_error("; ".join(f"on {platform}, {why}" for platform, why in objections.items()))
+        why = "the frames are on several devices"
+    elif walk.scores is None:
+        why = "its scores would take more than 512 MB, and only the scan makes them as it goes"
+    else:
+        kernels, objections = _kernels(walk.scores, every_blank=every_blank)
+        why = "; ".join(f"on {platform}, {why}" for platform, why in objections.items())
+    if asked and not kernels:
+        raise _no_kernel_error(why)
 
     def none() -> Any:
         return jax.tree.map(functools.partial(_no_kernel.bind, objections=tuple(objections.items())), scan())
 
-    return lax.platform_dependent(**{name: functools.partial(kernel, of) for name, of in kernels.items()}, default=none)
+    chosen = {name: functools.partial(kernel, of) for name, of in kernels.items() if asked or name in _PROVEN}
+    return lax.platform_dependent(**chosen, default=none if asked else scan) if chosen else scan()
 
 
 def _kernels(scores: Array, *, every_blank: bool) -> tuple[dict[str, ModuleType], dict[str, str]]:

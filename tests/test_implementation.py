@@ -12,12 +12,14 @@ from jax.sharding import PartitionSpec as P
 from meshes import mesh_of
 
 import jaxctc
+from jaxctc import _implementation
 
 T, N, C, S = 500, 16, 32, 100
 PROBLEM = [
     jax.ShapeDtypeStruct(shape, dtype)
     for shape, dtype in (((T, N, C), jnp.float32), ((N, S), jnp.int32), ((N,), jnp.int32), ((N,), jnp.int32))
 ]
+LENGTHS = [jax.ShapeDtypeStruct((3,), jnp.int32)] * 2
 MANY = [jax.ShapeDtypeStruct((3, *x.shape), x.dtype) for x in PROBLEM]
 LOSSES = pytest.mark.parametrize("function", [jaxctc.ctc_loss, jaxctc.ctc_loss_with_logits])
 
@@ -76,6 +78,25 @@ def test_a_kernel_runs_within_shard_map(platform, checked):
             parts(mapped, PROBLEM, platform)
     else:
         assert parts(mapped, PROBLEM, platform) == (2, 0)
+
+
+@LOSSES
+def test_a_proven_kernel_runs_unasked_where_it_can(monkeypatch, function):
+    """In shapes of their own, for what is traced is remembered."""
+    monkeypatch.setattr(_implementation, "_PROVEN", frozenset({"cuda"}))
+
+    def problem(frames, labels, dtype=jnp.float32):
+        return [jax.ShapeDtypeStruct((frames, 3, C), dtype), jax.ShapeDtypeStruct((3, labels), jnp.int32), *LENGTHS]
+
+    unasked = functools.partial(function, reduction="sum")
+
+    assert parts(unasked, problem(90, 20), "cuda") == (1, 0)
+    assert parts(jax.grad(unasked), problem(91, 20), "cuda") == (2, 0)
+    assert parts(unasked, problem(92, 20), "tpu")[0] == 0
+    assert parts(unasked, problem(3000, 1500), "cuda")[0] == 0
+    assert parts(functools.partial(unasked, implementation="scan"), problem(93, 20), "cuda")[0] == 0
+    with jax.enable_x64(True):
+        assert parts(unasked, problem(94, 20, jnp.float64), "cuda")[0] == 0
 
 
 def test_one_program_for_several_platforms():
