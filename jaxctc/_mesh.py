@@ -35,8 +35,7 @@ def laid_out_like_scores(results: Callable[[P, P], Any]) -> Callable[[Callable[.
                 return function(options, scores, *rest)
             spec = sharding.spec
             sequences = spec[0 if options.batch_first else 1]
-            if options.implementation == "pallas":
-                options = options._replace(sequence_axis=sequences)
+            options = options._replace(sequence_axis=sequences)
             specs = results(P(sequences), spec)
             automatic = jax.sharding.auto_axes(functools.partial(function, options), out_sharding=specs)
             # The scores may be on a mesh that nobody has set.

@@ -33,7 +33,7 @@ class Options(NamedTuple):
     implementation: str | None = None
     """Who walks the lattice (see `_implementation`)."""
     sequence_axis: str | tuple[str, ...] | None = None
-    """The mesh axis that the sequences lie along, where that is known, and a kernel has to be told."""
+    """The mesh axis that the sequences lie along, where that is known: a kernel has to be told."""
 
 
 class Problem(NamedTuple):
