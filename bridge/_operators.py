@@ -28,7 +28,7 @@ def losses(
     from_logits: bool,
     batch_first: bool,
     normalized: bool,  # noqa: ARG001, it is the derivative's
-    implementation: str | None,
+    implementation: str | None = None,
 ) -> Tensor:
     batch = Batch(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first, implementation)
     return _programs.losses(batch, scores.detach())
@@ -44,7 +44,7 @@ def losses_and_gradient(
     from_logits: bool,
     batch_first: bool,
     normalized: bool,
-    implementation: str | None,
+    implementation: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     batch = Batch(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first, implementation)
     weights = np.ones((2, batch.sequences), _programs.precision(scores))
@@ -63,7 +63,7 @@ def hessian_product(
     from_logits: bool,
     batch_first: bool,
     normalized: bool,
-    implementation: str | None,
+    implementation: str | None = None,
 ) -> Tensor:
     """Each loss's matrix of second derivatives times its own part of `direction`."""
     lattice = targets, input_lengths, target_lengths
@@ -77,12 +77,12 @@ def _fake_losses(scores: Tensor, batch_first: bool) -> Tensor:
 
 
 @losses.register_fake
-def _(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first, normalized, implementation):  # noqa: ARG001
+def _(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first, *_):  # noqa: ARG001
     return _fake_losses(scores, batch_first)
 
 
 @losses_and_gradient.register_fake
-def _(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first, normalized, implementation):  # noqa: ARG001
+def _(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first, *_):  # noqa: ARG001
     return _fake_losses(scores, batch_first), scores.new_empty(scores.shape)
 
 
