@@ -48,12 +48,8 @@ class Scaled(NamedTuple):
     exponent: Float[Array, "..."]
 
     def __add__(self, other: "Scaled") -> "Scaled":  # type: ignore[override]
-        exponent = _max(self.exponent, other.exponent)
-        return Scaled(
-            self.mantissa * _power_of_two(self.exponent - exponent)
-            + other.mantissa * _power_of_two(other.exponent - exponent),
-            exponent,
-        )
+        exponent, mine, others = _aligned(self, other)
+        return Scaled(mine + others, exponent)
 
     def __mul__(self, other: "Scaled") -> "Scaled":  # type: ignore[override]
         return Scaled(self.mantissa * other.mantissa, self.exponent + other.exponent)
@@ -85,21 +81,19 @@ def normalised(a: Scaled) -> Scaled:
 
 def portion(part: Scaled, whole: Scaled) -> Float[Array, "..."]:
     """part / whole, for a part that is no larger than the whole; a part too small to matter gives a little more."""
-    floor = -_layout(part.exponent.dtype).bias // 2
+    floor = _floor(part)
     return part.mantissa / whole.mantissa * _power_of_two(part.exponent - whole.exponent, least=floor)
 
 
 def share(a: Scaled, b: Scaled) -> Float[Array, "..."]:
     """As `portion` gives it of a in a + b."""
-    exponent, floor = _max(a.exponent, b.exponent), -_layout(a.exponent.dtype).bias // 2
-    part, other = (x.mantissa * _power_of_two(x.exponent - exponent, least=floor) for x in (a, b))
+    _, part, other = _aligned(a, b, least=_floor(a))
     return part / (part + other)
 
 
 def shared_sum(a: Scaled, b: Scaled, ratio: Ratio = operator.truediv) -> tuple[Scaled, Float[Array, "..."]]:
     """a + b, and a's portion of it, exactly 0 or 1 where one of the two is too small to be seen."""
-    exponent = jnp.maximum(a.exponent, b.exponent)
-    part, other = (x.mantissa * _power_of_two(x.exponent - exponent, jnp.maximum) for x in (a, b))
+    exponent, part, other = _aligned(a, b, jnp.maximum)
     return Scaled(part + other, exponent), ratio(part, part + other)
 
 
@@ -148,6 +142,20 @@ def _layout(dtype: jnp.dtype) -> _Layout:
 def _max(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
     """`jnp.maximum` but for NaN, which cannot occur, and which it takes a CPU four instructions to respect."""
     return lax.select(a < b, b, a)
+
+
+def _floor(a: Scaled) -> int:
+    """The exponent of the least part that is told from a smaller one where parts are compared."""
+    return -_layout(a.exponent.dtype).bias // 2
+
+
+def _aligned(
+    a: Scaled, b: Scaled, maximum: Callable[[Array, Array], Array] = _max, least: int | None = None
+) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
+    """The larger of two exponents, and what both numbers are in units of its power of two."""
+    exponent = maximum(a.exponent, b.exponent)
+    part, other = (x.mantissa * _power_of_two(x.exponent - exponent, maximum, least) for x in (a, b))
+    return exponent, part, other
 
 
 def _power_of_two(
