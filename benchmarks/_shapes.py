@@ -36,6 +36,15 @@ SHAPES = (
     Shape("ocr", 80, 64, 6000, 20),
     Shape("long", 2000, 4, 64, 400),
 )
+# For accelerators; most of them sizes that others have published times for.
+ACCELERATED = (
+    Shape("FlagGems 1", 64, 4, 32, 16),
+    Shape("FlagGems 2", 256, 16, 64, 48),
+    Shape("FlagGems 3", 512, 32, 64, 48),
+    Shape("FlagGems 4", 1024, 32, 128, 96),
+    Shape("batch", 1000, 256, 128, 200),
+    Shape("RETURNN", 183, 90, 10241, 29),
+)
 # Where the rounding errors of float32 logarithms show most; judged for accuracy alone.
 LONGEST = Shape("T=8000", 8000, 1, 64, 1600)
 

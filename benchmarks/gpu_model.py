@@ -19,19 +19,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks._shapes import SHAPES, Shape
+from benchmarks._shapes import ACCELERATED, SHAPES, Shape
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 TARGET = ROOT.parent / "shared" / "data" / "h100_target_config.pbtxt"
-MORE = (
-    Shape("FlagGems 1", 64, 4, 32, 16),
-    Shape("FlagGems 2", 256, 16, 64, 48),
-    Shape("FlagGems 3", 512, 32, 64, 48),
-    Shape("FlagGems 4", 1024, 32, 128, 96),
-    Shape("batch", 1000, 256, 128, 200),
-    Shape("RETURNN", 183, 90, 10241, 29),
-)
 
 CLOCK = 1.7e3
 """Cycles in a microsecond."""
@@ -361,7 +353,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         compiler = Compiler(Path(directory), arguments.target)
-        shapes = arguments.shape or [*SHAPES, *MORE]
+        shapes = arguments.shape or [*SHAPES, *ACCELERATED]
         rows = [
             row(compiler, arguments.roads.split(","), shape, job)
             for shape in shapes

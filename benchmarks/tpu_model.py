@@ -39,7 +39,7 @@ from rich.console import Console  # noqa: E402
 from rich.progress import track  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from benchmarks._shapes import SHAPES, Shape  # noqa: E402
+from benchmarks._shapes import ACCELERATED, SHAPES, Shape  # noqa: E402
 from jaxctc import _both_ends, _lattice  # noqa: E402
 from jaxctc._kernels import _tpu  # noqa: E402
 from jaxctc._types import Options, Problem  # noqa: E402
@@ -48,13 +48,7 @@ from jaxctc._walk import Walk  # noqa: E402
 RESULTS = Path(__file__).parent / "results"
 KINDS = "v5e", "v6e"
 ROADS = {"kernels": _tpu, "scan": _both_ends}
-WANTED = [
-    *SHAPES,
-    Shape("wide and long", 2000, 32, 64, 400),
-    # Sizes that others have published times for.
-    *(Shape.parse(x) for x in ("64,4,32,16", "256,16,64,48", "512,32,64,48", "1024,32,128,96", "183,90,10241,29")),
-    Shape.parse("1000,256,128,200"),
-]
+WANTED = [*SHAPES, Shape("wide and long", 2000, 32, 64, 400), *ACCELERATED]
 _STEPS = {
     "ctc_inward": {"turn": 8, "a step": 1, "walk": _tpu._UNROLLED},
     "ctc_outward": {
