@@ -32,7 +32,7 @@ def main(batches: int = 2000) -> None:
         targets = torch.randint(1, CLASSES, (sequences, labels))
         leaf = torch.zeros(frames, sequences, CLASSES, requires_grad=True)
         bridge.ctc_loss(leaf, targets, [frames] * sequences, [labels] * sequences).backward()
-        _, rows, columns = sizes.fit(frames, labels, accelerated=False)
+        _, rows, columns = sizes.fit(frames, sequences, labels, accelerated=False)
         cells = frames * -(-sequences // rows) * rows * (2 * columns + 1)
         useful = frames * sequences * (2 * labels + 1)
         computed, needed, ratios = computed + cells, needed + useful, ratios + cells / useful

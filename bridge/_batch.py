@@ -67,7 +67,9 @@ class Batch:
                 width = longest if targets.ndim == 1 else targets.shape[1]
                 self._frames, self._rows = self.frames, max(self.sequences, 1)
             else:
-                self._frames, self._rows, width = sizes.fit(self.frames, longest, self.device.type != "cpu")
+                self._frames, self._rows, width = sizes.fit(
+                    self.frames, self.sequences, longest, self.device.type != "cpu"
+                )
             self.labels = self._lay_out(targets.detach(), counts, longest, width, classes)
         except ValueError as error:  # PyTorch raises RuntimeError for illegal values
             raise RuntimeError(str(error)) from None

@@ -5,7 +5,8 @@ A program is compiled for T' frames, R sequences and S' labels, and serves every
 - T is padded to the next of a few sizes. Padded frames are beyond every input length: not computed.
 - The sequences are cut into blocks of R rows, and the last block is filled up with empty sequences: the
   number of sequences is no part of the program at all. On a CPU a few small blocks also run faster than
-  one large one, whose working set leaves the cache.
+  one large one, whose working set leaves the cache. On a GPU, where sequences side by side cost little and
+  blocks one after the other cost their launches, there is one block, of one of a few sizes.
 - S, the longest target of the batch, is padded to the next of a few sizes.
 
 C, the types, and what is asked for (a loss, a gradient) are never changed.
@@ -28,7 +29,7 @@ class Sizes(NamedTuple):
         labels: Sizes for the longest target of a batch, ascending. Two less than a multiple of 8 wastes nothing:
             the lattice has two columns more.
         sequences: Sequences in a block; None chooses for the device: 16 on the CPU, or 8 from 64 labels on and
-            4 from 256, and 32 on a GPU, where what runs side by side costs little.
+            4 from 256; on a GPU 32, or by doubling as many as hold the batch.
 
     Raises:
         TypeError, ValueError: When set, as `set_sizes` says.
@@ -43,13 +44,13 @@ class Sizes(NamedTuple):
     labels: tuple[int, ...] = (30, 62, 94, 126, 190, 254, 318, 382, 446, 510, 638, 766, 894, 1022)
     sequences: int | None = None
 
-    def fit(self, frames: int, labels: int, accelerated: bool) -> tuple[int, int, int]:
-        """T', R and S' for a batch of so many frames and labels."""
+    def fit(self, frames: int, sequences: int, labels: int, accelerated: bool) -> tuple[int, int, int]:
+        """T', R and S' for a batch of so many frames, sequences and labels."""
         labels = _next(labels, self.labels)
-        sequences = self.sequences
-        if sequences is None:
-            sequences = 32 if accelerated else 16 if labels < 64 else 8 if labels < 256 else 4
-        return _next(frames, self.frames), sequences, labels
+        rows = self.sequences
+        if rows is None:
+            rows = _next(sequences, (32,)) if accelerated else 16 if labels < 64 else 8 if labels < 256 else 4
+        return _next(frames, self.frames), rows, labels
 
 
 def _next(x: int, sizes: tuple[int, ...]) -> int:

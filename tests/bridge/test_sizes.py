@@ -17,7 +17,7 @@ def test_two_thousand_shapes_make_few_programs_with_little_waste():
     sizes = bridge.Sizes()
     programs, computed, needed = set(), 0, 0
     for frames, sequences, labels in SHAPES:
-        program = sizes.fit(frames, labels, accelerated=False)
+        program = sizes.fit(frames, sequences, labels, accelerated=False)
         programs.add(program)
         computed += frames * -(-sequences // program[1]) * program[1] * (2 * program[2] + 1)
         needed += frames * sequences * (2 * labels + 1)
@@ -111,9 +111,14 @@ def test_warmup_for_the_loss_alone(compilations):
 
 def test_sizes_of_one_s_own():
     sizes = bridge.Sizes(frames=(100, 150), labels=(7,), sequences=3)
-    assert sizes.fit(100, 7, accelerated=False) == (100, 3, 7)
-    assert sizes.fit(101, 8, accelerated=True) == (150, 3, 14)
-    assert sizes.fit(601, 29, accelerated=True) == (1200, 3, 56)
+    assert sizes.fit(100, 9, 7, accelerated=False) == (100, 3, 7)
+    assert sizes.fit(101, 9, 8, accelerated=True) == (150, 3, 14)
+    assert sizes.fit(601, 9, 29, accelerated=True) == (1200, 3, 56)
+
+
+@pytest.mark.parametrize(("sequences", "rows"), [(1, 32), (32, 32), (33, 64), (200, 256)])
+def test_a_batch_on_a_gpu_is_one_block(sequences, rows):
+    assert bridge.Sizes().fit(50, sequences, 30, accelerated=True) == (64, rows, 30)
 
 
 def test_set_sizes_holds_until_the_end_of_the_block():
