@@ -7,7 +7,7 @@ DATA ?= ../shared/data/fsdd.npz
 export JAX_PLATFORMS ?= cpu
 export MPLBACKEND ?= Agg
 
-.PHONY: demo distributed spoken test lint bench gpu-check examples-fast clean
+.PHONY: demo distributed spoken test lint bench gpu-check gpu-bench examples-fast clean
 
 demo: $(VENV)/examples.installed  ## train a recogniser of handwritten lines
 	$(BIN)/python examples/handwritten_lines.py
@@ -25,9 +25,15 @@ bench: $(VENV)/bench.installed  ## measure time, memory and accuracy beside othe
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks --sweeps
 
-# On a GPU machine whose Python already has its builds of PyTorch and JAX: PYTHON is used as it is.
+# On a GPU machine whose Python already has its builds of PyTorch and JAX: PYTHON is used as it is, and so are the
+# versions that it has, of whose warnings nobody here may know.
+ON_GPU := JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_PREALLOCATE=false $(PYTHON) -m
+
 gpu-check:  ## run all tests that need an NVIDIA GPU
-	JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_PREALLOCATE=false $(PYTHON) -m pytest -m gpu -rs tests/gpu
+	$(ON_GPU) pytest -m gpu -rs -W default tests/gpu
+
+gpu-bench:  ## measure beside PyTorch's CUDA kernels, cuDNN and optax on an NVIDIA GPU, and judge
+	$(ON_GPU) benchmarks --no-memory --check
 
 spoken: $(VENV)/examples.installed  ## train a recogniser of spoken digits; DATA says where the recordings are
 	$(BIN)/python examples/spoken_digits.py --data $(DATA)

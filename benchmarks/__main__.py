@@ -9,13 +9,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from benchmarks import _charts, _machine, _report, _requirements, _sweeps
-from benchmarks._peers import OURS, PEERS, Job
+from benchmarks import _charts, _machine, _report, _requirements, _run, _sweeps
+from benchmarks._peers import OURS, PEERS, Job, on_gpu
 from benchmarks._results import Results, slug
-from benchmarks._run import Plan, measure
-from benchmarks._shapes import LONGEST, SHAPES, Shape
+from benchmarks._run import Plan
+from benchmarks._shapes import ACCELERATED, LONGEST, SHAPES, Shape
 
-NAMED = {shape.name: shape for shape in SHAPES}
+NAMED = {shape.name: shape for shape in (*SHAPES, *ACCELERATED)}
 RIVALS = [peer.name for peer in PEERS if peer.name not in OURS]
 
 
@@ -30,10 +30,22 @@ def main(arguments: list[str] | None = None) -> int:
     if not console.is_terminal:
         console.width = _report.WIDTH
     console.print(_report.machine_line(results), style="dim")
+    stem = _stem(options)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    part = stem.with_suffix(".part.json")
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         watch = _machine.Watch()
-        results.measurements += measure(_cells(options), _plan(options), progress)
+        plan = _plan(options)
+        for measurement in _run.times_and_errors(_cells(options), plan, progress):
+            results.measurements.append(measurement)
+            results.write(part)  # in case that it is not let end
+            if measurement.failure:
+                console.print(
+                    f"{measurement.peer} failed at {measurement.shape.sizes}: {measurement.failure}", style="red"
+                )
+        if options.memory:
+            _run.add_memory(results.measurements, plan, progress)
         results.machine["others_share"] = round(watch.others_share(), 3)
 
     for job in Job:
@@ -45,9 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
             "for one another, and suffer from that more than XLA's.",
             style="bold yellow",
         )
-    stem = _stem(options)
-    stem.parent.mkdir(parents=True, exist_ok=True)
     results.write(stem.with_suffix(".json"))
+    part.unlink()
     (_charts.curves if options.sweeps else _charts.bars)(results, stem.with_suffix(".png"))
     console.print(f"Written: {stem}.json and .png")
 
@@ -55,18 +66,20 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     verdicts = list(_requirements.verdicts(results))
     console.print(_report.verdict_table(verdicts))
-    return int(not all(verdict.met for verdict in verdicts))
+    failed = any(m.failure for m in results.measurements if m.peer in OURS)
+    return int(failed or not all(verdict.met for verdict in verdicts))
 
 
 def _cells(options: argparse.Namespace) -> list[tuple[Job, Shape]]:
     if options.sweeps:
         return [(Job.GRADIENT, shape) for axis in _sweeps.SIZES for shape in _sweeps.along(axis, options.quick)]
-    cells = [(job, shape) for job in Job for shape in options.shape or SHAPES]
+    shapes = options.shape or ((*SHAPES, *ACCELERATED) if on_gpu() else SHAPES)
+    cells = [(job, shape) for job in Job for shape in shapes]
     return cells if options.shape else [*cells, (Job.GRADIENT, LONGEST)]
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    plan = Plan(0.5, 3) if options.quick else Plan(8, 7)
+    plan = Plan(0.5, 3) if options.quick else Plan(2, 15) if on_gpu() else Plan(8, 7)
     if options.sweeps:
         plan = plan._replace(seconds=plan.seconds / 4)
     rivals = options.rivals or (_sweeps.RIVALS if options.sweeps else None)
@@ -80,6 +93,7 @@ def _stem(options: argparse.Namespace) -> Path:
         "ragged": options.ragged,
         "part": options.shape or options.rivals,
         "quick": options.quick,
+        "times": not options.memory,
     }
     return options.output / "-".join([slug(_machine.device_kind()), *(name for name, true in traits.items() if true)])
 
@@ -103,6 +117,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--sweeps", action="store_true", help="let T, N, C and S grow one at a time instead")
     parser.add_argument("--ragged", action="store_true", help="sequences of different length")
+    parser.add_argument(
+        "--no-memory", dest="memory", action="store_false", help="leave out memory: on a GPU a process a figure"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("--check", action="store_true", help="fail if what must be reached is not")
     parser.add_argument(

@@ -17,6 +17,9 @@ INK, PAPER, QUIET, RULE, ACCENT = "#1b1f3b", "#ffffff", "#6f7489", "#dfe1e8", "#
 COLOURS = {
     "jaxctc": ACCENT,
     "bridge": ACCENT,
+    "the scan": "#e3a4ab",
+    "bridge, padded": "#e3a4ab",
+    "JAX call": QUIET,
     "torch": "#2f6db5",
     "torch cuDNN": "#0f8b8d",
     "optax": "#e07b00",
@@ -40,7 +43,7 @@ STYLE = {
 def bars(results: Results, path: Path) -> None:
     """For every job and shape, how many times as long as ours the others take."""
     jobs = [job for job in Job if results.select(job)]
-    shapes = [shape for shape in results.shapes(jobs[0]) if results.ours(jobs[0], shape).rounds]
+    shapes = [shape for shape in results.shapes(jobs[0]) if (ours := results.ours(jobs[0], shape)) and ours.rounds]
     # The loss first and the bridge last have the same shapes; a row for each of the most numerous peers.
     heights = {shape: max(len(results.select(job, shape)) for job in jobs) for shape in shapes}
     with plt.rc_context(STYLE):
@@ -74,7 +77,7 @@ def bars(results: Results, path: Path) -> None:
 
 
 def _group(axis: Axes, results: Results, job: Job, shape: Shape, top: float) -> None:
-    for i, m in enumerate(results.select(job, shape)):
+    for i, m in enumerate(m for m in results.select(job, shape) if m.rounds):
         if m.peer in OURS:
             axis.plot(1, top + i, "o", color=ACCENT, markersize=5, zorder=3)
             label, end = f"{m.peer}  {milliseconds(m.seconds)} ms", 1.0

@@ -14,6 +14,12 @@ QUIET = 0.05
 """The part of the processors that others may take, and figures still be worth keeping."""
 
 
+PACKAGES = (
+    *("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin"),
+    *("torch", "optax", "numpy", "keras", "tensorflow", "tensorflow-cpu"),
+)
+
+
 def bound(threads: int) -> None:
     """Keeps this process, and those it starts, to so many processors; call it before anything has computed."""
     available = sorted(os.sched_getaffinity(0))
@@ -32,8 +38,8 @@ def device_kind() -> str:
 
 
 def describe() -> dict[str, str | int | float]:
-    versions = {}
-    for package in ("jax", "jaxlib", "torch", "optax", "numpy", "keras", "tensorflow", "tensorflow-cpu"):
+    versions: dict[str, str | int] = _cuda() if device_kind() != "cpu" else {}
+    for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -46,6 +52,13 @@ def describe() -> dict[str, str | int | float]:
         **versions,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _cuda() -> dict[str, str | int]:
+    """As PyTorch has it."""
+    import torch
+
+    return {"cuda": torch.version.cuda or "none", "cudnn": torch.backends.cudnn.version() or "none"}
 
 
 class Watch:

@@ -78,6 +78,20 @@ def on_gpu() -> bool:
     return jax.default_backend() == "gpu"
 
 
+def _kernels_apply() -> bool:
+    """Whether ours are for the GPU of this machine."""
+    if not on_gpu():
+        return False
+    from jaxctc._kernels import _gpu
+
+    return _gpu.objection((1, 2, 16, 128), np.dtype(np.float32)) is None
+
+
+def _implementation() -> str | None:
+    """Of ours, the one that is meant for this machine."""
+    return "pallas" if _kernels_apply() else None
+
+
 # JAX
 
 
@@ -98,11 +112,19 @@ def _jitted(losses: Callable[..., jax.Array], job: Job, *arguments: np.ndarray) 
 
 
 def _jaxctc(job: Job, batch: Batch) -> Call:
+    return _by_jax(job, batch, _implementation())
+
+
+def _scan(job: Job, batch: Batch) -> Call:
+    return _by_jax(job, batch, "scan")
+
+
+def _by_jax(job: Job, batch: Batch, implementation: str | None) -> Call:
     import jaxctc
 
     losses = jaxctc.ctc_loss_with_logits if job is Job.GRADIENT else jaxctc.ctc_loss
     return _jitted(
-        functools.partial(losses, blank=BLANK, reduction="none"),
+        functools.partial(losses, blank=BLANK, reduction="none", implementation=implementation),
         job,
         job.scores(batch),
         batch.targets,
@@ -173,9 +195,37 @@ def _torch(job: Job, batch: Batch) -> Call:
 
 
 def _bridge(job: Job, batch: Batch) -> Call:
+    """As its page says for batches of one shape on a GPU, where what is padded would be copied."""
     import bridge
 
-    return _padded(bridge.ctc_loss, job, batch)
+    call = _with_sizes(job, batch)
+    if not on_gpu():
+        return call
+
+    def unpadded() -> Result:
+        with bridge.set_sizes(None):
+            return call()
+
+    return unpadded
+
+
+def _with_sizes(job: Job, batch: Batch) -> Call:
+    import bridge
+
+    return _padded(functools.partial(bridge.ctc_loss, implementation=_implementation()), job, batch)
+
+
+def _program(_: Job, batch: Batch) -> Call:
+    """What the bridge calls in the end, with JAX's arrays: the rest of its time is the crossing's."""
+    from bridge import _programs
+    from jaxctc._types import Options
+
+    options = Options(BLANK, implementation=_implementation())
+    scores, labels = jax.device_put((batch.log_probs, batch.targets))
+    weights = np.ones((2, batch.shape.N), np.float32)
+    lengths = np.stack([batch.input_lengths, batch.target_lengths], axis=1)
+    function = functools.partial(_programs._losses_and_gradient, options, True, weights, scores, labels, lengths)
+    return lambda: Result(*jax.block_until_ready(function()))
 
 
 def _padded(losses: Callable[..., Any], job: Job, batch: Batch) -> Call:
@@ -234,6 +284,9 @@ _BOTH = (Job.LOSS, Job.GRADIENT)
 PEERS = (
     Peer("jaxctc", "jaxctc", _BOTH, _jaxctc),
     Peer("bridge", "torch", (Job.BRIDGE,), _bridge),
+    Peer("the scan", "jaxctc", _BOTH, _scan, takes=lambda _: _kernels_apply()),
+    Peer("bridge, padded", "torch", (Job.BRIDGE,), _with_sizes, takes=lambda _: on_gpu()),
+    Peer("JAX call", "torch", (Job.BRIDGE,), _program, takes=lambda _: on_gpu()),
     Peer("torch", "torch", (*_BOTH, Job.BRIDGE), _torch),
     Peer("torch cuDNN", "torch", (*_BOTH, Job.BRIDGE), _cudnn, takes=_cudnn_takes),
     Peer("optax", "optax", _BOTH, _optax, _swapped),

@@ -35,7 +35,7 @@ def table(results: Results, job: Job) -> Table:
             itertools.repeat(""),
         )
         for m in rows:
-            figures = _figures(results, m)[: len(columns)]
+            figures = [Text("failed", "bold red")] if m.failure else _figures(results, m)[: len(columns)]
             measured.add_row(next(names), Text(m.peer, "bold green" if m.peer in OURS else ""), *figures)
         if floor := rows[0].floor_seconds:
             measured.add_row(next(names), Text("floor", "dim"), Text(milliseconds(floor), "dim"))

@@ -1,13 +1,14 @@
 """How far ahead the library means to be, and whether it is."""
 
 import math
+import statistics
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from benchmarks._memory import RESOLUTION
 from benchmarks._peers import Job
 from benchmarks._results import Measurement, Results
-from benchmarks._shapes import LONGEST, SHAPES
+from benchmarks._shapes import ACCELERATED, LONGEST, SHAPES, Shape
 
 
 class Verdict(NamedTuple):
@@ -19,6 +20,7 @@ class Verdict(NamedTuple):
 
 
 SMALL, *LARGE = SHAPES
+*PUBLISHED, WIDE = ACCELERATED
 # (job, rival, times as fast on the small shape or None, on each of the others, in the geometric mean or None)
 SPEED = (
     (Job.LOSS, "torch", 1, 2.5, None),
@@ -27,6 +29,12 @@ SPEED = (
     (Job.GRADIENT, "optax", 2, 3, 4),
     (Job.BRIDGE, "torch", None, 2, None),
 )
+# (rival, times as fast at loss and gradient)
+SPEED_ON_A_GPU = (("torch", 2), ("torch cuDNN", 1), ("optax", 10))
+COPIES = 3
+"""On a GPU and the widest shape: as long as so many copies of the scores, each read and written."""
+CROSSING = 50e-6
+"""Seconds, on a GPU, that the bridge may take above the program that it calls."""
 # (what, rival, at most this part of the rival's on each shape, at LONGEST or None where it is not judged)
 PARTS: tuple[tuple[str, Callable[[Measurement], float | None], str, float, float | None], ...] = (
     ("gradient error", lambda m: m.gradient_error, "torch", 1 / 10, 1 / 20),
@@ -38,9 +46,34 @@ PARTS: tuple[tuple[str, Callable[[Measurement], float | None], str, float, float
 
 
 def verdicts(results: Results) -> Iterator[Verdict]:
-    """One for each requirement on each shape of the five that the run has measured."""
-    yield from _speed(results)
-    yield from _parts(results)
+    """One for each requirement of the machine's kind on each shape that the run has measured."""
+    if results.on_gpu:
+        yield from _speed_on_a_gpu(results)
+    else:
+        yield from _speed(results)
+        yield from _parts(results)
+
+
+def _speed_on_a_gpu(results: Results) -> Iterator[Verdict]:
+    for rival, required in SPEED_ON_A_GPU:
+        for shape in (*LARGE, *PUBLISHED):
+            measured = results.find(Job.GRADIENT, shape, rival)
+            if measured and (ratio := results.ratio(measured)) is not None:
+                yield _faster(Job.GRADIENT, rival, shape.name, required, ratio)
+    if (ours := results.ours(Job.GRADIENT, WIDE)) and ours.seconds and ours.copy_seconds:
+        copies = ours.seconds / ours.copy_seconds
+        what = f"{Job.GRADIENT}: times a copy of the scores"
+        yield Verdict(what, WIDE.name, f"{COPIES:g}x", f"{copies:.2f}x", copies <= COPIES)
+    for shape in results.shapes(Job.BRIDGE):
+        yield from _crossing(results, shape)
+
+
+def _crossing(results: Results, shape: Shape) -> Iterator[Verdict]:
+    ours, program = results.ours(Job.BRIDGE, shape), results.find(Job.BRIDGE, shape, "JAX call")
+    if ours and program:
+        above = statistics.median(a - b for a, b in zip(ours.rounds, program.rounds, strict=True))
+        required, reached = (f"{x * 1e6:.0f} us" for x in (CROSSING, above))
+        yield Verdict("bridge: above the JAX call", shape.name, required, reached, above <= CROSSING)
 
 
 def _speed(results: Results) -> Iterator[Verdict]:

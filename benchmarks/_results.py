@@ -26,6 +26,10 @@ class Measurement:
     loss_error_ulps: float | None = None
     gradient_error: float | None = None
     floor_seconds: float | None = None
+    copy_seconds: float | None = None
+    """Of the scores, once: all of them are read and as much is written."""
+    failure: str | None = None
+    """Why there are no figures."""
 
     @property
     def seconds(self) -> float | None:
@@ -38,6 +42,10 @@ class Results:
     def __init__(self, machine: dict[str, str | int | float], measurements: Iterable[Measurement] = ()):
         self.machine = machine
         self.measurements = list(measurements)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.machine["device"] != "cpu"
 
     def select(self, job: Job, shape: Shape | None = None) -> list[Measurement]:
         return [m for m in self.measurements if m.job is job and shape in (None, m.shape)]

@@ -64,6 +64,10 @@ class Roofline:
             taken.append(_fastest(copy))
         return 2 * size / min(taken)
 
+    def copy(self, batch: Batch) -> float:
+        """Seconds of a copy of the scores."""
+        return 2 * batch.logits.nbytes / self.bytes_per_second(batch.logits.nbytes)
+
     def floor(self, job: Job, batch: Batch) -> float:
         """Seconds."""
         live = _FLOAT_BYTES * int(batch.input_lengths.sum())

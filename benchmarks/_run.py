@@ -6,10 +6,10 @@ from typing import NamedTuple
 from rich.progress import Progress
 
 from benchmarks import _accuracy, _memory, _timing
-from benchmarks._peers import OURS, PEERS, Job, Peer, installed
+from benchmarks._peers import OURS, PEERS, Call, Job, Peer, installed
 from benchmarks._results import Measurement
 from benchmarks._roofline import Roofline
-from benchmarks._shapes import LONGEST, Shape, draw
+from benchmarks._shapes import LONGEST, Batch, Shape, draw
 
 
 class Plan(NamedTuple):
@@ -26,37 +26,47 @@ class Plan(NamedTuple):
         return [peer for peer in installed(job) if self.rivals is None or peer.name in (*OURS, *self.rivals)]
 
 
-def measure(cells: Sequence[tuple[Job, Shape]], plan: Plan, progress: Progress) -> list[Measurement]:
-    """Every figure of every peer."""
+def times_and_errors(cells: Sequence[tuple[Job, Shape]], plan: Plan, progress: Progress) -> Iterator[Measurement]:
+    """Of every peer, as they come."""
     roofline = Roofline()
     timed = progress.add_task("times and errors", total=len(cells))
-    measurements = []
     for job, shape in cells:
         progress.update(timed, description=f"times and errors: {job}, {shape.name}")
-        measurements += _times_and_errors(job, shape, plan, roofline)
+        yield from _of_cell(job, shape, plan, roofline)
         progress.advance(timed)
     progress.update(timed, description="times and errors")
-    _add_memory([m for m in measurements if m.rounds], plan, progress)
-    return measurements
 
 
-def _times_and_errors(job: Job, shape: Shape, plan: Plan, roofline: Roofline) -> Iterator[Measurement]:
+def _of_cell(job: Job, shape: Shape, plan: Plan, roofline: Roofline) -> Iterator[Measurement]:
     batch = draw(shape, plan.ragged)
-    calls = {peer: peer.prepare(job, batch) for peer in plan.chosen(job) if peer.takes(batch)}
-    rounds, floor = {}, None
+    measured = {peer: Measurement(job, shape, peer.name) for peer in plan.chosen(job) if peer.takes(batch)}
+    calls = {peer: call for peer, m in measured.items() if (call := _working(peer, m, batch))}
     if shape != LONGEST:
         rounds = _timing.interleave({peer.name: call for peer, call in calls.items()}, plan.seconds, plan.rounds)
-        floor = roofline.floor(job, batch)
+        floor, copy = roofline.floor(job, batch), roofline.copy(batch)
+        for m in measured.values():
+            m.rounds, m.floor_seconds, m.copy_seconds = rounds.get(m.peer, []), floor, copy
     exact = _accuracy.reference(batch) if job is Job.GRADIENT else None
-    for peer, call in calls.items():
-        measurement = Measurement(job, shape, peer.name, rounds.get(peer.name, []), floor_seconds=floor)
-        if exact:
-            errors = _accuracy.errors(peer, call(), exact)
-            measurement.loss_error, measurement.loss_error_ulps, measurement.gradient_error = errors
-        yield measurement
+    for peer, call in calls.items() if exact else ():
+        m = measured[peer]
+        m.loss_error, m.loss_error_ulps, m.gradient_error = _accuracy.errors(peer, call(), exact)
+    yield from measured.values()
 
 
-def _add_memory(measurements: Sequence[Measurement], plan: Plan, progress: Progress) -> None:
+def _working(peer: Peer, measurement: Measurement, batch: Batch) -> Call | None:
+    """The peer, made ready; where it fails, which one may do and others not, the reason is kept in its place."""
+    try:
+        call = peer.prepare(measurement.job, batch)
+        call()
+    except Exception as error:  # noqa: BLE001, whatever others raise
+        measurement.failure = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+        return None
+    return call
+
+
+def add_memory(measurements: Sequence[Measurement], plan: Plan, progress: Progress) -> None:
+    """Of each peer, to what has been timed."""
+    measurements = [m for m in measurements if m.rounds]
     task = progress.add_task("memory", total=len(measurements))
     measured = {m.peer for m in measurements}
     for peer in (peer for peer in PEERS if peer.name in measured):

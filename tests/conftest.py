@@ -1,6 +1,8 @@
 """Shapes checked, promotions strict: what a user may switch on must not break the library."""
 
+import contextlib
 import gc
+import importlib.util
 import os
 from pathlib import Path
 
@@ -35,7 +37,9 @@ SHAPED = [
         "_walk",
     )
 ]
-with install_import_hook(SHAPED, "beartype.beartype"):
+# A GPU machine has what it has: there, beartype may be missing.
+checked = importlib.util.find_spec("beartype") is not None
+with install_import_hook(SHAPED, "beartype.beartype") if checked else contextlib.nullcontext():
     import jaxctc  # noqa: F401
 
 jax.config.update("jax_num_cpu_devices", 8)  # virtual ones, for what is sharded

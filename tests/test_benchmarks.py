@@ -16,12 +16,12 @@ if sys.platform != "linux":
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks import _charts, _memory, _report, _requirements, _sweeps
+from benchmarks import _charts, _memory, _peers, _report, _requirements, _run, _sweeps
 from benchmarks._peers import Job, installed
 from benchmarks._results import Measurement, Results
 from benchmarks._roofline import reachable
-from benchmarks._run import Plan, measure
-from benchmarks._shapes import SHAPES, Shape, draw
+from benchmarks._run import Plan
+from benchmarks._shapes import ACCELERATED, SHAPES, Shape, draw
 
 TINY = Shape.parse("9,3,5,3")
 MACHINE = {"device": "cpu", "cpu": "a processor", "threads": 1, "date": "2026-01-01"}
@@ -37,7 +37,9 @@ def _standard_promotion():
 @pytest.mark.parametrize("job", Job)
 def test_peers_agree(job):
     batch = draw(TINY, ragged=True)
-    (ours, *others) = [peer.numpy(peer.prepare(job, batch)()) for peer in installed(job) if peer.takes(batch)]
+    # All but one of those that are compared on GPUs alone run here as well.
+    peers = [peer for peer in installed(job) if peer.name != "torch cuDNN"]
+    (ours, *others) = [peer.numpy(peer.prepare(job, batch)()) for peer in peers]
     assert others
     for theirs in others:
         np.testing.assert_allclose(theirs.losses, ours.losses, rtol=1e-5)
@@ -48,7 +50,9 @@ def test_peers_agree(job):
 def test_a_run_is_measured_and_reported(monkeypatch, tmp_path):
     monkeypatch.setattr(_memory, "peaks", lambda _peer, work, _ragged: itertools.repeat(12345, len(work)))
     with Progress(disable=True) as progress:
-        measured = measure([(Job.GRADIENT, TINY), (Job.BRIDGE, TINY)], Plan(0, 2, rivals=("torch", "optax")), progress)
+        plan = Plan(0, 2, rivals=("torch", "optax"))
+        measured = list(_run.times_and_errors([(Job.GRADIENT, TINY), (Job.BRIDGE, TINY)], plan, progress))
+        _run.add_memory(measured, plan, progress)
     results = Results(MACHINE, measured)
     console = Console(record=True, width=_report.WIDTH)
     for job in (Job.GRADIENT, Job.BRIDGE):
@@ -105,6 +109,45 @@ def test_what_must_be_reached_is_judged(times_as_fast, met):
     assert all(verdict.met for verdict in verdicts if "faster" not in verdict.requirement)
     speed = {verdict.where: verdict.met for verdict in verdicts if "faster" in verdict.requirement}
     assert speed == dict.fromkeys([shape.name for shape in SHAPES[1:]] + ["geometric mean"], met) | {"small": True}
+
+
+def test_who_fails_is_said_and_others_are_measured(monkeypatch, tmp_path):
+    def broken(*_):
+        raise MemoryError("no room\nand more")
+
+    peers = [peer._replace(prepare=broken) if peer.name == "optax" else peer for peer in _peers.PEERS]
+    monkeypatch.setattr(_peers, "PEERS", peers)
+    with Progress(disable=True) as progress:
+        plan = Plan(0, 2, rivals=("torch", "optax"))
+        measured = list(_run.times_and_errors([(Job.LOSS, TINY)], plan, progress))
+    ours, torch, optax = measured
+    assert optax.failure == "MemoryError: no room"
+    assert ours.rounds
+    assert torch.rounds
+    results = Results(MACHINE, measured)
+    console = Console(record=True, width=_report.WIDTH)
+    console.print(_report.table(results, Job.LOSS))
+    assert "failed" in console.export_text()
+    _charts.bars(results, tmp_path / "bars.png")
+
+
+@pytest.mark.parametrize("met", [True, False])
+def test_what_must_be_reached_on_a_gpu_is_judged(met):
+    """Others just as slow as they must be, or a little faster; the bridge as late as it may be, or later."""
+    off = 1 if met else 1.01
+    measured = []
+    for shape in (*SHAPES, *ACCELERATED):
+        measured += [
+            Measurement(Job.GRADIENT, shape, "jaxctc", [1.0 * off], copy_seconds=1 / 3),
+            Measurement(Job.GRADIENT, shape, "torch", [2.0]),
+            Measurement(Job.GRADIENT, shape, "optax", [10.0]),
+        ]
+    measured.append(Measurement(Job.GRADIENT, SHAPES[1], "torch cuDNN", [1.0]))
+    measured.append(Measurement(Job.BRIDGE, SHAPES[0], "bridge", [1e-3 + 49e-6 * off**5]))
+    measured.append(Measurement(Job.BRIDGE, SHAPES[0], "JAX call", [1e-3]))
+    verdicts = list(_requirements.verdicts(Results(MACHINE | {"device": "NVIDIA H100"}, measured)))
+    assert len(verdicts) == 9 + 9 + 1 + 1 + 1
+    assert {verdict.met for verdict in verdicts} == {met}
 
 
 def test_reachable_states_are_those_on_some_path():
