@@ -117,7 +117,7 @@ def _kernels(scores: Array, *, every_blank: bool) -> tuple[dict[str, ModuleType]
     else:
         found["cuda"] = _gpu
         varies = bool(jax.typeof(scores).manual_axis_type.varying)
-        objections["cuda"] = _gpu.objection(scores.shape, scores.dtype, varies=varies)
+        objections["cuda"] = _gpu.objection(scores.dtype, varies=varies)
     against = {platform: why for platform, why in objections.items() if why is not None}
     return {platform: of for platform, of in found.items() if platform not in against}, against
 

@@ -9,7 +9,9 @@ again and keeps its shares in shared memory, and another, one segment behind, un
 takes the place of the scores. No thread adds to what another has written: results are the same from run to run.
 
 Rows of one, two, four, ... tiles are each compiled on their own, and a block takes the narrowest that holds its
-target: columns beyond are not computed.
+target: columns beyond are not computed. A lattice of more columns than a block has room for is cut into strips, which
+are walked one after the other: inward from the first to the last, each with what the last column of the one before
+has passed on at every step, and outward the other way.
 """
 
 import functools
@@ -38,24 +40,23 @@ _ALIGNED = 1 << 10
 _LEAST = 4
 """Steps of a segment."""
 _MOST_TILES = 11
-"""In a row: of more not even the shortest segment fits."""
+"""In a strip: of more not even the shortest segment fits."""
 _GENERATIONS = ("9", "10")
 """Hopper and Blackwell, but not Blackwell for desktops: that is 12."""
 _COPIED = 32
 """Numbers, at least, in one copy."""
 
 _Memory = dict[str, Any]
+_Sizes = Callable[[int, int, bool], _Memory]
+"""The memory for so many tiles, a segment of so many steps, and edges if there are."""
 
 
-def objection(shape: tuple[int, ...], dtype: jnp.dtype, *, varies: bool = False) -> str | None:
-    """Why a walk whose scores are of this shape is not for these kernels, or None."""
-    columns = shape[3]
+def objection(dtype: jnp.dtype, *, varies: bool = False) -> str | None:
+    """Why a walk whose scores are of this type is not for these kernels, or None."""
     if varies:
         return "Pallas knows no values that vary from device to device: call jax.shard_map with check_vma=False"
     if dtype != jnp.float32:
         return f"they compute in float32, and the scores are {dtype}"
-    if columns > _MOST_TILES * THREADS:
-        return f"they hold targets of up to {_MOST_TILES * THREADS - 2} labels, and this one may have {columns - 2}"
     for version in _capabilities():
         if version.split(".")[0] not in _GENERATIONS:
             return f"they are for GPUs of compute capability 9 and 10, and that of this one is {version}"
@@ -71,21 +72,25 @@ def _capabilities() -> set[str]:
 
 
 class _Cut(NamedTuple):
-    """How a walk is cut into tiles and segments."""
+    """How a walk is cut into strips of tiles, and segments."""
 
     steps: int
     columns: int
+    strips: int
+    tiles: int
+    """Of a strip."""
     size: int
     """Steps of a segment."""
-
-    @property
-    def tiles(self) -> int:
-        return pl.cdiv(self.columns, THREADS)
 
     @property
     def widths(self) -> list[int]:
         """Of rows, in tiles."""
         return [*(1 << k for k in range(self.tiles.bit_length()) if 1 << k < self.tiles), self.tiles]
+
+    @property
+    def edges(self) -> bool:
+        """Whether strips have something to pass on."""
+        return self.strips > 1
 
     @property
     def segments(self) -> int:
@@ -96,48 +101,73 @@ class _Cut(NamedTuple):
         """Steps that are added before the first, so that all segments are whole."""
         return self.segments * self.size - self.steps
 
-    @property
-    def late(self) -> int:
-        """Columns that are added after the last, so that all tiles are whole."""
-        return self.tiles * THREADS - self.columns
-
     @classmethod
-    def of(cls, walk: Walk, memory: Callable[[int, int], _Memory], most: int = ROOM) -> "_Cut":
+    def of(cls, walk: Walk, memory: _Sizes, most: int = ROOM) -> "_Cut":
         *_, steps, columns = walk.kept.shape
-        return cls(steps, columns, _size(memory, pl.cdiv(columns, THREADS), most))
+        tiles = pl.cdiv(columns, THREADS)
+        strips = pl.cdiv(tiles, _MOST_TILES)
+        tiles = pl.cdiv(tiles, strips)
+        return cls(steps, columns, strips, tiles, _size(memory, tiles, strips > 1, most))
 
-    def rows(self, x: Float[Array, "N 2 ... W"], filler: float = 0) -> Float[Array, "N 2 ... K 128"]:
-        x = jnp.pad(x, (*[(0, 0)] * (x.ndim - 1), (0, self.late)), constant_values=filler)
-        return x.reshape(*x.shape[:-1], self.tiles, THREADS)
+    def rows(self, x: Float[Array, "N 2 ... W"], filler: float = 0) -> Float[Array, "B N 2 ... K 128"]:
+        """Columns are added after the last, so that all strips are whole."""
+        late = self.strips * self.tiles * THREADS - self.columns
+        x = jnp.pad(x, (*[(0, 0)] * (x.ndim - 1), (0, late)), constant_values=filler)
+        return jnp.moveaxis(x.reshape(*x.shape[:-1], self.strips, self.tiles, THREADS), -3, 0)
 
-    def columns_of(self, rows: Float[Array, "N 2 ... K 128"]) -> Float[Array, "N 2 ... W"]:
-        return rows.reshape(*rows.shape[:-2], self.tiles * THREADS)[..., : self.columns]
+    def columns_of(self, rows: Float[Array, "B N 2 ... K 128"]) -> Float[Array, "N 2 ... W"]:
+        rows = jnp.moveaxis(rows, 0, -3)
+        return rows.reshape(*rows.shape[:-3], self.strips * self.tiles * THREADS)[..., : self.columns]
+
+    def over_strips(self, body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, strips: Any, **options: Any) -> Any:
+        """As `lax.scan`, whose results it gives; of a single strip there is no loop."""
+        if self.strips > 1:
+            return lax.scan(body, carry, strips, **options)[1]
+        return jax.tree.map(lambda x: x[None], body(carry, jax.tree.map(lambda x: x[0], strips))[1])
 
 
 class _Given(NamedTuple):
-    """What the kernels read of a walk, in whole tiles and segments: K and G of them."""
+    """What the kernels read of a walk, in whole tiles and segments: K and G of them.
+
+    Of one strip; where there is an axis more, before all others, of all B.
+    """
 
     scores: Float[Array, "N 2 M K 128"]
-    drop: Float[Array, "N 2 G 32"]
-    """Of the steps of each segment, and room for more."""
     skip: Int[Array, "N 2 K 128"]
     length: Int[Array, " N"]
+    """Labels from the strip's first column on: less than 0 if it is beyond the target."""
+    offset: Int[Array, " N"]
+    """The number of that column."""
     first: Int[Array, "N 2"]
-    """The first live step."""
+    """The first live step. Beyond the target there is none."""
+    per_step: Float[Array, "N 2 G E 32"]
+    """Of each segment's steps, and room for more: `Walk.drop` and, if there are edges, what arrives from the strip
+    before, mantissas and exponents.
+    """
 
 
 def _given(cut: _Cut, walk: Walk, start: Index) -> _Given:
+    """Of all strips; nothing arrives."""
+
     def whole(x: Array, filler: float = 0) -> Array:
         return jnp.pad(x, ((0, 0), (0, 0), (cut.early, 0), *[(0, 0)] * (x.ndim - 3)), constant_values=filler)
 
+    def of_all(x: Array) -> Array:
+        return jnp.broadcast_to(x, (cut.strips, *x.shape))
+
     drop = whole(walk.drop[:, :, :-1])
-    drop = drop.reshape(*drop.shape[:2], cut.segments, cut.size)
+    drop = drop.reshape(*drop.shape[:2], cut.segments, 1, cut.size)
+    room = (0, 2 * cut.edges), (0, _COPIED - cut.size)
+    offset = jnp.arange(cut.strips, dtype=jnp.int32)[:, None] * (cut.tiles * THREADS)
+    length = walk.target_lengths[None] - offset
+    first = jnp.maximum(walk.first, start) + cut.early
     return _Given(
         cut.rows(whole(walk.kept, LOG_ZERO), LOG_ZERO),
-        jnp.pad(drop, ((0, 0), (0, 0), (0, 0), (0, _COPIED - cut.size))),
         cut.rows(walk.skip.astype(jnp.int32)),
-        walk.target_lengths,
-        jnp.maximum(walk.first, start) + cut.early,
+        length,
+        jnp.broadcast_to(offset, length.shape),
+        jnp.where(length[:, :, None] < 0, cut.segments * cut.size, first),
+        of_all(jnp.pad(drop, ((0, 0), (0, 0), (0, 0), *room))),
     )
 
 
@@ -147,10 +177,11 @@ class _Way(NamedTuple):
     cut: _Cut
     threads: Warpgroup
     scores: Ref
-    drop: Ref
     skip: Bool[Array, "K 128"]
+    offset: Int[Array, ""]
     live: Int[Array, ""]
     """The first step that is."""
+    per_step: Ref
 
     @property
     def first(self) -> Int[Array, ""]:
@@ -159,7 +190,7 @@ class _Way(NamedTuple):
 
     def segment(self, s: Array) -> list[Ref]:
         steps = pl.ds(s * self.cut.size, self.cut.size)
-        return [self.scores.at[steps, pl.ds(0, self.threads.tiles)], self.drop.at[s]]
+        return [self.scores.at[steps, pl.ds(0, self.threads.tiles)], self.per_step.at[s]]
 
     def walked(
         self,
@@ -168,39 +199,65 @@ class _Way(NamedTuple):
         states: States,
         shift_right: Shift,
         keep: Callable[[Array, Shares], None],
-    ) -> States:
-        """On by a segment, which is in shared memory. Its shares may be kept."""
-        scores, drop = segment
+        edges: list[Array],
+    ) -> tuple[States, list[Array]]:
+        """On by a segment, which is in shared memory. Its shares may be kept; what it passes on joins the edges."""
+        scores, per_step = segment
         dead = self.live - s * self.cut.size
 
-        def one(j: Array, carry: tuple[States, Shares]) -> tuple[States, Shares]:
-            states, before = carry
+        def one(j: Array, carry: tuple[States, Shares, list[Array]]) -> tuple[States, Shares, list[Array]]:
+            states, before, edges = carry
             # What is there in steps that no frame was read for may be anything.
             score = jnp.where(j < dead, LOG_ZERO, self.threads.load(scores.at[j]))
-            dropped = jnp.full(self.skip.shape, drop[j])
+            dropped = jnp.full(self.skip.shape, per_step[0, j])
+            arriving = [per_step[k, j] for k in range(1, per_step.shape[0])]
             states, shares = step(
-                states, self.skip, dropped, score, lambda x: Scaled(*shift_right(j & 1, x)), _ratio, _exp2
+                states, self.skip, dropped, score, lambda x: Scaled(*shift_right(j & 1, x, arriving)), _ratio, _exp2
             )
             # One step late: a shift waits for all that is stored before it. (What the first is late for is nothing.)
             keep((j - 1) & (self.cut.size - 1), before)
-            return states, shares
+            return states, shares, self.passed_on(edges, j, shift_right)
 
-        states, last = self.loop(one, (states, Shares(self.threads.full(0), self.threads.full(0))))
+        nothing = Shares(self.threads.full(0), self.threads.full(0))
+        states, last, edges = self.loop(one, (states, nothing, edges))
         keep(jnp.int32(self.cut.size - 1), last)
-        return normalised(states)
+        return normalised(states), edges
 
     def undone(
-        self, flow: Flow, shares: Callable[[Array], Shares], shift_left: Shift, visit: Callable[[Array, Flow], None]
-    ) -> Flow:
+        self,
+        flow: Flow,
+        shares: Callable[[Array], Shares],
+        shift_left: Shift,
+        visit: Callable[[Array, Flow], None],
+        arriving: Ref | None,
+        edges: list[Array],
+    ) -> tuple[Flow, list[Array]]:
         """Back by a segment. A visit finds what has not been undone yet."""
 
-        def one(back: Array, flow: Flow) -> Flow:
+        def one(back: Array, carry: tuple[Flow, list[Array]]) -> tuple[Flow, list[Array]]:
+            flow, edges = carry
             j = self.cut.size - 1 - back
             now = shares(j)
             visit(j, flow)
-            return undo(flow, now, self.skip, lambda row: shift_left(j & 1, (row,))[0])
 
-        return self.loop(one, flow)
+            def shifted(row: Array) -> Array:
+                return shift_left(j & 1, (row,), [] if arriving is None else [arriving[0, j]])[0]
+
+            flow = undo(flow, now, self.skip, shifted)
+            return flow, self.passed_on(edges, j, shift_left)
+
+        return self.loop(one, (flow, edges))
+
+    def passed_on(self, edges: list[Array], j: Array, shift: Shift) -> list[Array]:
+        """With what leaves the strip in this step, if there are edges."""
+        if not edges:
+            return edges
+        return [jnp.where(self.edge.columns == j, x, edge) for x, edge in zip(shift.leaving(j & 1), edges, strict=True)]
+
+    @property
+    def edge(self) -> Warpgroup:
+        """Of rows that hold a step in a column."""
+        return self.threads._replace(tiles=1)
 
     def loop(self, body: Callable[[Array, Any], Any], carry: Any) -> Any:
         """Over the steps of a segment; where a row is narrow, many are scheduled together."""
@@ -244,43 +301,48 @@ def _store_states(threads: Warpgroup, ref: Ref, states: States) -> None:
             threads.store(ref.at[k, part], row)
 
 
-def _inward_memory(tiles: int, size: int) -> _Memory:
+def _inward_memory(tiles: int, size: int, edges: bool) -> _Memory:
     return {
         "scores": plgpu.SMEM((2, size, tiles, THREADS), jnp.float32),
-        "drop": plgpu.SMEM((2, _COPIED), jnp.float32),
+        "per_step": plgpu.SMEM((2, 3 if edges else 1, _COPIED), jnp.float32),
         "arrived": plgpu.Barrier(num_arrivals=2, num_barriers=2),
         "right": plgpu.SMEM((2, 2, tiles * THREADS + 1), jnp.float32),
     }
 
 
-def _inward(way: _Way, kept: Ref, *, everything: bool, scores: Ref, drop: Ref, arrived: Ref, right: Ref) -> None:
-    """Leaves the last states and, if wanted, those before each segment."""
+def _inward(way: _Way, kept: Ref, *passed_on: Ref, everything: bool, arrived: Ref, right: Ref, **room: Ref) -> None:
+    """Leaves the last states and, if wanted, those before each segment; and what the next strip is to be given."""
     threads, count = way.threads, way.cut.segments
     shift_right = Shift(threads, right, written=1, read=0)
     shift_right.prepare((1.0, LOG_ZERO))
-    stream = Stream(way.segment, [scores, drop], arrived)
+    stream = Stream(way.segment, [room["scores"], room["per_step"]], arrived)
     pl.when(way.first < count)(lambda: stream.start(way.first))
 
     def segment(s: Array, states: States) -> States:
         pl.when(s + 1 < count)(lambda: stream.start(s + 1))
         if everything:
             _store_states(threads, kept.at[s], states)
-        return way.walked(s, stream.wait(s), states, shift_right, lambda *_: None)
+        edges = [way.edge.full(0) for _ in range(2 * len(passed_on))]
+        states, edges = way.walked(s, stream.wait(s), states, shift_right, lambda *_: None, edges)
+        for k, edge in enumerate(edges):
+            way.edge.store(passed_on[0].at[s, k], edge)
+        return states
 
-    states = jax.tree.map(threads.spread, started(threads.columns, jnp.dtype(jnp.float32)))
+    states = jax.tree.map(threads.spread, started(threads.columns + way.offset, jnp.dtype(jnp.float32)))
     states = lax.fori_loop(way.first, count, segment, states)
     _store_states(threads, kept.at[count if everything else 0], states)
 
 
-def _outward_memory(tiles: int, size: int) -> _Memory:
+def _outward_memory(tiles: int, size: int, edges: bool) -> _Memory:
     return {
-        **_inward_memory(tiles, size),
+        **_inward_memory(tiles, size, edges),
         "states": plgpu.SMEM((2, 2, 2, tiles, THREADS), jnp.float32),
         "arrived": plgpu.Barrier(num_arrivals=3, num_barriers=2),
         "left": plgpu.SMEM((2, 1, tiles * THREADS + 1), jnp.float32),
         "shares": plgpu.SMEM((2, size, 2, tiles, THREADS), jnp.float32),
         "full": plgpu.Barrier(num_barriers=2),
         "empty": plgpu.Barrier(num_barriers=2),
+        **({"edge": plgpu.SMEM((1, THREADS), jnp.float32)} if edges else {}),
     }
 
 
@@ -288,22 +350,35 @@ def _outward(
     way: _Way,
     kept: Ref,
     meeting: Ref,
-    *found: Ref,
+    *rest: Ref,
     shares: Ref,
     full: Ref,
     empty: Ref,
     left: Ref,
+    edge: Ref | None = None,
     **walking: Ref,
 ) -> None:
     """Leaves the posterior of each label, that of all blanks together and, if wanted, of each.
 
-    The shares of two segments have room, those of even and of odd ones.
+    With edges, after the meeting comes what arrives from the next strip at each step, and last what this one passes on
+    to the one before. The shares of two segments have room, those of even and of odd ones.
     """
     part = lax.axis_index("part")
+    edges = None if edge is None else _Edges(rest[0], edge, rest[-1])
+    found = rest if edges is None else rest[1:-1]
     # Nothing can be read and written again where the kernel is only interpreted.
     label, total, *blanks = found if way.threads.interpret else (way.scores, *found)
     pl.when(part == 0)(lambda: _walk_again(way, kept, shares, full, empty, **walking))
-    pl.when(part == 1)(lambda: _undo(way, meeting, label, total, blanks, shares, full, empty, left))
+    pl.when(part == 1)(lambda: _undo(way, meeting, label, total, blanks, shares, full, empty, left, edges))
+
+
+class _Edges(NamedTuple):
+    """By segment and step, what the outermost columns of strips give one another on the way out."""
+
+    arriving: Ref
+    place: Ref
+    """For one segment's, where a step can be read."""
+    passed_on: Ref
 
 
 def _walk_again(
@@ -314,7 +389,7 @@ def _walk_again(
     empty: Ref,
     *,
     scores: Ref,
-    drop: Ref,
+    per_step: Ref,
     states: Ref,
     arrived: Ref,
     right: Ref,
@@ -326,7 +401,7 @@ def _walk_again(
     def sources(s: Array) -> list[Ref]:
         return [*way.segment(s), kept.at[s, :, :, pl.ds(0, threads.tiles)]]
 
-    stream = Stream(sources, [scores, drop, states], arrived)
+    stream = Stream(sources, [scores, per_step, states], arrived)
     pl.when(way.first < count)(lambda: stream.start(jnp.int32(count - 1)))
 
     def segment(s: Array, _: None) -> None:
@@ -337,14 +412,23 @@ def _walk_again(
         pl.when(s > way.first)(lambda: stream.start(s - 1))
         *given, before = stream.wait(s)
         pl.when(s + 2 < count)(lambda: plgpu.barrier_wait(empty.at[s & 1]))
-        way.walked(s, given, _load_states(threads, before), shift_right, keep)
+        way.walked(s, given, _load_states(threads, before), shift_right, keep, [])
         plgpu.barrier_arrive(full.at[s & 1])
 
     way.backward(segment, None)
 
 
 def _undo(
-    way: _Way, meeting: Ref, label: Ref, total: Ref, blanks: list[Ref], shares: Ref, full: Ref, empty: Ref, left: Ref
+    way: _Way,
+    meeting: Ref,
+    label: Ref,
+    total: Ref,
+    blanks: list[Ref],
+    shares: Ref,
+    full: Ref,
+    empty: Ref,
+    left: Ref,
+    edges: _Edges | None,
 ) -> None:
     threads = way.threads
     shift_left = Shift(threads, left, written=0, read=1)
@@ -360,20 +444,28 @@ def _undo(
             # Where its share was, until all are added up.
             threads.store(mine.at[j, 0], flow.blank)
 
+        def shares_of(j: Array) -> Shares:
+            return Shares(*(threads.load(mine.at[j, k]) for k in range(2)))
+
+        if edges:  # The first shift's barrier is between this and whoever reads it.
+            way.edge.store(edges.place, way.edge.load(edges.arriving.at[s]))
         plgpu.barrier_wait(full.at[s & 1])
-        flow = way.undone(flow, lambda j: Shares(*(threads.load(mine.at[j, k]) for k in range(2))), shift_left, visit)
+        arriving, leaving = (edges.place, [way.edge.full(0)]) if edges else (None, [])
+        flow, leaving = way.undone(flow, shares_of, shift_left, visit, arriving, leaving)
         threads.wait()
         threads.add_up(mine.at[:, 0], total.at[s])
+        if edges:
+            way.edge.store(edges.passed_on.at[s], *leaving)
         pl.when(s - 2 >= way.first)(lambda: plgpu.barrier_arrive(empty.at[s & 1]))
         return flow
 
     way.backward(segment, Flow(*(threads.load(meeting.at[k]) for k in range(2))))
 
 
-def _size(memory: Callable[[int, int], _Memory], tiles: int, most: int) -> int:
+def _size(memory: _Sizes, tiles: int, edges: bool, most: int) -> int:
     """Steps of a segment: as many as there is shared memory for."""
     size = ROOM
-    while size > _LEAST and (size > most or _bytes(memory(tiles, size)) > _SHARED):
+    while size > _LEAST and (size > most or _bytes(memory(tiles, size, edges)) > _SHARED):
         size //= 2
     return size
 
@@ -388,7 +480,7 @@ class _Kernel(NamedTuple):
 
     name: str
     body: Callable[..., None]
-    memory: Callable[[int, int], _Memory]
+    memory: _Sizes
     parts: int | None = None
     """Warpgroups, if more than one."""
 
@@ -400,14 +492,16 @@ class _Kernel(NamedTuple):
             thread_name="part" if self.parts else None,
         )
 
-        def blocks(scores: Ref, drop: Ref, skip: Ref, length: Ref, first: Ref, *rest: Ref) -> None:
+        def blocks(scores: Ref, skip: Ref, length: Ref, offset: Ref, first: Ref, per_step: Ref, *rest: Ref) -> None:
             n, d = lax.axis_index("sequence"), lax.axis_index("direction")
 
             def as_wide_as(tiles: int) -> None:
                 threads = Warpgroup(tiles, interpret)
-                way = _Way(cut, threads, scores.at[n, d], drop.at[n, d], threads.load(skip.at[n, d]) != 0, first[n, d])
+                passed = threads.load(skip.at[n, d]) != 0
+                way = _Way(cut, threads, scores.at[n, d], passed, offset[n], first[n, d], per_step.at[n, d])
                 body = functools.partial(self.body, way, *(x.at[n, d] for x in rest))
-                pl.run_scoped(body, collective_axes=mesh.thread_name or (), **self.memory(tiles, cut.size))
+                memory = self.memory(tiles, cut.size, cut.edges)
+                pl.run_scoped(body, collective_axes=mesh.thread_name or (), **memory)
 
             narrower = sum((length[n] >= width * THREADS).astype(jnp.int32) for width in cut.widths[:-1])
             lax.switch(narrower, [functools.partial(as_wide_as, width) for width in cut.widths])
@@ -437,36 +531,63 @@ def _folded(function: Callable[..., Any]) -> Callable[..., Any]:
     return folded
 
 
-def _walk_inward(kernel: _Kernel, cut: _Cut, given: _Given, states: int, interpret: Any) -> Array:
-    """(N, 2, so many states, 2, 2, K, 128)."""
+def _walk_inward(kernel: _Kernel, cut: _Cut, given: _Given, states: int, interpret: Any) -> tuple[Array, _Given]:
+    """(B, N, 2, so many states, 2, 2, K, 128); and the walk with what arrives at each strip."""
 
     @_folded
-    def call(*given: Array) -> Array:
-        shape = (given[0].shape[0], 2, states, 2, 2, cut.tiles, THREADS)
-        return kernel(cut, [jax.ShapeDtypeStruct(shape, jnp.float32)], interpret)(*given)[0]
+    def call(*given: Array) -> list[Array]:
+        def of(*shape: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((given[0].shape[0], 2, *shape), jnp.float32)
 
-    return call(*given)
+        out = [of(states, 2, 2, cut.tiles, THREADS), of(cut.segments, 2, 1, THREADS)]
+        return kernel(cut, out if cut.edges else out[:1], interpret)(*given)
+
+    def strip(arriving: Array | None, given: _Given) -> tuple[Array | None, tuple[Array, _Given]]:
+        if arriving is not None:
+            given = given._replace(per_step=given.per_step.at[:, :, :, 1:, : cut.size].set(arriving))
+        kept, *passed_on = call(*given)
+        return passed_on[0][:, :, :, :, 0, : cut.size] if passed_on else None, (kept, given)
+
+    nothing = jnp.zeros_like(given.per_step[0, :, :, :, 1:, : cut.size]) if cut.edges else None
+    return cut.over_strips(strip, nothing, given)
 
 
-def _walk_outward(cut: _Cut, given: _Given, *rest: Array, every_blank: bool, interpret: Any) -> list[Array]:
-    """The posterior of labels, of all blanks, and of each, if wanted."""
+def _walk_outward(
+    cut: _Cut, given: _Given, kept: Array, meeting: Array, *, every_blank: bool, interpret: Any
+) -> list[Array]:
+    """The posterior of labels, of all blanks, and of each, if wanted: of all strips."""
 
     @_folded
-    def call(scores: Array, *given: Array) -> list[Array]:
-        each = jax.ShapeDtypeStruct(scores.shape, jnp.float32)
-        total = jax.ShapeDtypeStruct((*scores.shape[:2], cut.segments, cut.size), jnp.float32)
-        out = [total, each] if every_blank else [total]
+    def call(scores: Array, *rest: Array) -> list[Array]:
+        def of(*shape: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((*scores.shape[:2], *shape), jnp.float32)
+
+        each = of(*scores.shape[2:])
+        out = [of(cut.segments, cut.size), *[each] * every_blank, *[of(cut.segments, 1, THREADS)] * cut.edges]
         if interpret:
-            return _OUTWARD(cut, [each, *out], interpret)(scores, *given)
+            return _OUTWARD(cut, [each, *out], interpret)(scores, *rest)
 
         def run(refs: list[Ref]) -> None:
             label, *others = refs
-            for ref, value in zip(others, _OUTWARD(cut, out, interpret)(label, *given), strict=True):
+            for ref, value in zip(others, _OUTWARD(cut, out, interpret)(label, *rest), strict=True):
                 ref[...] = value
 
         return pl.run_state(run)([scores, *(jnp.zeros(x.shape, x.dtype) for x in out)])
 
-    return call(*given, *rest)
+    def strip(arriving: Array | None, operands: tuple[_Given, Array, Array]) -> tuple[Array | None, list[Array]]:
+        given, kept, meeting = operands
+        if arriving is None:
+            return None, call(*given, kept, meeting)
+        *found, passed_on = (
+            # Of strips beyond the target nothing was written.
+            jnp.where(given.length.reshape(-1, *[1] * (x.ndim - 1)) < 0, 0, x)
+            for x in call(*given, kept, meeting, arriving)
+        )
+        return passed_on, found
+
+    sequences = kept.shape[1]
+    nothing = jnp.zeros((sequences, 2, cut.segments, 1, THREADS), jnp.float32) if cut.edges else None
+    return cut.over_strips(strip, nothing, (given, kept, meeting), reverse=True)
 
 
 def _meet(last: Float[Array, "N 2 2 2 W"], walk: Walk) -> Meeting:
@@ -482,8 +603,8 @@ def likelihood(walk: Walk, start: Index = 0, *, interpret: Any = None) -> Scaled
     if walk.kept.size == 0:
         return _both_ends.likelihood(walk, start)
     cut = _Cut.of(walk, _inward_memory)
-    last = _walk_inward(_LAST, cut, _given(cut, walk, start), 1, interpret)
-    return _meet(cut.columns_of(last[:, :, -1]), walk).likelihood
+    last, _ = _walk_inward(_LAST, cut, _given(cut, walk, start), 1, interpret)
+    return _meet(cut.columns_of(last[:, :, :, -1]), walk).likelihood
 
 
 def posterior(
@@ -493,12 +614,11 @@ def posterior(
     if walk.kept.size == 0:
         return _both_ends.posterior(walk, size, start, every_blank=every_blank)
     cut = _Cut.of(walk, _outward_memory, size)
-    given = _given(cut, walk, start)
-    kept = _walk_inward(_INWARD, cut, given, cut.segments + 1, interpret)
-    meeting = _meet(cut.columns_of(kept[:, :, -1]), walk)
+    kept, given = _walk_inward(_INWARD, cut, _given(cut, walk, start), cut.segments + 1, interpret)
+    meeting = _meet(cut.columns_of(kept[:, :, :, -1]), walk)
     flow = cut.rows(jnp.stack([meeting.blank, meeting.label], axis=2))
     label, total, *blanks = _walk_outward(cut, given, kept, flow, every_blank=every_blank, interpret=interpret)
 
     label, *blanks = (cut.columns_of(x)[:, :, cut.early :] for x in (label, *blanks))
-    total = total.reshape(*total.shape[:2], -1)[:, :, cut.early :]
+    total = total.sum(axis=0).reshape(*total.shape[1:3], -1)[:, :, cut.early :]
     return meeting.likelihood, Posterior(label, total, *blanks)

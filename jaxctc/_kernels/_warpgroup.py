@@ -7,7 +7,7 @@ around every access.
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
@@ -93,7 +93,7 @@ _barrier = plgpu.inline_mgpu()(lambda _: mosaic.warpgroup_barrier())
 
 
 class Shift(NamedTuple):
-    """Gives each column what the one beside it holds, and the outermost nothing, by way of shared memory."""
+    """Gives each column what the one beside it holds, by way of shared memory, and the outermost what it is told."""
 
     threads: Warpgroup
     places: Ref
@@ -109,18 +109,31 @@ class Shift(NamedTuple):
                 self._put(turn, part, self.read, self.threads.full(value))
         self.threads.wait()
 
-    def __call__(self, turn: Index, rows: tuple[Array, ...]) -> list[Array]:
+    def __call__(self, turn: Index, rows: tuple[Array, ...], arriving: Sequence[Array] = ()) -> list[Array]:
         for part, row in enumerate(rows):
             self._put(turn, part, self.written, row)
         self.threads.wait()
-        return [self._get(turn, part) for part in range(len(rows))]
+        shifted = [self._get(turn, part) for part in range(len(rows))]
+        if not arriving:
+            return shifted
+        outermost = self.threads.columns == (self._count - 1) * self.read
+        return [
+            jnp.where(outermost, jnp.full(row.shape, value), row) for row, value in zip(shifted, arriving, strict=True)
+        ]
+
+    def leaving(self, turn: Index) -> list[Array]:
+        """What was in the column at the other end, of each row that was shifted last: it is in nobody's place."""
+        return [self.places[turn, part, self._count * self.written] for part in range(self.places.shape[1])]
+
+    @property
+    def _count(self) -> int:
+        return self.threads.tiles * THREADS
 
     def _put(self, turn: Index, part: int, first: int, row: Array) -> None:
         self.places[turn, part, pl.ds(first, row.size)] = row.reshape(row.size)
 
     def _get(self, turn: Index, part: int) -> Array:
-        count = self.threads.tiles * THREADS
-        row = self.threads.spread(self.places[turn, part, pl.ds(self.read, count)])
+        row = self.threads.spread(self.places[turn, part, pl.ds(self.read, self._count)])
         return row.reshape(self.threads.tiles, THREADS)
 
 
