@@ -194,8 +194,8 @@ class Program(NamedTuple):
     temporary: int
     """Bytes, besides arguments and results: the walk's scores make room for the posterior."""
     kernels: list[Kernel]
-    steps: int
-    tiles: int
+    cut: Any
+    """Of the kernels."""
 
 
 class Compiler:
@@ -257,13 +257,13 @@ class Compiler:
             warnings.filterwarnings("ignore", "Some donated buffers were not usable")
             compiled = jax.jit(run, donate_argnums=0).lower(walk).compile()
         (thunks,) = self.directory.glob(f"*.jit_{name}.thunk_sequence.txt")
+        cut = _gpu._Cut.of(walk, _gpu._inward_memory if job == "loss" else _gpu._outward_memory)
         trips = [steps // size, size // 2] if again and size < steps else [steps // 2]
         return Program(
-            launches(thunks.read_text(), trips),
+            launches(thunks.read_text(), [cut.strips] if road == "kernels" else trips),
             compiled.memory_analysis().temp_size_in_bytes,
             list(_kernels(own)),
-            steps,
-            -(-lattice.labels.shape[1] // 128),
+            cut,
         )
 
 
@@ -283,10 +283,10 @@ def cost(kernel: Kernel, program: Program, shape: Shape) -> Cost:
     """In the rows that hold the whole target."""
     from jaxctc._kernels import _gpu
 
+    cut = program.cut
     outward = any(loop.undoes for loop in kernel.loops)
     memory = _gpu._outward_memory if outward else _gpu._inward_memory
-    size = _gpu._size(memory, program.tiles, _gpu.ROOM)
-    frames = max(size >> (program.tiles - 1).bit_length(), 2)
+    frames = max(cut.size >> (cut.tiles - 1).bit_length(), 2)
     # Of the loops of several widths that take as many frames at once those of the widest have most to do.
     chosen = [
         max((x for x in kernel.loops if x.frames == frames and x.undoes == undoes), key=lambda x: x.instructions)
@@ -295,7 +295,7 @@ def cost(kernel: Kernel, program: Program, shape: Shape) -> Cost:
     issued, latency = sum(x.instructions for x in chosen), max(x.cycles for x in chosen)
     threads = 128 * len(chosen)
     resident = min(
-        SHARED // (_gpu._bytes(memory(program.tiles, size)) + 1024),
+        SHARED // (_gpu._bytes(memory(cut.tiles, cut.size, cut.edges)) + 1024),
         REGISTERS // (threads * -(-kernel.registers // 8) * 8),
         THREADS // threads,
     )
@@ -303,7 +303,8 @@ def cost(kernel: Kernel, program: Program, shape: Shape) -> Cost:
     together = min(resident, -(-blocks // MULTIPROCESSORS))
     rounds = -(-blocks // (MULTIPROCESSORS * resident))
     frame = max(latency, together * issued)
-    return Cost(kernel.registers, kernel.spilled, issued, latency, rounds * program.steps * frame / CLOCK)
+    steps = cut.strips * cut.segments * cut.size
+    return Cost(kernel.registers, kernel.spilled, issued, latency, rounds * steps * frame / CLOCK)
 
 
 def row(compiler: Compiler, roads: list[str], shape: Shape, job: str) -> dict[str, Any]:

@@ -141,7 +141,11 @@ def test_a_target_of_any_length_is_walked_in_strips(monkeypatch):
     """Of two tiles each; targets end within the first, with its last column, and within the second and the third."""
     monkeypatch.setattr(_gpu, "_MOST_TILES", 2)
     walk = walk_of(problem(90, [90, 90, 80, 90], [3, 31, 40, 70]))
-    assert _gpu._Cut.of(walk, _gpu._inward_memory)[2:4] == (3, 2)
+    cut = _gpu._Cut.of(walk, _gpu._inward_memory)
+    assert cut[2:4] == (3, 2)
+    labels, _, first = np.moveaxis(_gpu._given(cut, walk, 0).span, -1, 0)
+    assert ((labels < 0) == (first == cut.segments * cut.size)).all()  # beyond the target nothing is walked
+    assert (labels < 0).sum(axis=(1, 2)).tolist() == [0, 4, 6]
     strips = likelihood(_gpu, interpret=INTERPRETED)(walk)
     np.testing.assert_allclose(strips, looped(walk), rtol=1e-6)
 

@@ -134,12 +134,10 @@ class _Given(NamedTuple):
 
     scores: Float[Array, "N 2 M K 128"]
     skip: Int[Array, "N 2 K 128"]
-    length: Int[Array, " N"]
-    """Labels from the strip's first column on: less than 0 if it is beyond the target."""
-    offset: Int[Array, " N"]
-    """The number of that column."""
-    first: Int[Array, "N 2"]
-    """The first live step. Beyond the target there is none."""
+    span: Int[Array, "N 2 3"]
+    """Labels from the strip's first column on, less than 0 if it is beyond the target; the number of that column; and
+    the first live step, where beyond the target there is none.
+    """
     per_step: Float[Array, "N 2 G E 32"]
     """Of each segment's steps, and room for more: `Walk.drop` and, if there are edges, what arrives from the strip
     before, mantissas and exponents.
@@ -152,22 +150,18 @@ def _given(cut: _Cut, walk: Walk, start: Index) -> _Given:
     def whole(x: Array, filler: float = 0) -> Array:
         return jnp.pad(x, ((0, 0), (0, 0), (cut.early, 0), *[(0, 0)] * (x.ndim - 3)), constant_values=filler)
 
-    def of_all(x: Array) -> Array:
-        return jnp.broadcast_to(x, (cut.strips, *x.shape))
-
     drop = whole(walk.drop[:, :, :-1])
     drop = drop.reshape(*drop.shape[:2], cut.segments, 1, cut.size)
     room = (0, 2 * cut.edges), (0, _COPIED - cut.size)
-    offset = jnp.arange(cut.strips, dtype=jnp.int32)[:, None] * (cut.tiles * THREADS)
-    length = walk.target_lengths[None] - offset
-    first = jnp.maximum(walk.first, start) + cut.early
+    offset = lax.broadcasted_iota(jnp.int32, (cut.strips, *walk.first.shape), 0) * (cut.tiles * THREADS)
+    length = walk.target_lengths[None, :, None] - offset
+    first = jnp.where(length < 0, cut.segments * cut.size, (jnp.maximum(walk.first, start) + cut.early)[None])
+    per_step = jnp.pad(drop, ((0, 0), (0, 0), (0, 0), *room))
     return _Given(
         cut.rows(whole(walk.kept, LOG_ZERO), LOG_ZERO),
         cut.rows(walk.skip.astype(jnp.int32)),
-        length,
-        jnp.broadcast_to(offset, length.shape),
-        jnp.where(length[:, :, None] < 0, cut.segments * cut.size, first),
-        of_all(jnp.pad(drop, ((0, 0), (0, 0), (0, 0), *room))),
+        jnp.stack([length, offset, first], axis=-1),
+        jnp.broadcast_to(per_step, (cut.strips, *per_step.shape)),
     )
 
 
@@ -492,18 +486,19 @@ class _Kernel(NamedTuple):
             thread_name="part" if self.parts else None,
         )
 
-        def blocks(scores: Ref, skip: Ref, length: Ref, offset: Ref, first: Ref, per_step: Ref, *rest: Ref) -> None:
+        def blocks(scores: Ref, skip: Ref, span: Ref, per_step: Ref, *rest: Ref) -> None:
             n, d = lax.axis_index("sequence"), lax.axis_index("direction")
+            length, offset, live = (span[n, d, k] for k in range(3))
 
             def as_wide_as(tiles: int) -> None:
                 threads = Warpgroup(tiles, interpret)
                 passed = threads.load(skip.at[n, d]) != 0
-                way = _Way(cut, threads, scores.at[n, d], passed, offset[n], first[n, d], per_step.at[n, d])
+                way = _Way(cut, threads, scores.at[n, d], passed, offset, live, per_step.at[n, d])
                 body = functools.partial(self.body, way, *(x.at[n, d] for x in rest))
                 memory = self.memory(tiles, cut.size, cut.edges)
                 pl.run_scoped(body, collective_axes=mesh.thread_name or (), **memory)
 
-            narrower = sum((length[n] >= width * THREADS).astype(jnp.int32) for width in cut.widths[:-1])
+            narrower = sum((length >= width * THREADS).astype(jnp.int32) for width in cut.widths[:-1])
             lax.switch(narrower, [functools.partial(as_wide_as, width) for width in cut.widths])
 
         return pl.kernel(
@@ -580,7 +575,7 @@ def _walk_outward(
             return None, call(*given, kept, meeting)
         *found, passed_on = (
             # Of strips beyond the target nothing was written.
-            jnp.where(given.length.reshape(-1, *[1] * (x.ndim - 1)) < 0, 0, x)
+            jnp.where((given.span[:, 0, 0] < 0).reshape(-1, *[1] * (x.ndim - 1)), 0, x)
             for x in call(*given, kept, meeting, arriving)
         )
         return passed_on, found

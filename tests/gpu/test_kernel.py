@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("absl", reason="Pallas's Mosaic GPU needs absl-py")
 
+import jaxctc
 from jaxctc import _both_ends, _lattice, _walk
 from jaxctc._kernels import _gpu
 from jaxctc._types import Options, Problem
@@ -14,8 +15,9 @@ from jaxctc._types import Options, Problem
 pytestmark = pytest.mark.gpu
 
 C = 32
-# T, N, S: rows of one tile, of two, of four and of as many as there can be.
-SHAPES = [(50, 16, 30), (501, 32, 100), (400, 8, 150), (1200, 4, 500), (2900, 2, 1400)]
+OPTIONS = Options(implementation="pallas")
+# T, N, S: rows of one tile, of two, of four, of as many as a strip can have, and two strips.
+SHAPES = [(50, 16, 30), (501, 32, 100), (400, 8, 150), (1200, 4, 500), (2900, 2, 1400), (3000, 2, 1450)]
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +26,14 @@ def _on_a_gpu_that_they_are_for():
         pytest.skip(f"the kernels do not apply: {reason}")
     with jax.default_device(jax.devices("cuda")[0]):
         yield
+
+
+@jax.jit
+def walk_of(problem):
+    frames = len(problem.scores)
+    lattice = _lattice.build(problem, OPTIONS)
+    plan = _walk.schedule(lattice, frames, _both_ends.even(frames, 16))
+    return _walk.build(problem.scores, None, lattice, OPTIONS, plan)
 
 
 def walk(T, N, S, seed=0):
@@ -39,17 +49,25 @@ def walk(T, N, S, seed=0):
     input_lengths[0], target_lengths[0] = T, min(S, T // 2)
     input_lengths[1], target_lengths[1] = (0, 0) if seed % 2 else (S // 2, S)
     arrays = (jnp.asarray(x, jnp.int32) for x in (targets, input_lengths, target_lengths))
-    problem = Problem(jnp.asarray(scores, jnp.float32), *arrays)
-    lattice = _lattice.build(problem, Options())
-    plan = _walk.schedule(lattice, T, _both_ends.even(T, 16))
-    return _walk.build(problem.scores, None, lattice, Options(), plan)
+    return walk_of(Problem(jnp.asarray(scores, jnp.float32), *arrays))
+
+
+def specified(given, x, value=None):
+    """The rows from the first live step on, and of sequences that are possible."""
+    live = jnp.arange(x.shape[2])[None, None] >= given.first[:, :, None]
+    if value is not None:
+        live &= (value > -1e29)[:, None, None]
+    return jnp.where(live.reshape(*live.shape, *[1] * (x.ndim - 3)), x, 0)
 
 
 def run(module):
+    """Log likelihoods, alone and with the posterior, and what is specified of that."""
+
     def both(walk):
         alone = module.likelihood(walk)
         value, posterior = module.posterior(walk, 16, every_blank=True)
-        return [_walk.log_likelihood(walk, x) for x in (alone, value)], posterior
+        alone, value = (_walk.log_likelihood(walk, x) for x in (alone, value))
+        return alone, value, [specified(walk, x) for x in posterior]
 
     return jax.jit(both)
 
@@ -57,25 +75,18 @@ def run(module):
 KERNELS, LOOPS = run(_gpu), run(_both_ends)
 
 
-def specified(given, x, value=None):
-    """The rows from the first live step on, and of sequences that are possible."""
-    live = np.arange(x.shape[2]) >= np.asarray(given.first)[:, :, None]
-    if value is not None:
-        live &= np.asarray(value > -1e29)[:, None, None]
-    return np.where(live.reshape(*live.shape, *[1] * (x.ndim - 3)), x, 0)
-
-
-def results(given):
-    values, found = KERNELS(given)
-    return [*map(np.asarray, values), *(specified(given, x) for x in found)]
+@jax.jit
+def equal(a, b):
+    """On the GPU: there is much to compare."""
+    return jax.tree.reduce(jnp.logical_and, jax.tree.map(jnp.array_equal, a, b))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_results_are_those_of_the_loops(shape, seed):
     given = walk(*shape, seed)
-    (alone, value), found = KERNELS(given)
-    (_, wanted), expected = LOOPS(given)
+    alone, value, found = KERNELS(given)
+    _, wanted, expected = LOOPS(given)
     np.testing.assert_array_equal(alone, value)
     np.testing.assert_allclose(value, wanted, rtol=2e-6)
     for ours, theirs in zip(found, expected, strict=True):
@@ -85,9 +96,9 @@ def test_results_are_those_of_the_loops(shape, seed):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_frame_sums_to_one(shape):
     given = walk(*shape)
-    (value, _), found = KERNELS(given)
+    _, value, found = KERNELS(given)
     label, blank, blanks = (specified(given, x, value) for x in found)
-    expected = specified(given, np.ones_like(blank), value)
+    expected = specified(given, jnp.ones_like(blank), value)
     np.testing.assert_allclose(label.sum(axis=3) + blank, expected, atol=5e-6)
     np.testing.assert_allclose(blanks.sum(axis=3), blank, atol=5e-6)
 
@@ -97,18 +108,40 @@ def test_every_frame_sums_to_one(shape):
 def test_no_thread_is_ever_too_early(shape, copies):
     """Bit for bit the same, however many blocks share the GPU, in whatever order they run."""
     given = jax.tree.map(lambda x: jnp.concatenate([x] * copies), walk(*shape))
-    once = results(given)
-    for _ in range(100):
-        for x, y in zip(once, results(given), strict=True):
-            np.testing.assert_array_equal(x, y)
-    for x in once:
-        np.testing.assert_allclose(x, np.concatenate([x[: shape[1]]] * copies), rtol=1e-5, atol=1e-6)
+    once = KERNELS(given)
+    # Whatever was compiled for so many sequences around the kernels: each copy is as the first.
+    first, last = (jax.tree.map(lambda x, i=i: x[i : i + shape[1]], once) for i in (0, (copies - 1) * shape[1]))
+    assert equal(first, last)
+    same = [equal(once, KERNELS(given)) for _ in range(50)]
+    assert all(map(bool, same))
 
 
 def test_a_mapped_batch_is_one_batch():
     walks = [walk(50, 16, 30, seed) for seed in range(3)]
-    values, found = jax.vmap(KERNELS)(jax.tree.map(lambda *x: jnp.stack(x), *walks))
+    mapped = jax.vmap(KERNELS)(jax.tree.map(lambda *x: jnp.stack(x), *walks))
     for k, given in enumerate(walks):
-        mapped = [*(np.asarray(x[k]) for x in values), *(specified(given, x[k]) for x in found)]
-        for x, y in zip(mapped, results(given), strict=True):
-            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+        for x, y in zip(jax.tree.leaves(mapped), jax.tree.leaves(KERNELS(given)), strict=True):
+            np.testing.assert_allclose(x[k], y, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(50, 16, 30), (501, 32, 100), (3000, 2, 1450)])
+def test_losses_and_gradients_from_logits(shape):
+    """Through the public function, and by the scan in float64 on the CPU."""
+    T, N, S = shape
+    rng = np.random.default_rng(2)
+    logits, targets = rng.standard_normal((T, N, C)), rng.integers(1, C, (N, S))
+    input_lengths, target_lengths = rng.integers(T * 9 // 10, T + 1, N), rng.integers(S // 2, S * 4 // 5, N)
+
+    def of(logits, implementation):
+        def total(logits):
+            return jaxctc.ctc_loss_with_logits(
+                logits, targets, input_lengths, target_lengths, reduction="sum", implementation=implementation
+            )
+
+        return jax.jit(jax.value_and_grad(total))(logits)
+
+    value, gradient = of(jnp.asarray(logits, jnp.float32), "pallas")
+    with jax.default_device(jax.devices("cpu")[0]), jax.enable_x64(True):
+        exact, wanted = of(jnp.asarray(logits), "scan")
+    np.testing.assert_allclose(value, exact, rtol=1e-6)
+    np.testing.assert_allclose(gradient, wanted, atol=2e-5)
