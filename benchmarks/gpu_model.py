@@ -6,6 +6,9 @@ Each shape is compiled ahead of time for CUDA twice: as loops of XLA (`_both_end
 from the walk on, for the gathering of the scores is the same for both. Counted are launches, from XLA's own list of
 what it will launch; memory; registers, spills and instructions a frame, from the assembler. Modelled is the rest, of
 which the table says what is assumed: no GPU has measured any of it.
+
+And once as a whole, with kernels: loss and gradient from logits, of which launches, memory and the bytes that pass
+through device memory are counted.
 """
 
 import argparse
@@ -46,6 +49,12 @@ the assembler wrote into it and after what it waits for; a barrier of a warpgrou
 {LATENCIES["LDS"]}, rounding and special functions {LATENCIES["MUFU"]}. A scheduler issues one instruction a cycle for
 all the warps that it has. The clock is {CLOCK / 1e3} GHz, and a launch takes {LAUNCH:g} us in both roads and overlaps
 with nothing.
+"""
+
+
+WHOLE = """Loss and gradient from logits, the whole program with kernels. Bytes are those of all operands and results of
+whatever is launched, as if nothing stayed in a cache and nothing was read in part, in copies of the scores: each read
+and written once.
 """
 
 
@@ -198,6 +207,46 @@ class Program(NamedTuple):
     """Of the kernels."""
 
 
+class Whole(NamedTuple):
+    """Loss and gradient from logits, with kernels."""
+
+    shape: str
+    sizes: str
+    launches: int
+    temporary: int
+    """Bytes, besides arguments and results."""
+    moved: int
+    """Bytes."""
+    scores: int
+    """Bytes."""
+
+    @property
+    def copies(self) -> float:
+        return self.moved / (2 * self.scores)
+
+
+_WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "s32": 4, "u32": 4, "f32": 4}
+_FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
+
+
+def moved(text: str) -> int:
+    """Bytes of all operands and results of the entry's instructions, loops aside, of which it has none."""
+
+    def size(shapes: str) -> int:
+        arrays = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+        return sum(_WIDTHS[kind] * math.prod(map(int, filter(None, sizes.split(",")))) for kind, sizes in arrays)
+
+    entry = text[text.index("\nENTRY ") :]
+    found = re.findall(r"^  (?:ROOT )?%([\w.-]+) = (.+?) ([a-z-]+)\((.*?)\)(?:, |$)", entry, re.MULTILINE)
+    assert all(kind != "while" for _, _, kind, _ in found)
+    sizes = {name: size(re.sub(r"/\*.*?\*/|\{.*?\}", "", shapes)) for name, shapes, *_ in found}
+    return sum(
+        sizes[name] + sum(sizes[operand] for operand in re.findall(r"%([\w.-]+)", operands))
+        for name, _, kind, operands in found
+        if kind not in _FREE
+    )
+
+
 class Compiler:
     """Has the compiler's reports in a directory of its own. There is one in a process, before JAX is imported."""
 
@@ -264,6 +313,36 @@ class Compiler:
             compiled.memory_analysis().temp_size_in_bytes,
             list(_kernels(own)),
             cut,
+        )
+
+
+    def whole(self, shape: Shape) -> Whole:
+        """The program as users call it."""
+        import jax
+        import jax.numpy as jnp
+
+        import jaxctc
+
+        def of(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=self.sharding)
+
+        def total(logits, *rest):
+            return jaxctc.ctc_loss_with_logits(logits, *rest, reduction="sum", implementation="pallas")
+
+        def run(*problem):
+            return jax.value_and_grad(total)(*problem)
+
+        _, T, N, C, S = shape
+        run.__name__ = name = f"whole_{'_'.join(map(str, shape[1:]))}"
+        compiled = jax.jit(run).lower(of(T, N, C, dtype=jnp.float32), of(N, S), of(N), of(N)).compile()
+        (thunks,) = self.directory.glob(f"*.jit_{name}.thunk_sequence.txt")
+        return Whole(
+            shape.name,
+            shape.sizes,
+            launches(thunks.read_text(), []),
+            compiled.memory_analysis().temp_size_in_bytes,
+            moved(compiled.as_text()),
+            4 * T * N * C,
         )
 
 
@@ -343,6 +422,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def whole_table(rows: list[Whole]) -> str:
+    """In Markdown."""
+    lines = ["| shape | T, N, C, S | launches | temporary MB | bytes, in copies of the scores |", "| --- " * 5 + "|"]
+    for x in rows:
+        lines.append(f"| {x.shape} | {x.sizes} | {x.launches} | {x.temporary / 1e6:.1f} | {x.copies:.2f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Counts, models, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -360,13 +447,15 @@ def main() -> None:
             for shape in shapes
             for job in arguments.jobs.split(",")
         ]
+        whole = [compiler.whole(shape) for shape in shapes]
+    made = {"recursion": rows, "whole": [x._asdict() | {"copies": x.copies} for x in whole]}
     if arguments.json:
-        print(json.dumps(rows))
+        print(json.dumps(made))
         return
-    text = f"# The recursion on an H100, modelled\n\n{table(rows)}\n\n{ASSUMED}"
+    text = f"# The recursion on an H100, modelled\n\n{table(rows)}\n\n{ASSUMED}\n{whole_table(whole)}\n\n{WHOLE}"
     print(text)
     if arguments.shape is None:
-        RESULTS.joinpath("gpu_model.json").write_text(json.dumps(rows, indent=1) + "\n")
+        RESULTS.joinpath("gpu_model.json").write_text(json.dumps(made, indent=1) + "\n")
         RESULTS.joinpath("gpu_model.md").write_text(text)
 
 

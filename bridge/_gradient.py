@@ -11,9 +11,19 @@ from bridge._vocabulary import Share
 
 def weigh(weights: Tensor, gradient: Tensor, batch_first: bool) -> Tensor:
     """Each sequence's gradient times its weight, where a weight of 0 gives 0 even for a gradient of NaN."""
-    weights = weights.to(gradient.dtype)
-    weights = weights[:, None, None] if batch_first else weights[None, :, None]
+    weights = _wide(weights, gradient, batch_first)
     return weights * torch.where((weights == 0) & gradient.isnan(), 0, gradient)
+
+
+def _weighed(weights: Tensor, gradient: Tensor, batch_first: bool) -> Tensor:
+    """The same without a derivative: of a large gradient every pass shows."""
+    weights = _wide(weights, gradient, batch_first)
+    return (weights * gradient).masked_fill_(weights == 0, 0)
+
+
+def _wide(weights: Tensor, gradient: Tensor, batch_first: bool) -> Tensor:
+    weights = weights.to(gradient.dtype)
+    return weights[:, None, None] if batch_first else weights[None, :, None]
 
 
 def whole(
@@ -32,7 +42,7 @@ def whole(
     if not batch.compact:
         if outer is not None:
             pieces = [
-                weigh(
+                _weighed(
                     outer[block.first : block.first + block.rows], batch.crop(piece, block), batch.options.batch_first
                 )
                 for block, piece in zip(batch.blocks(), pieces, strict=True)
