@@ -315,7 +315,6 @@ class Compiler:
             cut,
         )
 
-
     def whole(self, shape: Shape) -> Whole:
         """The program as users call it."""
         import jax

@@ -44,7 +44,8 @@ _MARGIN = 8
 _SMALL = 1 << 20
 """Bytes of states that are kept rather than walked again."""
 
-Fold: TypeAlias = Callable[[Float[Array, "N 2 K W"]], Float[Array, "N 2 K X"]]
+Fold: TypeAlias = Callable[..., Float[Array, "N 2 K X"]]
+"""Of (N, 2, K, W) and, where there is a choice, the precision of a product."""
 _Back: TypeAlias = tuple["_Segment", "_Flow", tuple[Array | None, Array, Array | None]]
 
 

@@ -25,9 +25,11 @@ class Places(NamedTuple):
     """1 where a column is to be added to a place."""
     of_class: Int[Array, "N C"]
 
-    def folded(self, label: Float[Array, "N 2 M W"]) -> Float[Array, "N 2 M K"]:
+    def folded(
+        self, label: Float[Array, "N 2 M W"], precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST
+    ) -> Float[Array, "N 2 M K"]:
         # The default precision of a product is low on TPU and GPU.
-        return jnp.einsum("ndmw,ndwk->ndmk", label, self.fold, precision=jax.lax.Precision.HIGHEST)
+        return jnp.einsum("ndmw,ndwk->ndmk", label, self.fold, precision=precision)
 
 
 def places(lattice: Lattice, classes: int, dtype: jnp.dtype) -> Places:

@@ -56,7 +56,7 @@ def posterior(
     options: Options,
     *,
     every_blank: bool = False,
-    fold: Fold = lambda label: label,
+    fold: Fold = lambda label, *_: label,
 ) -> tuple[Scaled, Posterior]:
     """As `_both_ends.posterior`."""
 
@@ -68,7 +68,7 @@ def posterior(
             return kernels.posterior(walk, walk.steps, start, every_blank=every_blank)
 
         value, found = mapped_over(options.sequence_axis, of)(walk, start)
-        return value, found._replace(label=fold(found.label))
+        return value, found._replace(label=fold(found.label, kernels.PRECISION))
 
     return _by_platform(scan, kernel, walk, begin, options, every_blank=every_blank)
 

@@ -51,6 +51,14 @@ def test_a_kernel_for_gpus_reads_the_scores_where_they_are():
         assert {*low.split(", "), *high.split(", ")} == {"0"}, sizes
 
 
+@pytest.mark.parametrize(("implementation", "products"), [("pallas", 1), ("scan", 0)])
+def test_columns_of_one_label_are_added_up_by_tensor_cores_to_the_last_digit(implementation, products):
+    """In six products of half precision; whoever has the scan may have a GPU without them."""
+    asked = functools.partial(jaxctc.ctc_loss, implementation=implementation)
+    text = jax.jit(jax.grad(asked)).trace(*PROBLEM).lower(lowering_platforms=("cuda",)).as_text()
+    assert len(re.findall("lhs_precision_type = bf16.*num_primitive_operations = 6", text)) == products
+
+
 @LOSSES
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_the_scan_runs_everywhere_else(function, platform):
@@ -93,7 +101,7 @@ def test_a_proven_kernel_runs_unasked_where_it_can(monkeypatch, function):
     assert parts(unasked, problem(90, 20), "cuda") == (1, 0)
     assert parts(jax.grad(unasked), problem(91, 20), "cuda") == (2, 0)
     assert parts(unasked, problem(92, 20), "tpu")[0] == 0
-    assert parts(unasked, problem(3000, 1500), "cuda")[0] == 0
+    assert parts(unasked, problem(30_000, 1500), "cuda")[0] == 0
     assert parts(functools.partial(unasked, implementation="scan"), problem(93, 20), "cuda")[0] == 0
     with jax.enable_x64(True):
         assert parts(unasked, problem(94, 20, jnp.float64), "cuda")[0] == 0
@@ -116,13 +124,13 @@ def test_the_second_derivative_is_the_scan_s():
 
 
 def test_a_kernel_that_takes_less_is_left_to_those_that_take_it():
-    """A TPU has room for more labels than the kernels for GPUs."""
-    long = [*PROBLEM[:1], jax.ShapeDtypeStruct((N, 1500), jnp.int32), *PROBLEM[2:]]
-    long[0] = jax.ShapeDtypeStruct((3000, N, C), jnp.float32)
+    """A GPU walks strips of a lattice, and a TPU has all columns in VMEM."""
+    shapes = ((6000, 1, C), jnp.float32), ((1, 5500), jnp.int32), ((1,), jnp.int32), ((1,), jnp.int32)
+    long = [jax.ShapeDtypeStruct(*x) for x in shapes]
     asked = functools.partial(jaxctc.ctc_loss, implementation="pallas")
-    assert parts(asked, long, "tpu") == (1, 0)
-    with pytest.raises(ValueError, match=r"targets of up to \d+ labels"):
-        parts(asked, long, "cuda")
+    assert parts(asked, long, "cuda") == (1, 1)
+    with pytest.raises(ValueError, match=r"lattice of \d+ columns does not fit into VMEM"):
+        parts(asked, long, "tpu")
 
 
 @pytest.mark.parametrize(

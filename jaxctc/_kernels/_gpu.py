@@ -34,6 +34,9 @@ from jaxctc._log_space import LOG_ZERO
 from jaxctc._scaled import Scaled
 from jaxctc._walk import Index, Walk
 
+PRECISION = lax.DotAlgorithmPreset.BF16_BF16_F32_X6
+"""Of a product with ones and noughts: three numbers of 8 bits hold all 24 of a float, and tensor cores take them."""
+
 _SHARED = 224 << 10
 """Bytes of shared memory for one block."""
 _ALIGNED = 1 << 10

@@ -30,6 +30,9 @@ from jaxctc._log_space import LOG_ZERO
 from jaxctc._scaled import Scaled
 from jaxctc._walk import Index, Walk
 
+PRECISION = lax.Precision.HIGHEST
+"""Of a product with ones and noughts: all bits count."""
+
 _SUBLANES, _LANES = 8, 128
 """Of a register."""
 _TOGETHER = 16
