@@ -7,7 +7,7 @@ DATA ?= ../shared/data/fsdd.npz
 export JAX_PLATFORMS ?= cpu
 export MPLBACKEND ?= Agg
 
-.PHONY: demo distributed spoken test lint bench gpu-check gpu-bench examples-fast clean
+.PHONY: demo distributed spoken test lint bench cuda-aot gpu-check gpu-bench examples-fast clean
 
 demo: $(VENV)/examples.installed  ## train a recogniser of handwritten lines
 	$(BIN)/python examples/handwritten_lines.py
@@ -28,6 +28,11 @@ bench: $(VENV)/bench.installed  ## measure time, memory and accuracy beside othe
 # On a GPU machine whose Python already has its builds of PyTorch and JAX: PYTHON is used as it is, and so are the
 # versions that it has, of whose warnings nobody here may know.
 ON_GPU := JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_PREALLOCATE=false $(PYTHON) -m
+
+# Elsewhere. JAX with its CUDA plugin has an environment of its own: it would look for CUDA whatever it is asked to do.
+cuda-aot:  ## compile for NVIDIA GPUs, which need not be there, and run the tests of what comes of it
+	$(MAKE) VENV=$(VENV)-cuda $(VENV)-cuda/cuda-aot.installed
+	JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 $(VENV)-cuda/bin/python -m pytest -rs tests/test_gpu_kernel.py -k "several_gpus or launches or barrier"
 
 gpu-check:  ## run all tests that need an NVIDIA GPU
 	$(ON_GPU) pytest -m gpu -rs -W default tests/gpu

@@ -7,10 +7,12 @@ must be said to vary from device to device, as what it becomes does.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -93,6 +95,40 @@ def mapped_over(axis: str | tuple[str, ...] | None, function: Callable[..., Any]
         return function
     names = {axis} if isinstance(axis, str) else set(axis)
     return jax.shard_map(function, axis_names=names, in_specs=(P(axis), P()), out_specs=P(axis), check_vma=False)
+
+
+def divided(function: Callable[..., list[jax.Array]]) -> Callable[..., list[jax.Array]]:
+    """A function of a batch's arrays that XLA calls on each device with its own sequences, wherever they lie.
+
+    It does not know how to divide a kernel, and would gather what it reads. Sequences come first in all arrays. TPUs'
+    compiler cannot be told; and where axes are manual, whoever made them so has divided already.
+    """
+
+    def call(*arguments: jax.Array) -> list[jax.Array]:
+        if AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types:
+            return function(*arguments)
+        results = jax.eval_shape(function, *arguments)
+
+        def partition(mesh: jax.sharding.Mesh, operands: Any, _: Any) -> tuple[Any, ...]:
+            spec = operands[0].sharding.spec
+            own = jax.sharding.NamedSharding(mesh, P(spec[0] if spec else None))
+            return mesh, function, jax.tree.map(lambda _: own, results), tuple(own for _ in operands)
+
+        of_mesh = custom_partitioning(function)
+        of_mesh.def_partition(partition, sharding_rule=_sequences_together(arguments, results))
+        return of_mesh(*arguments)
+
+    return call
+
+
+def _sequences_together(*sides: Any) -> str:
+    """Shardy's rule: the first axis of all is one, and every other axis is its own."""
+    numbers = itertools.count()
+
+    def axes(x: Any) -> str:
+        return " ".join(["n", *(f"i{next(numbers)}" for _ in x.shape[1:])])
+
+    return " -> ".join(", ".join(map(axes, jax.tree.leaves(side))) for side in sides)
 
 
 def _type_of(mesh: AbstractMesh, axis: str) -> AxisType:

@@ -14,7 +14,7 @@ def mesh_of(axis_type: AxisType, **axes: int) -> jax.sharding.Mesh:
 
 def collectives(compiled) -> list[tuple[str, int]]:
     """(kind, bytes) of each in the program of one device."""
-    operation = r"= (\(?[^()=]+\)?) (all-\w+|collective-\w+|reduce-scatter|ragged-\S+)\("
+    operation = r"= (\(?[^()=]+\)?) (all-\w+|collective-\w+|reduce-scatter|ragged-\S+)(?:-start)?\("
     found = re.findall(operation, compiled.as_text())
     sizes = (re.findall(r"\b[a-z]+(\d+)\[([\d,]*)\]", shapes) for shapes, _ in found)
     total = [

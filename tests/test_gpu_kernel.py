@@ -1,17 +1,22 @@
 """The kernels for GPUs, interpreted on a CPU, against the recursion that they replace; and as a GPU would run them,
 compiled ahead of time."""
 
+import functools
 import json
 import os
+import re
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import cudas
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from meshes import collectives
 from oracles import log_softmax, torch_float64
 
 pytest.importorskip("absl", reason="Pallas's Mosaic GPU needs absl-py")
@@ -19,6 +24,7 @@ pytest.importorskip("absl", reason="Pallas's Mosaic GPU needs absl-py")
 from jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call import get_races
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
+import jaxctc
 from jaxctc import _both_ends, _classes, _lattice, _walk
 from jaxctc._kernels import _gpu, _warpgroup
 from jaxctc._types import Options, Problem
@@ -211,27 +217,35 @@ def test_lowers_for_cuda_where_there_is_none():
             assert text.count("stablehlo.while") == kernels * loops
 
 
-TARGET = Path(__file__).parents[2] / "shared" / "data" / "h100_target_config.pbtxt"
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=lambda t: t.name)
+def test_a_batch_on_several_gpus_stays_where_it_is(axis_type):
+    """Also beside an axis of the mesh that has no part in it."""
+    mesh = Mesh(np.array(cudas.devices(4)).reshape(2, 2), ("n", "m"), axis_types=(axis_type,) * 2)
+
+    def of(shape, dtype, *spec):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
+
+    asked = functools.partial(jaxctc.ctc_loss_with_logits, reduction="sum", implementation="pallas")
+    problem = of((40, 16, 12), jnp.float32, None, "n"), of((16, 5), jnp.int32, "n"), *[of((16,), jnp.int32, "n")] * 2
+    mapped = [of((3, *x.shape), x.dtype, None, *x.sharding.spec) for x in problem]
+    for function, arguments in ((jax.grad(asked), problem), (jax.vmap(jax.grad(asked)), mapped)):
+        compiled = jax.jit(function).lower(*arguments).compile()
+        assert len(re.findall('custom_call_target="mosaic_gpu', compiled.as_text())) == 2
+        assert collectives(compiled) == []
 
 
 @pytest.fixture(scope="module")
 def compiled():
     """A short input and one ten times as long, as `benchmarks.gpu_model` counts it."""
-    for package in ("jax-cuda13-plugin", "nvidia-cuda-nvcc", "nvidia-cuda-nvdisasm"):
-        try:
-            version(package)
-        except PackageNotFoundError:
-            pytest.skip(f"{package} is not installed: see the dependency group cuda-aot")
-    if not TARGET.exists():
-        pytest.skip("the description of an H100 is not beside this checkout")
-    command = [sys.executable, "-m", "benchmarks.gpu_model", "--json", "--target", str(TARGET)]
+    cudas.need()
+    command = [sys.executable, "-m", "benchmarks.gpu_model", "--json", "--target", str(cudas.TARGET)]
     command += ["--roads", "kernels", "--jobs", "posterior"]
     command += ["--shape", "32,2,8,9", "--shape", "320,2,8,9"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
     done = subprocess.run(
         command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, check=True
     )
-    return json.loads(done.stdout)
+    return json.loads(done.stdout)["recursion"]
 
 
 def test_launches_do_not_depend_on_the_frames(compiled):

@@ -15,6 +15,7 @@ from meshes import collectives, mesh_of
 from oracles import log_softmax
 
 import jaxctc
+from jaxctc import _mesh
 
 T, N, C, S = 12, 16, 256, 4
 WIDTH = 8
@@ -133,6 +134,27 @@ def test_shard_map(function):
     compiled = jax.jit(mapped).lower(*arguments).compile()
     assert collectives(compiled) == [("all-reduce", 4)]
     assert_same(compiled(*arguments), on_one_device(function, "sum"))
+
+
+def test_a_function_that_cannot_be_divided_is_called_on_each_device_with_its_own():
+    """It says how many sequences it has seen."""
+
+    @_mesh.divided
+    def counted(x, y):
+        return [x + len(x), y * len(y)]
+
+    mesh = mesh_of(AxisType.Auto, data=4, model=2)
+    x, y = np.zeros((N, 3), np.float32), np.ones((N, 2, 5), np.float32)
+    on = NamedSharding(mesh, P("data"))
+    compiled = jax.jit(counted).lower(*(jax.device_put(z, on) for z in (x, y))).compile()
+    assert collectives(compiled) == []
+    whole, of_four = counted(x, y), compiled(*(jax.device_put(z, on) for z in (x, y)))
+    for got, sequences in ((whole, N), (of_four, N // 4)):
+        np.testing.assert_array_equal(got[0], x + sequences)
+        np.testing.assert_array_equal(got[1], y * sequences)
+    # Where somebody has divided already, there is nothing left to do.
+    mapped = jax.shard_map(lambda x, y: counted(x, y)[0], mesh=mesh, in_specs=P("model"), out_specs=P("model"))
+    np.testing.assert_array_equal(jax.jit(mapped)(x, y), x + N // 2)
 
 
 def test_pmap():

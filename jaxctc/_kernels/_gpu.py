@@ -31,6 +31,7 @@ from jaxctc._both_ends import Meeting, Posterior
 from jaxctc._kernels._step import ROOM, Flow, Shares, States, normalised, started, step, undo
 from jaxctc._kernels._warpgroup import COMPILER, THREADS, Ref, Shift, Stream, Warpgroup
 from jaxctc._log_space import LOG_ZERO
+from jaxctc._mesh import divided
 from jaxctc._scaled import Scaled
 from jaxctc._walk import Index, Walk
 
@@ -514,16 +515,18 @@ _LAST = _Kernel("ctc_likelihood", functools.partial(_inward, everything=False), 
 _OUTWARD = _Kernel("ctc_outward", _outward, _outward_memory, 2)
 
 
-def _folded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of sequences: those of all members of a mapped batch are one batch."""
-    folded = jax.custom_batching.custom_vmap(function)
+def _folded(function: Callable[..., Any], interpret: Any) -> Callable[..., Any]:
+    """A function of sequences: those of all members of a mapped batch are one batch, and each device has its own."""
+    # What an interpreter does has effects, which a function that is divided may not have.
+    folded = jax.custom_batching.custom_vmap(function if interpret else divided(function))
 
     @folded.def_vmap
     def _(members: int, mapped: list[bool], *arguments: Array) -> tuple[Any, Any]:
         pairs = zip(arguments, mapped, strict=True)
         each = (x if own else jnp.broadcast_to(x, (members, *x.shape)) for x, own in pairs)
-        results = folded(*(x.reshape(-1, *x.shape[2:]) for x in each))
-        results = jax.tree.map(lambda x: x.reshape(members, -1, *x.shape[1:]), results)
+        # Each sequence with its members, and not the other way round, stays on its device.
+        results = folded(*(x.swapaxes(0, 1).reshape(-1, *x.shape[2:]) for x in each))
+        results = jax.tree.map(lambda x: x.reshape(-1, members, *x.shape[1:]).swapaxes(0, 1), results)
         return results, jax.tree.map(lambda _: True, results)
 
     return folded
@@ -532,7 +535,7 @@ def _folded(function: Callable[..., Any]) -> Callable[..., Any]:
 def _walk_inward(kernel: _Kernel, cut: _Cut, given: _Given, states: int, interpret: Any) -> tuple[Array, _Given]:
     """(B, N, 2, so many states, 2, 2, K, 128); and the walk with what arrives at each strip."""
 
-    @_folded
+    @functools.partial(_folded, interpret=interpret)
     def call(*given: Array) -> list[Array]:
         def of(*shape: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((given[0].shape[0], 2, *shape), jnp.float32)
@@ -555,7 +558,7 @@ def _walk_outward(
 ) -> list[Array]:
     """The posterior of labels, of all blanks, and of each, if wanted: of all strips."""
 
-    @_folded
+    @functools.partial(_folded, interpret=interpret)
     def call(scores: Array, *rest: Array) -> list[Array]:
         def of(*shape: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((*scores.shape[:2], *shape), jnp.float32)
