@@ -66,7 +66,7 @@ def ctc_posteriors(
         blank: Index of the blank class.
         batch_first: `log_probs` is (N, T, C), and the results likewise.
         max_target_length: A bound on the target lengths, known when tracing (see `ctc_loss`).
-        implementation: As for `ctc_loss`. What needs a posterior of every blank has kernels for GPUs alone.
+        implementation: As for `ctc_loss`.
 
     Returns:
         `Posteriors`: states, (T, N, 2 S + 1), and classes, (T, N, C), float64 for float64 and float32 otherwise;
@@ -124,7 +124,7 @@ def ctc_statistics(
         blank: Index of the blank class.
         batch_first: `log_probs` is (N, T, C).
         max_target_length: A bound on the target lengths, known when tracing (see `ctc_loss`).
-        implementation: As for `ctc_loss`. What needs a posterior of every blank has kernels for GPUs alone.
+        implementation: As for `ctc_loss`.
 
     Returns:
         `Statistics`: log likelihood and entropy, (N,), expected frames and log likelihood ratio of each label,

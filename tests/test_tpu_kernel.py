@@ -48,8 +48,10 @@ def agree(got, want, start=0):
         np.testing.assert_array_equal(value.exponent > LOG_ZERO / 2, possible)
         for x, y in zip(value, value_wanted, strict=True):
             np.testing.assert_array_equal(x[possible], y[possible])
-    for x, y in zip(found[:2], wanted[:2], strict=True):
-        np.testing.assert_allclose(x[possible, :, start:], y[possible, :, start:], atol=1e-6)
+    for x, y in zip(found, wanted, strict=True):
+        assert (x is None) == (y is None)
+        if x is not None:
+            np.testing.assert_allclose(x[possible, :, start:], y[possible, :, start:], atol=1e-6)
 
 
 def test_agrees_with_both_ends():
@@ -59,8 +61,10 @@ def test_agrees_with_both_ends():
     walk = walk_of(problem(frames, 300, *zip(*lengths, strict=True)), _both_ends.even(frames, size))
     cut = _tpu._cut(walk.scores.shape, size)
     assert all(whole % part for whole, part in zip(cut[:3], cut[3:], strict=True))
-    got = jax.jit(lambda walk: posterior(walk, size))(walk)
-    agree(got, jax.jit(_both_ends.posterior, static_argnums=1)(walk, size))
+    for every_blank in (False, True):
+        options = {"every_blank": every_blank}
+        got = jax.jit(lambda walk, options=options: posterior(walk, size, **options))(walk)
+        agree(got, jax.jit(lambda walk, options=options: _both_ends.posterior(walk, size, **options))(walk))
 
 
 def test_no_step_before_the_start_is_read():
@@ -130,13 +134,14 @@ def test_maps_over_walks():
     [
         ((4, 2, 10, 8), jnp.float64, "float32"),
         ((0, 2, 10, 8), jnp.float32, "no sequence"),
-        ((4, 2, 10, _tpu._WIDEST + 8), jnp.float32, f"room for {_tpu._WIDEST}"),
+        ((4, 2, 10, _tpu._widest(False) + 8), jnp.float32, f"room for {_tpu._widest(False)}"),
     ],
 )
 def test_says_what_it_does_not_take(shape, dtype, words):
     assert words in _tpu.objection(shape, dtype)
-    assert _tpu.objection((4, 2, 10, _tpu._WIDEST), jnp.float32) is None
-    assert "of each is wanted" in _tpu.objection((4, 2, 10, 8), jnp.float32, every_blank=True)
+    widest = 4, 2, 10, _tpu._widest(False)
+    assert _tpu.objection(widest, jnp.float32) is None
+    assert f"room for {_tpu._widest(True)}" in _tpu.objection(widest, jnp.float32, every_blank=True)
 
 
 def abstract(sharding, shape):
@@ -152,10 +157,10 @@ def abstract(sharding, shape):
     return of(N, 2, M, 1), of(N, 2, 1, W), rest
 
 
-def used(size, steps, columns, rest):
+def used(size, steps, columns, rest, **options):
     walk = rest._replace(scores=steps * columns)
-    value, found = _tpu.posterior(walk, size)
-    return value, found.blank, found.label.sum(axis=2)
+    value, (label, blank, *each) = _tpu.posterior(walk, size, **options)
+    return value, blank, *(None if x is None else x.sum(axis=2) for x in (label, *each))
 
 
 def assert_all_in_kernels(compiled):
@@ -178,6 +183,13 @@ def test_compiles_for_a_tpu(kind):
     # The posterior takes the place of the scores: there is room for one of them.
     scores = 4 * 2 * sequences * steps * -(-columns // 128) * 128
     assert compiled.memory_analysis().temp_size_in_bytes < 1.1 * scores
+
+
+@pytest.mark.parametrize("columns", [8, 408, _tpu._widest(True)])
+def test_there_is_room_for_every_blank(columns):
+    on = NamedSharding(Mesh(tpus.devices("v5e")[:1], "n"), P())
+    walked = functools.partial(used, 200, every_blank=True)
+    assert_all_in_kernels(jax.jit(walked).lower(*abstract(on, (32, 2, 200, columns))).compile())
 
 
 @pytest.mark.usefixtures("x64")

@@ -49,6 +49,8 @@ _STATES, _FLOWS = 4, 2
 _ARRAYS_A_STEP, _ARRAYS = 7, 22
 """In VMEM, as large as one array of states: a step's scores and posterior, twice each, for one block is on its way
 while one is worked on, either of them turned, and shares; and whatever else a block needs."""
+_BLANKS_A_STEP = 3
+"""Besides, where each blank's posterior is wanted: twice, and turned."""
 
 # Where newer versions of jax have it, and where older ones do.
 _reciprocal = getattr(pltpu, "reciprocal", None) or pl.reciprocal
@@ -77,23 +79,29 @@ class _Cut(NamedTuple):
         return jnp.minimum(lax.div(start, np.int32(self.steps)), self.grid[1] - 1)
 
 
-def _fitting(states: int) -> int:
+def _arrays_a_step(every_blank: bool) -> int:
+    return _ARRAYS_A_STEP + every_blank * _BLANKS_A_STEP
+
+
+def _fitting(states: int, every_blank: bool) -> int:
     """Steps that VMEM has room for, of so many states of each kind."""
-    return (_VMEM // (4 * states) - _ARRAYS) // _ARRAYS_A_STEP
+    return (_VMEM // (4 * states) - _ARRAYS) // _arrays_a_step(every_blank)
 
 
-_WIDEST = _VMEM // (4 * (_ARRAYS + _ARRAYS_A_STEP * _SUBLANES) * _SUBLANES * _LANES) * _LANES
-"""Columns of which a register's rows, and as many steps, fit into VMEM."""
+def _widest(every_blank: bool) -> int:
+    """Columns of which a register's rows, and as many steps, fit into VMEM."""
+    arrays = _ARRAYS + _arrays_a_step(every_blank) * _SUBLANES
+    return _VMEM // (4 * arrays * _SUBLANES * _LANES) * _LANES
 
 
-def _cut(shape: tuple[int, ...], size: int = _MOST_STEPS) -> _Cut:
+def _cut(shape: tuple[int, ...], size: int = _MOST_STEPS, *, every_blank: bool = False) -> _Cut:
     """Into blocks of about `size` steps or, where VMEM has no room for so many, fewer."""
     sequences, _, step_count, columns = shape
     lanes = pl.cdiv(columns, _LANES) * _LANES
     registers = pl.cdiv(2 * sequences, _SUBLANES)
     together = max(_TOGETHER * _LANES // lanes, 1)
     rows = pl.cdiv(registers, pl.cdiv(registers, together)) * _SUBLANES
-    fitting = max(_fitting(rows * lanes) // _SUBLANES, 1)
+    fitting = max(_fitting(rows * lanes, every_blank) // _SUBLANES, 1)
     steps = min(pl.cdiv(size, _SUBLANES), fitting, _MOST_STEPS // _SUBLANES) * _SUBLANES
     return _Cut(2 * sequences, step_count, columns, rows, steps, lanes)
 
@@ -102,12 +110,10 @@ def objection(shape: tuple[int, ...], dtype: jnp.dtype, *, every_blank: bool = F
     """Why a walk whose scores are of this shape is not for these kernels, or None."""
     if dtype != jnp.float32:
         return f"a TPU computes in float32, and the scores are of type {dtype}"
-    if every_blank:
-        return "what is left of the blanks is the posterior of all together, and that of each is wanted"
     if 0 in shape:
         return "there is no sequence"
-    if shape[3] > _WIDEST:
-        return f"a lattice of {shape[3]} columns does not fit into VMEM, where there is room for {_WIDEST}"
+    if shape[3] > (widest := _widest(every_blank)):
+        return f"a lattice of {shape[3]} columns does not fit into VMEM, where there is room for {widest}"
     return None
 
 
@@ -135,11 +141,11 @@ class _Block(NamedTuple):
 
         self._in_tiles(some)
 
-    def deliver(self, label: _Ref) -> None:
+    def deliver(self, by_step: _Ref, by_row: _Ref) -> None:
         """And back."""
 
         def some(steps: _Slice, rows: _Slice) -> None:
-            label[rows, steps] = self.by_step[steps, rows].swapaxes(0, 1)
+            by_row[rows, steps] = by_step[steps, rows].swapaxes(0, 1)
 
         self._in_tiles(some)
 
@@ -256,11 +262,10 @@ def _outward(
     meeting: _Ref,
     label: _Ref,
     blank: _Ref,
-    flow: _Ref,
-    by_step: _Ref,
-    shares: _Ref,
+    *rest: _Ref,
 ) -> None:
-    """Leaves the posterior of each label and step, and that of all blanks."""
+    """Leaves the posterior of each label and step, that of all blanks and, if there is room for it, of each."""
+    *each, flow, by_step, shares = rest  # by row, and by step
     number = cut.grid[1] - 1 - pl.program_id(1)
     block = _Block(cut, number, start[0], by_step, drop, skip[...] > 0)
 
@@ -274,6 +279,8 @@ def _outward(
 
     def show(k: Array, now: Flow) -> None:
         by_step[k] = now.label
+        for blanks in each[1:]:
+            blanks[k] = now.blank
         blank[...] = jnp.where(_lane(cut.rows) == k, now.blank.sum(axis=1, keepdims=True), blank[...])
 
     @pl.when(number >= cut.first(start[0]))
@@ -283,7 +290,9 @@ def _outward(
         undone = block.undone(Flow(flow[0], flow[1]), lambda k: Shares(shares[k, 0], shares[k, 1]), show)
         for i, x in enumerate(undone):
             flow[i] = x
-        block.deliver(label)
+        block.deliver(by_step, label)
+        if each:
+            block.deliver(*reversed(each))
 
 
 class _Operands(NamedTuple):
@@ -395,22 +404,22 @@ def _walked_inward(cut: _Cut, operands: _Operands, *, keep: bool, interpret: boo
 
 
 def _walked_outward(
-    cut: _Cut, operands: _Operands, kept: Array, meeting: Flow, *, interpret: bool
-) -> tuple[Float[Array, "R M W"], Float[Array, "B R K"]]:
-    """The posterior of each label, and that of all blanks as `_Operands.drop` is."""
+    cut: _Cut, operands: _Operands, kept: Array, meeting: Flow, *, every_blank: bool, interpret: bool
+) -> list[Array]:
+    """The posterior of each label, that of all blanks as `_Operands.drop` is and, if wanted, of each."""
     specs, tile = _specs(cut, backward=True), (cut.rows, cut.lanes)
-    label, blank = _called(
+    each = (specs.scores, operands.scores.shape)
+    return _called(
         _outward,
         cut,
         [*operands, kept, jnp.stack(meeting)],
         inputs=[specs.scores, specs.drop, specs.skip, specs.kept, specs.flow],
-        outputs=[(specs.scores, operands.scores.shape), (specs.drop, operands.drop.shape)],
-        scratch=[(_FLOWS, *tile), (cut.steps, *tile), (cut.steps, _FLOWS, *tile)],
+        outputs=[each, (specs.drop, operands.drop.shape), *[each] * every_blank],
+        scratch=[*[(cut.steps, *tile)] * every_blank, (_FLOWS, *tile), (cut.steps, *tile), (cut.steps, _FLOWS, *tile)],
         # A block is fetched before anything is written there, and is not fetched again.
         in_place={1: 0, 2: 1},
         interpret=interpret,
     )
-    return label, blank
 
 
 def likelihood(walk: Walk, start: Index = 0, *, interpret: bool = False) -> Scaled:
@@ -423,16 +432,16 @@ def likelihood(walk: Walk, start: Index = 0, *, interpret: bool = False) -> Scal
 def posterior(
     walk: Walk, size: int, start: Index = 0, *, every_blank: bool = False, interpret: bool = False
 ) -> tuple[Scaled, Posterior]:
-    """As `_both_ends.posterior`, but for that of every blank. Segments are blocks of steps: see `_cut`."""
-    assert not every_blank
-    cut = _cut(walk.kept.shape, size)
+    """As `_both_ends.posterior`. Segments are blocks of steps: see `_cut`."""
+    cut = _cut(walk.kept.shape, size, every_blank=every_blank)
     operands = _operands(walk, start, cut)
     states, (kept,) = _walked_inward(cut, operands, keep=True, interpret=interpret)
     meeting = _met(states, walk)
     flow = Flow(*(_to_lanes(x.reshape(cut.row_count, -1), cut.lanes) for x in (meeting.blank, meeting.label)))
-    label, blank = _walked_outward(cut, operands, kept, flow, interpret=interpret)
+    label, blank, *each = _walked_outward(cut, operands, kept, flow, every_blank=every_blank, interpret=interpret)
     blank = blank[:, :, : cut.steps].swapaxes(0, 1).reshape(cut.row_count, -1)[:, : cut.step_count]
-    return meeting.likelihood, Posterior(label.reshape(walk.kept.shape), blank.reshape(walk.kept.shape[:3]))
+    label, *each = (x.reshape(walk.kept.shape) for x in (label, *each))
+    return meeting.likelihood, Posterior(label, blank.reshape(walk.kept.shape[:3]), *each)
 
 
 def _met(states: States, walk: Walk) -> Meeting:
