@@ -32,7 +32,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Complex, Float
 
-from jaxctc import _scaled
+from jaxctc import _products, _scaled
 from jaxctc._lattice import Lattice
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._mesh import varying_like
@@ -273,13 +273,18 @@ def meet(blank: Scaled, label: Scaled, walk: Walk) -> Meeting:
     def direction(a: Scaled, d: int) -> Scaled:
         return Scaled(*(x[:, d] for x in a))
 
+    def turned(a: Array, last: Array) -> Array:
+        return _products.on_tpu(
+            lambda: _products.picked(a, last - column),
+            lambda: jnp.take_along_axis(a, jnp.maximum(last - column, 0), axis=1),
+        )
+
     def mirrored(a: Array, last: Array) -> Array:
-        return jnp.where(column <= last, jnp.take_along_axis(a, jnp.maximum(last - column, 0), axis=1), 0)
+        return jnp.where(column <= last, turned(a, last), 0)
 
     def other_way(a: Scaled, last: Array) -> Scaled:
         zero = _scaled.zeros(a.mantissa.shape, a.mantissa.dtype)
-        turned = Scaled(*(jnp.take_along_axis(x, jnp.maximum(last - column, 0), axis=1) for x in a))
-        return _scaled.where(column <= last, turned, zero)
+        return _scaled.where(column <= last, Scaled(*(turned(x, last) for x in a)), zero)
 
     def from_left(a: Scaled) -> Scaled:
         zero = _scaled.zeros((a.mantissa.shape[0], 1), a.mantissa.dtype)
