@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tpus
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import AxisType, SingleDeviceSharding
+from meshes import mesh_of
 
 import jaxctc
-from jaxctc import _both_ends, _classes, _lattice, _products, _states, _walk
+from jaxctc import _both_ends, _classes, _lattice, _loss, _products, _states, _walk
 from jaxctc._types import Options, Problem
 
 LENGTHS = [(21, 4), (20, 0), (9, 3), (12, 4), (0, 0), (1, 1), (21, 2), (17, 3), (3, 4)]
@@ -144,14 +145,33 @@ def test_posteriors_are_the_same(classes, batch_first, dtype, both):
     np.testing.assert_allclose((total if batch_first else total.T)[live], 1, rtol=1e-5)
 
 
-def test_lattices_without_anything(both):
-    def loss(*batch):
-        return jax.value_and_grad(lambda *x: jaxctc.ctc_loss_with_logits(*x).sum())(*batch)
+def losses_of(batch, options):
+    value, gradient, _ = _loss.losses_and_gradient(options, *batch)
+    return value, gradient
 
+
+def test_lattices_without_anything(both):
     for shape in ((0, 2, 3), (2, 0, 3)):
         batch = jnp.zeros(shape), jnp.zeros((shape[1], 1), jnp.int32), *[jnp.zeros(shape[1], jnp.int32)] * 2
-        got, want = both(loss, *batch)
+        got, want = both(functools.partial(losses_of, options=Options(from_logits=True)), batch)
         jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_many_batches_at_once(both):
+    batches = jax.tree.map(lambda *x: np.stack(x), *(strange(problem(40, seed=seed)) for seed in range(2)))
+    got, want = both(jax.vmap(functools.partial(losses_of, options=Options())), batches)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)
+
+
+@pytest.mark.parametrize("classes", [6, 40])
+def test_frames_on_several_devices(classes, both):
+    """Each of which walks both halves of its own, the far one out of its frames' order."""
+    batch = strange(problem(classes))
+    batch = batch._replace(scores=np.concatenate([batch.scores, np.full((3, N, classes), np.nan, np.float32)]))
+    with jax.set_mesh(mesh_of(AxisType.Auto, f=3)):
+        got, want = both(functools.partial(losses_of, options=Options(frame_axis="f")), batch)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)
+    assert list(np.isfinite(want[0])) == [True, True, False, False, True, True, False, True, False]
 
 
 def gathered(text):
@@ -174,7 +194,11 @@ def test_a_tpu_gathers_neither_scores_nor_posterior(kind, shape, implementation)
     shapes = [((frames, sequences, classes), jnp.float32), ((sequences, labels), jnp.int32)]
     shapes += [((sequences,), jnp.int32)] * 2
     batch = [jax.ShapeDtypeStruct(*x, sharding=sharding) for x in shapes]
-    text = jax.jit(jax.value_and_grad(asked)).lower(*batch).compile().as_text()
+    lowered = jax.jit(jax.value_and_grad(asked)).lower(*batch)
+    products = re.findall("stablehlo.dot_general.*", lowered.as_text())
+    assert len(products) >= 3
+    assert all("precision = [HIGHEST, HIGHEST]" in x for x in products)
+    text = lowered.compile().as_text()
     assert max(gathered(text), default=0) <= sequences * (frames + 32)
 
 
