@@ -55,8 +55,8 @@ def class_posterior(
     def multiplied() -> Array:
         label = _walk.by_frame(posterior.label, lattice, frames)
         if label.shape[2] < classes:
-            held = _walk.exists(lattice)[:, :, None] & _products.one_hot(lattice.labels, classes)
-            label = _products.product("ntw,nwc->ntc", label, held)
+            # No column holds anything but its class's home.
+            label = _products.product("ntw,nwc->ntc", label, _products.one_hot(lattice.labels, classes))
         found = jnp.where(is_blank, _walk.by_frame(posterior.blank, lattice, frames)[:, :, None], label)
         return found if options.batch_first else jnp.swapaxes(found, 0, 1)
 

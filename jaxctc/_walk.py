@@ -291,8 +291,6 @@ def _multiplies(
     options: Options,
 ) -> _Fetch:
     """As a TPU does it (see `_products`)."""
-    if 0 in scores.shape:
-        return _gathers(scores, log_normaliser, labels, options)
     axes = (0, 1) if options.batch_first else (1, 0)
     frames = scores.shape[axes[1]]
 
