@@ -196,7 +196,7 @@ def test_a_tpu_gathers_neither_scores_nor_posterior(kind, shape, implementation)
     batch = [jax.ShapeDtypeStruct(*x, sharding=sharding) for x in shapes]
     lowered = jax.jit(jax.value_and_grad(asked)).lower(*batch)
     products = re.findall("stablehlo.dot_general.*", lowered.as_text())
-    assert len(products) >= 3
+    assert len(products) >= 2
     assert all("precision = [HIGHEST, HIGHEST]" in x for x in products)
     text = lowered.compile().as_text()
     assert max(gathered(text), default=0) <= sequences * (frames + 32)
@@ -209,5 +209,5 @@ def test_one_program_for_tpus_and_others():
     exported = jax.export.export(function, platforms=("cpu", "tpu"))(*batch)
     assert exported.platforms == ("cpu", "tpu")
     products = [x.count("stablehlo.dot_general") for x in (exported.mlir_module(), function.lower(*batch).as_text())]
-    assert products[0] > products[1]
+    assert products[0] > 2 * products[1]  # JAX has a product of many matrices once for each platform
     np.testing.assert_array_equal(exported.call(*batch), function(*batch))
