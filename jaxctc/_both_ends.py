@@ -447,6 +447,13 @@ def _outward(
     count, half = walk.steps // size, size // 2
     remade = walk.scores is None
 
+    def walked_on(segment: _Segment, state: States, at: Walk, first: Index, skipped: Index) -> _Segment:
+        # All scores in a loop that reads them, and then in one that writes, are in two layouts on a TPU, and copied.
+        return _products.on_tpu(
+            lambda: segment.walk_on(state, at.cut(first, size), 0, skipped),
+            lambda: segment.walk_on(state, at, first, skipped),
+        )
+
     def back(n: Index, carry: _Back) -> _Back:
         segment, flow, rows = carry
         s = count - 1 - n
@@ -458,7 +465,7 @@ def _outward(
             first += s * size - base
         else:
             at, first = walk._replace(scores=flow.label), s * size
-        segment = segment.walk_on(kept.row(s), at, first, skipped)
+        segment = walked_on(segment, kept.row(s), at, first, skipped)
         # The last score has given way to the posterior; the state after it was kept.
         segment = segment._replace(even=segment.even.put(half, kept.row(s + 1)))
         if remade:

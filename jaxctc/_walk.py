@@ -80,6 +80,11 @@ class Walk(NamedTuple):
     def steps(self) -> int:
         return self.drop.shape[2] - 1
 
+    def cut(self, first: Index, size: int) -> "Walk":
+        """A walk of these steps alone."""
+        scores = lax.dynamic_slice_in_dim(self.kept, first, size, axis=2)
+        return self._replace(scores=scores, drop=lax.dynamic_slice_in_dim(self.drop, first, size + 1, axis=2))
+
     def segment(self, first: Index, size: int) -> tuple["Walk", Index]:
         """A walk that has these steps' scores, and the index that the first has in it."""
         if self.made is None:
