@@ -32,7 +32,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Complex, Float
 
-from jaxctc import _scaled
+from jaxctc import _products, _scaled
 from jaxctc._lattice import Lattice
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._mesh import varying_like
@@ -274,13 +274,18 @@ def meet(blank: Scaled, label: Scaled, walk: Walk) -> Meeting:
     def direction(a: Scaled, d: int) -> Scaled:
         return Scaled(*(x[:, d] for x in a))
 
+    def turned(a: Array, last: Array) -> Array:
+        return _products.on_tpu(
+            lambda: _products.picked(a, last - column),
+            lambda: jnp.take_along_axis(a, jnp.maximum(last - column, 0), axis=1),
+        )
+
     def mirrored(a: Array, last: Array) -> Array:
-        return jnp.where(column <= last, jnp.take_along_axis(a, jnp.maximum(last - column, 0), axis=1), 0)
+        return jnp.where(column <= last, turned(a, last), 0)
 
     def other_way(a: Scaled, last: Array) -> Scaled:
         zero = _scaled.zeros(a.mantissa.shape, a.mantissa.dtype)
-        turned = Scaled(*(jnp.take_along_axis(x, jnp.maximum(last - column, 0), axis=1) for x in a))
-        return _scaled.where(column <= last, turned, zero)
+        return _scaled.where(column <= last, Scaled(*(turned(x, last) for x in a)), zero)
 
     def from_left(a: Scaled) -> Scaled:
         zero = _scaled.zeros((a.mantissa.shape[0], 1), a.mantissa.dtype)
@@ -443,6 +448,13 @@ def _outward(
     count, half = walk.steps // size, size // 2
     remade = walk.scores is None
 
+    def walked_on(segment: _Segment, state: States, at: Walk, first: Index, skipped: Index) -> _Segment:
+        # All scores in a loop that reads them, and then in one that writes, are in two layouts on a TPU, and copied.
+        return _products.on_tpu(
+            lambda: segment.walk_on(state, at.cut(first, size), 0, skipped),
+            lambda: segment.walk_on(state, at, first, skipped),
+        )
+
     def back(n: Index, carry: _Back) -> _Back:
         segment, flow, rows = carry
         s = count - 1 - n
@@ -454,7 +466,7 @@ def _outward(
             first += s * size - base
         else:
             at, first = walk._replace(scores=flow.label), s * size
-        segment = segment.walk_on(kept.row(s), at, first, skipped)
+        segment = walked_on(segment, kept.row(s), at, first, skipped)
         # The last score has given way to the posterior; the state after it was kept.
         segment = segment._replace(even=segment.even.put(half, kept.row(s + 1)))
         if remade:

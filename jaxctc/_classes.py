@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxctc import _walk
+from jaxctc import _products, _walk
 from jaxctc._both_ends import Posterior
 from jaxctc._lattice import Lattice, row_of_indices
 from jaxctc._types import Options
@@ -54,20 +54,39 @@ def class_posterior(
         return jnp.zeros((0, frames, classes) if options.batch_first else (frames, 0, classes), posterior.label.dtype)
     is_blank = row_of_indices(classes) == options.blank
 
+    def multiplied() -> Array:
+        label = _walk.by_frame(posterior.label, lattice, frames)
+        if label.shape[2] < classes:
+            # No column holds anything but its class's home.
+            label = _products.product("ntw,nwc->ntc", label, _products.one_hot(lattice.labels, classes))
+        found = jnp.where(is_blank, _walk.by_frame(posterior.blank, lattice, frames)[:, :, None], label)
+        return found if options.batch_first else jnp.swapaxes(found, 0, 1)
+
     @functools.partial(jax.vmap, out_axes=0 if options.batch_first else 1)
     def gather(folded: Array, blank: Array, direction: Array, step: Array, place: Array) -> Array:
         labels = folded.at[direction[:, None], step[:, None], place[None]].get(mode="promise_in_bounds")
         blanks = blank.at[direction, step].get(mode="promise_in_bounds")
         return jnp.where(is_blank, blanks[:, None], labels)
 
-    steps = _walk.steps_of_frames(lattice, frames, posterior.blank.shape[2])
-    return gather(posterior.label, posterior.blank, *steps, places.of_class)
+    def gathered() -> Array:
+        steps = _walk.steps_of_frames(lattice, frames, posterior.blank.shape[2])
+        return gather(posterior.label, posterior.blank, *steps, places.of_class)
+
+    return _products.on_tpu(multiplied, gathered)
 
 
 def _fold(lattice: Lattice, home: Int[Array, "N W"], places: int) -> Bool[Array, "N 2 W K"]:
     """Which column is to be added to which place."""
-    fold = _walk.exists(lattice)[:, :, None] & (home[:, :, None] == row_of_indices(places)[None])
-    return _walk.both_ways(fold, lattice)
+    exists = _walk.exists(lattice)[:, :, None]
+
+    def compared() -> Array:
+        return exists[:, None] & _products.one_hot(_products.both_ways(home, lattice), places)
+
+    def gathered() -> Array:
+        fold = exists & (home[:, :, None] == row_of_indices(places)[None])
+        return _walk.both_ways(fold, lattice)
+
+    return _products.on_tpu(compared, gathered)
 
 
 def _first(lattice: Lattice) -> Int[Array, "N W"]:

@@ -84,8 +84,7 @@ def build(
     # The half of the block that each direction comes to after its own.
     plan = _walk.schedule(near.lattice, frames, near.walk.steps)
     half = jnp.array([frames // 2, -(frames // 2)], jnp.int32)[None, :, None]
-    plan = plan._replace(frame=plan.frame + half)
-    plan = plan.until(lattice.input_lengths - index * frames)
+    plan = plan.moved(half).until(lattice.input_lengths - index * frames)
     far = _walk.build(scores, near.log_normaliser, near.lattice, options, plan, size, near.start, keep=keep)
 
     def walked(begin: States, start: Index) -> States:

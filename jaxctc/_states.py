@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
-from jaxctc import _classes, _emissions, _implementation, _lattice, _recursion, _setting, _walk
+from jaxctc import _classes, _emissions, _implementation, _lattice, _products, _recursion, _setting, _walk
 from jaxctc._both_ends import Posterior
 from jaxctc._lattice import Lattice, accumulator, frames_first, frames_of, row_of_indices
 from jaxctc._log_space import LOG_ZERO
@@ -89,7 +89,8 @@ def _by_frame(
 ) -> Float[Array, "A B states"]:
     """From each direction's own order of steps and labels to that of the frames and the target."""
     columns = lattice.labels.shape[1]
-    assert posterior.blanks is not None
+    each_label, each_blank = posterior.label, posterior.blanks
+    assert each_blank is not None
 
     @functools.partial(jax.vmap, out_axes=0 if options.batch_first else 1)
     def gather(label: Array, blank: Array, direction: Array, step: Array, length: Array) -> Array:
@@ -101,10 +102,26 @@ def _by_frame(
 
         return _in_turn(row(blank, length), row(label, length - 1), longest)
 
+    def multiplied() -> Array:
+        def found(x: Array, length: Array) -> Array:
+            ahead, back = x[:, 0], x[:, 1]
+            # Each column once, and those that are beyond the last nowhere.
+            turned = _products.one_hot(length[:, None] - 1 - row_of_indices(columns), columns)
+            back = _products.product("nmw,nvw->nmv", back, turned)
+            inside = row_of_indices(columns)[None] < length[:, None, None]
+            return _walk.by_frame(jnp.where(inside[:, None], jnp.stack([ahead, back], axis=1), 0), lattice, frames)
+
+        blank, label = found(each_blank, lattice.target_lengths + 1), found(each_label, lattice.target_lengths)
+        states = _in_turn(blank, label, longest)
+        return states if options.batch_first else jnp.swapaxes(states, 0, 1)
+
+    def gathered() -> Array:
+        steps = _walk.steps_of_frames(lattice, frames, posterior.label.shape[2])
+        return gather(each_label, each_blank, *steps, lattice.target_lengths)
+
     if posterior.label.size == 0:
         return frames_first(jnp.zeros((frames, len(lattice.labels), 2 * longest + 1), posterior.label.dtype), options)
-    steps = _walk.steps_of_frames(lattice, frames, posterior.label.shape[2])
-    return gather(posterior.label, posterior.blanks, *steps, lattice.target_lengths)
+    return _products.on_tpu(multiplied, gathered)
 
 
 def _in_turn(blank: Float[Array, "... W"], label: Float[Array, "... W"], longest: int) -> Float[Array, "... states"]:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxctc import _lattice
+from jaxctc import _lattice, _products
 from jaxctc._lattice import Lattice, accumulator, row_of_indices
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._mesh import varying_like
@@ -80,6 +80,11 @@ class Walk(NamedTuple):
     def steps(self) -> int:
         return self.drop.shape[2] - 1
 
+    def cut(self, first: Index, size: int) -> "Walk":
+        """A walk of these steps alone."""
+        scores = lax.dynamic_slice_in_dim(self.kept, first, size, axis=2)
+        return self._replace(scores=scores, drop=lax.dynamic_slice_in_dim(self.drop, first, size + 1, axis=2))
+
     def segment(self, first: Index, size: int) -> tuple["Walk", Index]:
         """A walk that has these steps' scores, and the index that the first has in it."""
         if self.made is None:
@@ -98,6 +103,18 @@ class Schedule(NamedTuple):
 
     frame: Int[Array, "N 2 M"]
     live: Bool[Array, "N 2 M"]
+    middle: Int[Array, " N"] | None = None
+    """The frame that the backward direction comes to last and the forward one would next, where both are all that is
+    read and frames follow one another to the first step and beyond.
+    """
+
+    def part(self, first: Index, size: int) -> "Schedule":
+        frame, live = (lax.dynamic_slice_in_dim(x, first, size, axis=2) for x in self[:2])
+        return Schedule(frame, live)
+
+    def moved(self, by: Int[Array, "1 2 1"]) -> "Schedule":
+        """Each direction reads frames so much later."""
+        return Schedule(self.frame + by, self.live)
 
     def until(self, lengths: Int[Array, " N"]) -> "Schedule":
         """No frame counts at or beyond these."""
@@ -111,7 +128,7 @@ def schedule(lattice: Lattice, frames: int, count: int) -> Schedule:
     back = lattice.input_lengths[:, None] - 1 - (step - (count - rest))
     frame = jnp.stack([ahead, back], axis=1)
     live = jnp.stack([ahead >= 0, back < lattice.input_lengths[:, None]], axis=1)
-    return Schedule(jnp.clip(frame, 0, max(frames - 1, 0)), live)
+    return Schedule(jnp.clip(frame, 0, max(frames - 1, 0)), live, half[:, 0])
 
 
 def steps_of_frames(lattice: Lattice, frames: int, count: int) -> tuple[Int[Array, "N T"], Int[Array, "N T"]]:
@@ -121,6 +138,14 @@ def steps_of_frames(lattice: Lattice, frames: int, count: int) -> tuple[Int[Arra
     ahead = frame < half
     step = jnp.where(ahead, frame + count - half, lattice.input_lengths[:, None] - 1 - frame + count - rest)
     return (~ahead).astype(jnp.int32), jnp.clip(step, 0, max(count - 1, 0))
+
+
+def by_frame(x: Float[Array, "N 2 M *X"], lattice: Lattice, frames: int) -> Float[Array, "N T *X"]:
+    """What each live frame's direction and step have, as a TPU fetches it: beyond a sequence's length whatever."""
+    count = x.shape[2]
+    both = jnp.concatenate([x[:, 0], x[:, 1, ::-1]], axis=1)
+    padded = _products.padded(both, 0, max(frames - count, 0))
+    return _products.rows(padded, count - _halves(lattice)[0][:, 0], frames)
 
 
 def _halves(lattice: Lattice) -> tuple[Int[Array, "N 1"], Int[Array, "N 1"]]:
@@ -136,9 +161,22 @@ def both_ways(x: Array, lattice: Lattice) -> Array:
     return jnp.stack([x, reverse(x, jnp.maximum(column, 0))], axis=1)
 
 
+def labels_both_ways(labels: Int[Array, "N W"], lattice: Lattice) -> Int[Array, "N 2 W"]:
+    return _products.on_tpu(lambda: _products.both_ways(labels, lattice), lambda: both_ways(labels, lattice))
+
+
 def exists(lattice: Lattice) -> Bool[Array, "N W"]:
     """The columns that hold a label."""
     return row_of_indices(lattice.labels.shape[1]) < lattice.target_lengths[:, None]
+
+
+class _Fetch(NamedTuple):
+    """How the steps of a schedule come by what they read."""
+
+    scores: Callable[[Schedule], tuple[Float[Array, "N 2 K W"], Float[Array, "N 2 K"]]]
+    """Those of the labels, and the blank's. Where no label is, is another of the target's or the blank's."""
+    normaliser: Callable[[Schedule], Float[Array, "N 2 K"]] | None
+    """The logarithm of the frame's, if there is one."""
 
 
 class _Rows(NamedTuple):
@@ -168,16 +206,25 @@ def build(
     `block` divides their number; no step before `start` reads a live frame, and blocks before it are not made. What is
     known of all frames together is known then, whether their scores are kept or not.
     """
-    count = plan.frame.shape[2]
-    labels = both_ways(lattice.labels, lattice)
+    count, dtype = plan.frame.shape[2], accumulator(scores.dtype)
+    labels = labels_both_ways(lattice.labels, lattice)
     real = exists(lattice)[:, None, None]
-    rows = functools.partial(_rows, scores, log_normaliser, labels, real, options)
-    shapes = jax.eval_shape(rows, plan)
+    gathers = _gathers(scores, log_normaliser, labels, options)
+    products = _multiplies(scores, log_normaliser, labels, lattice, options)
+
+    def gathered(plan: Schedule) -> tuple[Array, _Rows]:
+        return _rows(gathers, real, plan, dtype)
+
+    def multiplied(plan: Schedule) -> tuple[Array, _Rows]:
+        return _rows(products, real, plan, dtype)
+
+    shapes = jax.eval_shape(gathered, plan)
     if block is None or shapes[0].size * shapes[0].dtype.itemsize <= _SMALL:
         block = count
 
     def some(first: Index, size: int) -> tuple[Array, _Rows]:
-        return rows(Schedule(*(lax.dynamic_slice_in_dim(x, first, size, axis=2) for x in plan)))
+        piece = plan.part(first, size)
+        return _products.on_tpu(lambda: multiplied(piece), lambda: gathered(piece))
 
     def wanted(made: Any) -> Any:
         return (made[0] if keep else None), made[1]
@@ -185,15 +232,20 @@ def build(
     def room(x: jax.ShapeDtypeStruct) -> Array:
         return varying_like((scores, lattice), jnp.zeros((*x.shape[:2], count, *x.shape[3:]), x.dtype))
 
-    def fill(number: Int[Array, ""], made: Any) -> Any:
-        first = number * block
-        piece = wanted(some(first, block))
-        return jax.tree.map(lambda x, y: lax.dynamic_update_slice_in_dim(x, y, first, axis=2), made, piece)
+    def in_blocks(rows: Callable[[Schedule], Any]) -> Any:
+        def fill(number: Int[Array, ""], made: Any) -> Any:
+            first = number * block
+            piece = wanted(rows(plan.part(first, block)))
+            return jax.tree.map(lambda x, y: lax.dynamic_update_slice_in_dim(x, y, first, axis=2), made, piece)
 
-    if count == block:
-        kept, made = wanted(rows(plan))
-    else:
-        kept, made = lax.fori_loop(start // block, count // block, fill, jax.tree.map(room, wanted(shapes)))
+        if count == block:
+            return wanted(rows(plan))
+        return lax.fori_loop(start // block, count // block, fill, jax.tree.map(room, wanted(shapes)))
+
+    # In one piece frames are slices, and all frames are what is multiplied.
+    kept, made = _products.on_tpu(
+        lambda: multiplied(plan) if keep else in_blocks(multiplied), lambda: in_blocks(gathered)
+    )
     return Walk(
         scores=kept,
         drop=jnp.pad(made.drop, ((0, 0), (0, 0), (1, 0))),
@@ -209,14 +261,12 @@ def build(
     )
 
 
-def _rows(
+def _gathers(
     scores: Float[Array, "A B C"],
     log_normaliser: Float[Array, "A B"] | None,
     labels: Int[Array, "N 2 W"],
-    real: Bool[Array, "N 1 1 W"],
     options: Options,
-    plan: Schedule,
-) -> tuple[Float[Array, "N 2 K W"], _Rows]:
+) -> _Fetch:
     sequence_axis = 0 if options.batch_first else 1
     frames = scores.shape[1 - sequence_axis]
 
@@ -225,14 +275,54 @@ def _rows(
         at = scores.at[frame[:, :, None], labels[:, None, :]]
         return at.get(mode="promise_in_bounds"), scores[:, options.blank].at[frame].get(mode="promise_in_bounds")
 
-    if frames == 0:
-        shape = (*plan.frame.shape, labels.shape[2])
-        used, blank = jnp.zeros(shape, scores.dtype), jnp.zeros(shape[:-1], scores.dtype)
-    else:
+    def fetched(plan: Schedule) -> tuple[Array, Array]:
+        if frames == 0:
+            shape = (*plan.frame.shape, labels.shape[2])
+            return jnp.zeros(shape, scores.dtype), jnp.zeros(shape[:-1], scores.dtype)
         # What a gather is fused with is no longer done eight at a time.
-        used, blank = lax.optimization_barrier(gather(scores, plan.frame, labels))
-    dtype = accumulator(scores.dtype)
-    used, blank = used.astype(dtype), blank.astype(dtype)
+        return lax.optimization_barrier(gather(scores, plan.frame, labels))
+
+    def taken(plan: Schedule) -> Array:
+        return jax.vmap(lambda x, frame: x[frame], in_axes=(sequence_axis, 0))(log_normaliser, plan.frame)
+
+    return _Fetch(fetched, None if log_normaliser is None or frames == 0 else taken)
+
+
+def _multiplies(
+    scores: Float[Array, "A B C"],
+    log_normaliser: Float[Array, "A B"] | None,
+    labels: Int[Array, "N 2 W"],
+    lattice: Lattice,
+    options: Options,
+) -> _Fetch:
+    """As a TPU does it (see `_products`)."""
+    axes = (0, 1) if options.batch_first else (1, 0)
+    frames = scores.shape[axes[1]]
+
+    def steps(x: Float[Array, "N T *X"], plan: Schedule) -> Float[Array, "N 2 K *X"]:
+        if plan.middle is None:
+            return jax.vmap(lambda x, frame: x.at[frame].get(mode="promise_in_bounds"))(x, plan.frame)
+        count = plan.frame.shape[2]
+        after = max(frames // 2 + count - frames, 0)
+        both = _products.rows(_products.padded(x, count, after), plan.middle, 2 * count)
+        return jnp.stack([both[:, :count], both[:, count:][:, ::-1]], axis=1)
+
+    def fetched(plan: Schedule) -> tuple[Array, Array]:
+        every = 2 * plan.frame.shape[2] >= frames
+        rows = functools.partial(steps, plan=plan)
+        used = _products.emitted(scores.transpose(*axes, 2), labels, lattice, rows, every=every)
+        # The last column's label is the blank.
+        return used, used[..., -1]
+
+    if log_normaliser is None:
+        return _Fetch(fetched, None)
+    return _Fetch(fetched, functools.partial(steps, log_normaliser.transpose(axes)))
+
+
+def _rows(
+    fetch: _Fetch, real: Bool[Array, "N 1 1 W"], plan: Schedule, dtype: jnp.dtype
+) -> tuple[Float[Array, "N 2 K W"], _Rows]:
+    used, blank = (x.astype(dtype) for x in fetch.scores(plan))
 
     # A column without a label holds some score all the same, but none that is not the target's.
     peak = jnp.maximum(used.max(axis=3), blank)
@@ -249,9 +339,8 @@ def _rows(
     # Nothing but the state that it is in can be reached in a frame that does not count.
     relative = jnp.where(sound[..., None] & real, relative, LOG_ZERO)
     taken_out = peak
-    if log_normaliser is not None and frames:
-        taken = jax.vmap(lambda x, frame: x[frame], in_axes=(sequence_axis, 0))(log_normaliser, plan.frame)
-        taken_out = jnp.where(sound, peak - taken, 0)
+    if fetch.normaliser is not None:
+        taken_out = jnp.where(sound, peak - fetch.normaliser(plan), 0)
     offset = jnp.round(taken_out * _PARTS) / _PARTS
     rest = (taken_out - offset) + (reference - whole) / LOG2_E
     return relative, _Rows(drop, offset, rest, whole, poisoned, blocked)

@@ -29,6 +29,7 @@ SHAPED = [
         "_lattice",
         "_log_space",
         "_loss",
+        "_products",
         "_recursion",
         "_scaled",
         "_setting",
