@@ -173,8 +173,10 @@ def exists(lattice: Lattice) -> Bool[Array, "N W"]:
 class _Fetch(NamedTuple):
     """How the steps of a schedule come by what they read."""
 
-    scores: Callable[[Schedule], tuple[Float[Array, "N 2 K W"], Float[Array, "N 2 K"]]]
-    """Those of the labels, and the blank's. Where no label is, is another of the target's or the blank's."""
+    scores: Callable[[Schedule], tuple[Float[Array, "N 2 K W"], Float[Array, "N 2 K"], Float[Array, "N 2 K"]]]
+    """Those of the labels, the best of them, and the blank's. Where no label is, is another of the target's or the
+    blank's.
+    """
     normaliser: Callable[[Schedule], Float[Array, "N 2 K"]] | None
     """The logarithm of the frame's, if there is one."""
 
@@ -269,23 +271,48 @@ def _gathers(
 ) -> _Fetch:
     sequence_axis = 0 if options.batch_first else 1
     frames = scores.shape[1 - sequence_axis]
+    gather = functools.partial(_gathered, options.blank, sequence_axis)
 
-    @functools.partial(jax.vmap, in_axes=(sequence_axis, 0, 0))
-    def gather(scores: Array, frame: Array, labels: Array) -> tuple[Array, Array]:
-        at = scores.at[frame[:, :, None], labels[:, None, :]]
-        return at.get(mode="promise_in_bounds"), scores[:, options.blank].at[frame].get(mode="promise_in_bounds")
+    def best(used: Float[Array, "N 2 K W"]) -> Float[Array, "N 2 K"]:
+        return used.astype(accumulator(scores.dtype)).max(axis=3)
 
-    def fetched(plan: Schedule) -> tuple[Array, Array]:
+    def fetched(plan: Schedule) -> tuple[Array, Array, Array]:
+        def kept() -> tuple[Array, Array, Array]:
+            # What a gather is fused with is no longer done eight at a time.
+            used, blank = lax.optimization_barrier(gather(scores, plan.frame, labels))
+            return used, best(used), blank
+
+        def twice() -> tuple[Array, Array, Array]:
+            # On a GPU it is done as fast as the memory goes that what is kept would have to pass through.
+            used, blank = gather(scores, plan.frame, labels)
+            again, _ = gather(scores, lax.optimization_barrier(plan.frame), labels)
+            return again, best(used), blank
+
         if frames == 0:
-            shape = (*plan.frame.shape, labels.shape[2])
-            return jnp.zeros(shape, scores.dtype), jnp.zeros(shape[:-1], scores.dtype)
-        # What a gather is fused with is no longer done eight at a time.
-        return lax.optimization_barrier(gather(scores, plan.frame, labels))
+            none = jnp.zeros(plan.frame.shape, scores.dtype)
+            return jnp.zeros((*none.shape, labels.shape[2]), scores.dtype), none, none
+        return lax.platform_dependent(cuda=twice, default=kept)
 
     def taken(plan: Schedule) -> Array:
         return jax.vmap(lambda x, frame: x[frame], in_axes=(sequence_axis, 0))(log_normaliser, plan.frame)
 
     return _Fetch(fetched, None if log_normaliser is None or frames == 0 else taken)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)  # traced once, however often it is called
+def _gathered(
+    blank: int,
+    sequence_axis: int,
+    scores: Float[Array, "A B C"],
+    frame: Int[Array, "N 2 K"],
+    labels: Int[Array, "N 2 W"],
+) -> tuple[Float[Array, "N 2 K W"], Float[Array, "N 2 K"]]:
+    @functools.partial(jax.vmap, in_axes=(sequence_axis, 0, 0))
+    def gather(scores: Array, frame: Array, labels: Array) -> tuple[Array, Array]:
+        at = scores.at[frame[:, :, None], labels[:, None, :]]
+        return at.get(mode="promise_in_bounds"), scores[:, blank].at[frame].get(mode="promise_in_bounds")
+
+    return gather(scores, frame, labels)
 
 
 def _multiplies(
@@ -307,12 +334,12 @@ def _multiplies(
         both = _products.rows(_products.padded(x, count, after), plan.middle, 2 * count)
         return jnp.stack([both[:, :count], both[:, count:][:, ::-1]], axis=1)
 
-    def fetched(plan: Schedule) -> tuple[Array, Array]:
+    def fetched(plan: Schedule) -> tuple[Array, Array, Array]:
         every = 2 * plan.frame.shape[2] >= frames
         rows = functools.partial(steps, plan=plan)
         used = _products.emitted(scores.transpose(*axes, 2), labels, lattice, rows, every=every)
         # The last column's label is the blank.
-        return used, used[..., -1]
+        return used, used.astype(accumulator(scores.dtype)).max(axis=3), used[..., -1]
 
     if log_normaliser is None:
         return _Fetch(fetched, None)
@@ -322,10 +349,10 @@ def _multiplies(
 def _rows(
     fetch: _Fetch, real: Bool[Array, "N 1 1 W"], plan: Schedule, dtype: jnp.dtype
 ) -> tuple[Float[Array, "N 2 K W"], _Rows]:
-    used, blank = (x.astype(dtype) for x in fetch.scores(plan))
+    used, best, blank = (x.astype(dtype) for x in fetch.scores(plan))
 
     # A column without a label holds some score all the same, but none that is not the target's.
-    peak = jnp.maximum(used.max(axis=3), blank)
+    peak = jnp.maximum(best, blank)
     poisoned = plan.live & ~(peak < jnp.inf)
     blocked = plan.live & (peak <= LOG_ZERO)
     sound = plan.live & ~poisoned & ~blocked

@@ -51,6 +51,13 @@ def test_a_kernel_for_gpus_reads_the_scores_where_they_are():
         assert {*low.split(", "), *high.split(", ")} == {"0"}, sizes
 
 
+@pytest.mark.parametrize(("platform", "gathers"), [("cpu", 1), ("cuda", 2), ("tpu", 0)])
+def test_a_gpu_gathers_again_what_it_would_have_to_keep(platform, gathers):
+    """To know each frame's best, and then its scores; a TPU multiplies instead."""
+    text = jax.jit(jaxctc.ctc_loss).trace(*PROBLEM).lower(lowering_platforms=(platform,)).as_text()
+    assert len(re.findall(rf"stablehlo.gather.*-> tensor<{N}x2x\d+x\d+xf32>", text)) == gathers
+
+
 @pytest.mark.parametrize(("implementation", "products"), [("pallas", 1), ("scan", 0)])
 def test_columns_of_one_label_are_added_up_by_tensor_cores_to_the_last_digit(implementation, products):
     """In six products of half precision; whoever has the scan may have a GPU without them."""
