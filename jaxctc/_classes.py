@@ -2,7 +2,7 @@
 
 Several columns may hold one class. A matrix product adds those up, so that no addition is atomic and the
 result is the same from run to run on every backend; then each class takes what one column holds: a
-gather, which fuses with whatever is made of it.
+gather, which fuses with whatever is made of it, or on a TPU another product (see `_products`).
 """
 
 import functools
