@@ -11,6 +11,7 @@ import pytest
 from oracles import enumerate_paths, log_softmax
 
 import jaxctc
+from jaxctc import _checks, _implementation
 
 T, N, C, S = 6, 4, 4, 3
 BLANK = 2
@@ -32,6 +33,8 @@ class Entry(NamedTuple):
     function: Callable[..., jax.Array]
     dtype: Any
     batch_first: bool
+    kernels: str | None = None
+    """"tpu" or "gpu", whose are interpreted in the scan's place."""
 
     @property
     def from_logits(self) -> bool:
@@ -53,7 +56,13 @@ class Entry(NamedTuple):
     def loss(self, x: np.ndarray, *problem: Any, blank: int = BLANK, reduction: str = "none", **options: Any):
         """As a user calls it, values at hand."""
         return self.function(
-            self.scores(x), *problem, blank=blank, reduction=reduction, batch_first=self.batch_first, **options
+            self.scores(x),
+            *problem,
+            blank=blank,
+            reduction=reduction,
+            batch_first=self.batch_first,
+            implementation=self.kernels,
+            **options,
         )
 
     def with_gradient(self, x: np.ndarray, *problem: Any, blank: int = BLANK, **options: Any) -> Results:
@@ -79,7 +88,7 @@ class Entry(NamedTuple):
         return results
 
     def static(self, **options: Any) -> tuple[tuple[str, Any], ...]:
-        return (("batch_first", self.batch_first), *options.items())
+        return (("batch_first", self.batch_first), ("implementation", self.kernels), *options.items())
 
 
 # One compilation for each shape and set of options: nearly all the time that these tests take.
@@ -101,10 +110,16 @@ ENTRIES = PLAIN + [
     for f in FUNCTIONS
     for dtype, batch_first in ((jnp.float64, True), (jnp.bfloat16, True), (jnp.float16, False))
 ]
+INTERPRETED = [
+    Entry(jaxctc.ctc_loss, jnp.float32, False, "tpu"),
+    Entry(jaxctc.ctc_loss_with_logits, jnp.bfloat16, True, "tpu"),
+]
+SLOWLY_INTERPRETED = Entry(jaxctc.ctc_loss_with_logits, jnp.float32, False, "gpu")
 
 
 def name(entry: Entry) -> str:
-    return f"{entry.function.__name__}-{entry.dtype.__name__}-{'NTC' if entry.batch_first else 'TNC'}"
+    words = entry.function.__name__, entry.dtype.__name__, "NTC" if entry.batch_first else "TNC", entry.kernels
+    return "-".join(filter(None, words))
 
 
 def parameters(entries):
@@ -112,10 +127,50 @@ def parameters(entries):
     return [pytest.param(e, id=name(e), marks=pytest.mark.xdist_group(name(e))) for e in entries]
 
 
-@pytest.fixture(params=parameters(ENTRIES))
-def entry(request):
+@pytest.fixture(params=parameters(ENTRIES + INTERPRETED))
+def entry(request, monkeypatch):
+    yield from _set_up(request, monkeypatch)
+
+
+@pytest.fixture(params=parameters([*ENTRIES, *INTERPRETED, SLOWLY_INTERPRETED]))
+def any_entry(request, monkeypatch):
+    yield from _set_up(request, monkeypatch)
+
+
+def _set_up(request, monkeypatch):
+    if request.param.kernels:
+        _interpret(request.param.kernels, monkeypatch)
     with jax.enable_x64(request.param.dtype == jnp.float64):
         yield request.param
+
+
+def _interpret(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes of "tpu" and "gpu" implementations of their own: what is traced for one is not taken for another."""
+    if name == "gpu":
+        pytest.importorskip("absl", reason="Pallas's Mosaic GPU needs absl-py")
+        from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+
+        from jaxctc._kernels import _gpu as kernels
+        from jaxctc._kernels import _warpgroup
+
+        for module in (kernels, _warpgroup):
+            monkeypatch.setattr(module, "THREADS", 8)
+        interpret = InterpretGPUParams()
+    else:
+        from jaxctc._kernels import _tpu as kernels
+
+        interpret = True
+
+    def likelihood(walk, start, size, begin, options):
+        return kernels.likelihood(walk, start, interpret=interpret)
+
+    def posterior(walk, size, start, begin, options, *, every_blank=False, fold=lambda label: label):
+        value, found = kernels.posterior(walk, size, start, every_blank=every_blank, interpret=interpret)
+        return value, found._replace(label=fold(found.label))
+
+    monkeypatch.setattr(_checks, "implementation", lambda _: None)
+    monkeypatch.setattr(_implementation, "likelihood", likelihood)
+    monkeypatch.setattr(_implementation, "posterior", posterior)
 
 
 UNROUNDED = [Entry(jaxctc.ctc_loss, jnp.float32, False), Entry(jaxctc.ctc_loss_with_logits, jnp.float64, True)]
@@ -163,12 +218,12 @@ def assert_same(got: Results, want: Results, rows: Any = slice(None)) -> None:
 PROBLEM = (TARGETS, INPUT_LENGTHS, TARGET_LENGTHS)
 
 
-def test_against_every_path(entry):
-    x = entry.draw()
-    want = expected(entry, x)
+def test_against_every_path(any_entry):
+    x = any_entry.draw()
+    want = expected(any_entry, x)
     assert np.isfinite(want.losses).all()
-    assert_close(entry, entry.traced(x, *PROBLEM), want)
-    np.testing.assert_allclose(np.asarray(entry.loss(x, *PROBLEM), np.float64), want.losses, rtol=2e-6)
+    assert_close(any_entry, any_entry.traced(x, *PROBLEM), want)
+    np.testing.assert_allclose(np.asarray(any_entry.loss(x, *PROBLEM), np.float64), want.losses, rtol=2e-6)
 
 
 def test_any_blank(unrounded):
