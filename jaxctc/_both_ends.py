@@ -24,7 +24,7 @@ serve as its left neighbour.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -274,10 +274,12 @@ def meet(blank: Scaled, label: Scaled, walk: Walk) -> Meeting:
     def direction(a: Scaled, d: int) -> Scaled:
         return Scaled(*(x[:, d] for x in a))
 
-    def turned(a: Array, last: Array) -> Array:
+    def turned(a: Any, last: Array) -> Any:
+        """One array, or two."""
+        there = jnp.maximum(last - column, 0)
         return _products.on_tpu(
-            lambda: _products.picked(a, last - column),
-            lambda: jnp.take_along_axis(a, jnp.maximum(last - column, 0), axis=1),
+            lambda: jax.tree.map(lambda x: _products.picked(x, last - column), a),
+            lambda: jax.tree.map(lambda x: jnp.take_along_axis(x, there, axis=1), a),
         )
 
     def mirrored(a: Array, last: Array) -> Array:
@@ -285,7 +287,7 @@ def meet(blank: Scaled, label: Scaled, walk: Walk) -> Meeting:
 
     def other_way(a: Scaled, last: Array) -> Scaled:
         zero = _scaled.zeros(a.mantissa.shape, a.mantissa.dtype)
-        return _scaled.where(column <= last, Scaled(*(turned(x, last) for x in a)), zero)
+        return _scaled.where(column <= last, turned(a, last), zero)
 
     def from_left(a: Scaled) -> Scaled:
         zero = _scaled.zeros((a.mantissa.shape[0], 1), a.mantissa.dtype)

@@ -161,10 +161,10 @@ def _interpret(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
         interpret = True
 
-    def likelihood(walk, start, size, begin, options):
+    def likelihood(walk, start, *_):
         return kernels.likelihood(walk, start, interpret=interpret)
 
-    def posterior(walk, size, start, begin, options, *, every_blank=False, fold=lambda label: label):
+    def posterior(walk, size, start, *_, every_blank=False, fold=lambda label: label):
         value, found = kernels.posterior(walk, size, start, every_blank=every_blank, interpret=interpret)
         return value, found._replace(label=fold(found.label))
 
