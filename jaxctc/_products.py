@@ -11,6 +11,7 @@ infinite again where it has been picked: nobody sees what is not.
 On every other platform programs are what they would be without this module.
 """
 
+import functools
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -103,6 +104,7 @@ def rows(x: Float[Array, "N R *X"], first: Int[Array, " N"], count: int) -> Floa
     return jax.vmap(lambda x, first: lax.dynamic_slice_in_dim(x, first, count))(x, first)
 
 
+@functools.partial(jax.jit, inline=True)  # traced once, however often it is called
 def _slid(x: Float[Array, "N R"], by: Int[Array, " N"]) -> Float[Array, "N R"]:
     """Single numbers lie in lanes, and are moved in the whole batch at once, by one power of two after the other."""
     for bit in range(x.shape[1].bit_length()):

@@ -213,41 +213,31 @@ def build(
     real = exists(lattice)[:, None, None]
     gathers = _gathers(scores, log_normaliser, labels, options)
     products = _multiplies(scores, log_normaliser, labels, lattice, options)
+    either = _either(products, gathers)
 
-    def gathered(plan: Schedule) -> tuple[Array, _Rows]:
-        return _rows(gathers, real, plan, dtype)
-
-    def multiplied(plan: Schedule) -> tuple[Array, _Rows]:
-        return _rows(products, real, plan, dtype)
-
-    shapes = jax.eval_shape(gathered, plan)
-    if block is None or shapes[0].size * shapes[0].dtype.itemsize <= _SMALL:
-        block = count
-
-    def some(first: Index, size: int) -> tuple[Array, _Rows]:
-        piece = plan.part(first, size)
-        return _products.on_tpu(lambda: multiplied(piece), lambda: gathered(piece))
-
-    def wanted(made: Any) -> Any:
-        return (made[0] if keep else None), made[1]
+    def some(plan: Schedule, fetch: _Fetch = either) -> tuple[Array | None, _Rows]:
+        relative, made = _rows(fetch, real, plan, dtype)
+        return (relative if keep else None), made
 
     def room(x: jax.ShapeDtypeStruct) -> Array:
         return varying_like((scores, lattice), jnp.zeros((*x.shape[:2], count, *x.shape[3:]), x.dtype))
 
-    def in_blocks(rows: Callable[[Schedule], Any]) -> Any:
+    def in_blocks(block: int, fetch: _Fetch = either) -> tuple[Array | None, _Rows]:
         def fill(number: Int[Array, ""], made: Any) -> Any:
             first = number * block
-            piece = wanted(rows(plan.part(first, block)))
+            piece = some(plan.part(first, block), fetch)
             return jax.tree.map(lambda x, y: lax.dynamic_update_slice_in_dim(x, y, first, axis=2), made, piece)
 
-        if count == block:
-            return wanted(rows(plan))
-        return lax.fori_loop(start // block, count // block, fill, jax.tree.map(room, wanted(shapes)))
+        shapes = jax.eval_shape(lambda: some(plan, gathers))
+        return lax.fori_loop(start // block, count // block, fill, jax.tree.map(room, shapes))
 
-    # In one piece frames are slices, and all frames are what is multiplied.
-    kept, made = _products.on_tpu(
-        lambda: multiplied(plan) if keep else in_blocks(multiplied), lambda: in_blocks(gathered)
-    )
+    if block in (None, count) or plan.frame.size * labels.shape[2] * dtype.itemsize <= _SMALL:
+        kept, made = some(plan)
+    elif keep:
+        # A TPU's frames are slices where all are read at once.
+        kept, made = _products.on_tpu(lambda: some(plan, products), lambda: in_blocks(block, gathers))
+    else:
+        kept, made = in_blocks(block)
     return Walk(
         scores=kept,
         drop=jnp.pad(made.drop, ((0, 0), (0, 0), (1, 0))),
@@ -259,8 +249,18 @@ def build(
         exponent=made.exponent.sum(axis=(1, 2)),
         poisoned=made.poisoned.any(axis=(1, 2)),
         blocked=made.blocked.any(axis=(1, 2)),
-        made=None if keep else lambda first, size: some(first, size)[0],
+        made=None if keep else lambda first, size: _rows(either, real, plan.part(first, size), dtype)[0],
     )
+
+
+def _either(products: _Fetch, gathers: _Fetch) -> _Fetch:
+    """The one on a TPU, and the other elsewhere."""
+
+    def of(name: str, plan: Schedule) -> Any:
+        return _products.on_tpu(lambda: getattr(products, name)(plan), lambda: getattr(gathers, name)(plan))
+
+    normaliser = None if gathers.normaliser is None else functools.partial(of, "normaliser")
+    return _Fetch(functools.partial(of, "scores"), normaliser)
 
 
 def _gathers(
@@ -337,7 +337,7 @@ def _multiplies(
     def fetched(plan: Schedule) -> tuple[Array, Array, Array]:
         every = 2 * plan.frame.shape[2] >= frames
         rows = functools.partial(steps, plan=plan)
-        used = _products.emitted(scores.transpose(*axes, 2), labels, lattice, rows, every=every)
+        used = _products.emitted(scores.transpose(*axes, 2), labels, lattice, rows, every=every).astype(scores.dtype)
         # The last column's label is the blank.
         return used, used.astype(accumulator(scores.dtype)).max(axis=3), used[..., -1]
 

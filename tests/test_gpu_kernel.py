@@ -146,7 +146,7 @@ def test_posteriors_are_those_of_the_loops_and_of_an_oracle(monkeypatch, tiles):
 def test_a_target_of_any_length_is_walked_in_strips(monkeypatch):
     """Of two tiles each; targets end within the first, with its last column, and within the second and the third."""
     monkeypatch.setattr(_gpu, "_MOST_TILES", 2)
-    walk = walk_of(problem(90, [90, 90, 80, 90], [3, 31, 40, 70]))
+    walk = walk_of(problem(80, [80, 80, 70, 80], [3, 31, 40, 66]))
     cut = _gpu._Cut.of(walk, _gpu._inward_memory)
     assert cut[2:4] == (3, 2)
     labels, _, first = np.moveaxis(_gpu._given(cut, walk, 0).span, -1, 0)
@@ -209,12 +209,19 @@ def test_applies_where_there_is_no_gpu():
 
 def test_lowers_for_cuda_where_there_is_none():
     """In both widths, and nothing is left of the loops; but in strips there is one over them."""
-    for labels, loops in ((130, 0), (1500, 1)):
+
+    def posterior(walk):
+        return _gpu.posterior(walk, 16)
+
+    for labels, function, kernels, loops in (
+        (130, _gpu.likelihood, 1, 0),
+        (130, posterior, 2, 0),
+        (1500, posterior, 2, 2),
+    ):
         walk = jax.eval_shape(walk_of, problem(labels + 10, [labels + 10] * 2, [labels, 3]))
-        for function, kernels in ((_gpu.likelihood, 1), (lambda walk: _gpu.posterior(walk, 16), 2)):
-            text = jax.jit(function).trace(walk).lower(lowering_platforms=("cuda",)).as_text()
-            assert text.count("custom_call @mosaic_gpu") == kernels
-            assert text.count("stablehlo.while") == kernels * loops
+        text = jax.jit(function).trace(walk).lower(lowering_platforms=("cuda",)).as_text()
+        assert text.count("custom_call @mosaic_gpu") == kernels
+        assert text.count("stablehlo.while") == loops
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=lambda t: t.name)
