@@ -52,9 +52,9 @@ with nothing.
 """
 
 
-WHOLE = """Loss and gradient from logits, the whole program with kernels. Bytes are those of all operands and results of
-whatever is launched, as if nothing stayed in a cache and nothing was read in part, in copies of the scores: each read
-and written once.
+WHOLE = """Loss and gradient from logits, the whole program with kernels. Bytes are those that all that is launched
+reads and writes, as if nothing stayed in a cache, in copies of the scores: each is read and written once. Of what is
+gathered 32 are counted for a number.
 """
 
 
@@ -225,26 +225,71 @@ class Whole(NamedTuple):
         return self.moved / (2 * self.scores)
 
 
-_WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "s32": 4, "u32": 4, "f32": 4}
+class _Operation(NamedTuple):
+    """Of XLA's text."""
+
+    size: int
+    """Bytes of the result."""
+    kind: str
+    operands: list[str]
+    rest: str
+
+
+_WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "s32": 4, "u32": 4, "f32": 4}
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
+_PARTS = ("slice", "dynamic-slice", "bitcast")
+_SECTOR = 32
+"""Bytes that are read for a single number."""
+
+
+def _computations(text: str) -> dict[str, dict[str, _Operation]]:
+    """By name, and "ENTRY" for that which calls all others."""
+
+    def size(shapes: str) -> int:
+        arrays = re.findall(r"(\w+)\[([\d,]*)\]", re.sub(r"/\*.*?\*/|\{.*?\}", "", shapes))
+        return sum(_WIDTHS[kind] * math.prod(map(int, filter(None, sizes.split(",")))) for kind, sizes in arrays)
+
+    found = {}
+    for match in re.finditer(r"^(ENTRY )?%([\w.-]+) \(.*?\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL):
+        lines = re.findall(r"^  (?:ROOT )?%([\w.-]+) = (.+?) ([a-z-]+)\((.*?)\)(?=, |$)(.*)", match[3], re.MULTILINE)
+        found["ENTRY" if match[1] else match[2]] = {
+            name: _Operation(size(shapes), kind, re.findall(r"%([\w.-]+)", operands) or [operands], rest)
+            for name, shapes, kind, operands, rest in lines
+        }
+    return found
+
+
+def _read(body: dict[str, _Operation], name: str) -> int:
+    """Bytes that are read of what has this name: all, unless by slices and gathers alone."""
+    total = 0
+    for user, operation in body.items():
+        if name not in operation.operands:
+            continue
+        if operation.kind in _PARTS:
+            total += min(operation.size, _read(body, user))
+        elif operation.kind == "gather" and operation.operands[0] == name:
+            total += operation.size // _WIDTHS["f32"] * _SECTOR
+        else:
+            return body[name].size
+    return min(total, body[name].size)
 
 
 def moved(text: str) -> int:
-    """Bytes of all operands and results of the entry's instructions, loops aside, of which it has none."""
-
-    def size(shapes: str) -> int:
-        arrays = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
-        return sum(_WIDTHS[kind] * math.prod(map(int, filter(None, sizes.split(",")))) for kind, sizes in arrays)
-
-    entry = text[text.index("\nENTRY ") :]
-    found = re.findall(r"^  (?:ROOT )?%([\w.-]+) = (.+?) ([a-z-]+)\((.*?)\)(?:, |$)", entry, re.MULTILINE)
-    assert all(kind != "while" for _, _, kind, _ in found)
-    sizes = {name: size(re.sub(r"/\*.*?\*/|\{.*?\}", "", shapes)) for name, shapes, *_ in found}
-    return sum(
-        sizes[name] + sum(sizes[operand] for operand in re.findall(r"%([\w.-]+)", operands))
-        for name, _, kind, operands in found
-        if kind not in _FREE
-    )
+    """Bytes of what the entry's instructions read and write. Loops, of which it must have none, would count once."""
+    computations = _computations(text)
+    entry, total = computations["ENTRY"], 0
+    for operation in entry.values():
+        assert operation.kind != "while"
+        if operation.kind in _FREE:
+            continue
+        total += operation.size
+        called = re.search(r"calls=%([\w.-]+)", operation.rest)
+        body = computations[called[1]] if called else {}
+        parameters = {int(x.operands[0]): name for name, x in body.items() if x.kind == "parameter"}
+        for i, operand in enumerate(operation.operands):
+            if operand in entry:
+                total += _read(body, parameters[i]) if body else entry[operand].size
+    return total
 
 
 class Compiler:
