@@ -445,8 +445,9 @@ def _undo(
         def shares_of(j: Array) -> Shares:
             return Shares(*(threads.load(mine.at[j, k]) for k in range(2)))
 
-        if edges:  # The first shift's barrier is between this and whoever reads it.
+        if edges:
             way.edge.store(edges.place, way.edge.load(edges.arriving.at[s]))
+            threads.wait()
         plgpu.barrier_wait(full.at[s & 1])
         arriving, leaving = (edges.place, [way.edge.full(0)]) if edges else (None, [])
         flow, leaving = way.undone(flow, shares_of, shift_left, visit, arriving, leaving)
