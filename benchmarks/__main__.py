@@ -74,7 +74,9 @@ def _cells(options: argparse.Namespace) -> list[tuple[Job, Shape]]:
     if options.sweeps:
         return [(Job.GRADIENT, shape) for axis in _sweeps.SIZES for shape in _sweeps.along(axis, options.quick)]
     shapes = options.shape or ((*SHAPES, *ACCELERATED) if on_gpu() else SHAPES)
-    cells = [(job, shape) for job in Job for shape in shapes]
+    # What is judged comes first: a GPU may be at hand for minutes only, and compiling for it takes long.
+    jobs = (Job.GRADIENT, Job.BRIDGE, Job.LOSS) if on_gpu() else Job
+    cells = [(job, shape) for job in jobs for shape in shapes]
     return cells if options.shape else [*cells, (Job.GRADIENT, LONGEST)]
 
 
