@@ -63,7 +63,7 @@ def ctc_loss(
             of four times the devices. Not needed where axes are explicit.
         implementation: ``"scan"``, which runs everywhere, or ``"pallas"``, kernels for TPUs and NVIDIA GPUs, which
             have run on neither yet; None chooses, at present the scan. Derivatives above the first are the scan's.
-            XLA cannot divide a kernel: sharded sequences ask for explicit axes or `jax.shard_map`.
+            On TPUs sharded sequences ask for explicit axes or `jax.shard_map`: XLA cannot divide a kernel there.
 
     Returns:
         The loss in nats, float64 for float64 scores and float32 otherwise: (N,) with
