@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
-from meshes import collectives
+from jax.sharding import AxisType, Mesh
+from meshes import collectives, shapes_of_problems
 from oracles import log_softmax, torch_float64
 
 pytest.importorskip("absl", reason="Pallas's Mosaic GPU needs absl-py")
@@ -228,13 +227,8 @@ def test_lowers_for_cuda_where_there_is_none():
 def test_a_batch_on_several_gpus_stays_where_it_is(axis_type):
     """Also beside an axis of the mesh that has no part in it."""
     mesh = Mesh(np.array(cudas.devices(4)).reshape(2, 2), ("n", "m"), axis_types=(axis_type,) * 2)
-
-    def of(shape, dtype, *spec):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
-
+    problem, mapped = shapes_of_problems(mesh)
     asked = functools.partial(jaxctc.ctc_loss_with_logits, reduction="sum", implementation="pallas")
-    problem = of((40, 16, 12), jnp.float32, None, "n"), of((16, 5), jnp.int32, "n"), *[of((16,), jnp.int32, "n")] * 2
-    mapped = [of((3, *x.shape), x.dtype, None, *x.sharding.spec) for x in problem]
     for function, arguments in ((jax.grad(asked), problem), (jax.vmap(jax.grad(asked)), mapped)):
         compiled = jax.jit(function).lower(*arguments).compile()
         assert len(re.findall('custom_call_target="mosaic_gpu', compiled.as_text())) == 2

@@ -10,6 +10,7 @@ import pytest
 import tpus
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from meshes import shapes_of_problems
 from oracles import log_softmax, torch_float64
 
 import jaxctc
@@ -204,13 +205,8 @@ def test_compiles_for_sequences_on_several_tpus():
 def test_a_batch_on_several_tpus_stays_where_it_is():
     """Where its type says so, mapped or not: each device has its own sequences, and sees no other's."""
     mesh = Mesh(np.array(tpus.devices("v5e")), "n", axis_types=(AxisType.Explicit,))
-
-    def of(shape, dtype, *spec):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
-
+    problem, mapped = shapes_of_problems(mesh)
     asked = functools.partial(jaxctc.ctc_loss_with_logits, reduction="sum", implementation="pallas")
-    problem = of((40, 16, 12), jnp.float32, None, "n"), of((16, 5), jnp.int32, "n"), *[of((16,), jnp.int32, "n")] * 2
-    mapped = [of((3, *x.shape), x.dtype, None, *x.sharding.spec) for x in problem]
     for function, arguments in ((jax.grad(asked), problem), (jax.vmap(jax.grad(asked)), mapped)):
         text = jax.jit(function).lower(*arguments).compile().as_text()
         assert text.count('custom_call_target="tpu_custom_call"') == 2
