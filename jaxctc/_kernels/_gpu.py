@@ -484,9 +484,10 @@ class _Kernel(NamedTuple):
     """Warpgroups, if more than one."""
 
     def __call__(self, cut: _Cut, out: list[jax.ShapeDtypeStruct], interpret: Any) -> Callable[..., list[Array]]:
+        sequences, directions, *_ = out[0].shape
         mesh = plgpu.Mesh(
-            grid=out[0].shape[:2],
-            grid_names=("sequence", "direction"),
+            grid=(directions, sequences),  # the last is the one that CUDA sets no limit to
+            grid_names=("direction", "sequence"),
             num_threads=self.parts,
             thread_name="part" if self.parts else None,
         )
@@ -557,7 +558,10 @@ def _walk_inward(kernel: _Kernel, cut: _Cut, given: _Given, states: int, interpr
 def _walk_outward(
     cut: _Cut, given: _Given, kept: Array, meeting: Array, *, every_blank: bool, interpret: Any
 ) -> list[Array]:
-    """The posterior of labels, of all blanks, and of each, if wanted: of all strips."""
+    """The posterior of labels, of all blanks, and of each, if wanted: of all strips.
+
+    In rows before a direction's first live segment is whatever was in memory.
+    """
 
     @functools.partial(_folded, interpret=interpret)
     def call(scores: Array, *rest: Array) -> list[Array]:
