@@ -13,8 +13,9 @@ import cudas
 import jax
 import jax.numpy as jnp
 import numpy as np
+import ptx
 import pytest
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, SingleDeviceSharding
 from meshes import collectives, shapes_of_problems
 from oracles import log_softmax, torch_float64
 
@@ -233,6 +234,29 @@ def test_a_batch_on_several_gpus_stays_where_it_is(axis_type):
         compiled = jax.jit(function).lower(*arguments).compile()
         assert len(re.findall('custom_call_target="mosaic_gpu', compiled.as_text())) == 2
         assert collectives(compiled) == []
+
+
+@pytest.mark.parametrize("labels", [300, 1450], ids=["one strip", "two strips"])
+def test_no_barrier_is_missing(monkeypatch, tmp_path, labels):
+    """In the PTX, in every width, for every thread: over some segments, of which the first is not all live."""
+    sharding = SingleDeviceSharding(cudas.devices(1)[0])
+    monkeypatch.setenv("MOSAIC_GPU_DUMP_PTX", "1")
+    monkeypatch.setenv("MOSAIC_GPU_DUMP_TO", str(tmp_path))
+    walk = jax.eval_shape(walk_of, problem(labels + 10, [labels + 10] * 2, [labels, 3]))
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), walk)
+    jax.jit(lambda walk: _gpu.posterior(walk, 16)).lower(placed).compile()
+    cut = _gpu._Cut.of(walk, _gpu._outward_memory)
+    words = {8: cut.segments * cut.size - 3 * cut.size - 2}  # the third number of a span
+    listings = {path.stem: path.read_text() for path in tmp_path.glob("*.ptx")}
+    assert len(listings) == 2
+    for name, text in listings.items():
+        for part in range(2 if "ctc_inward" not in name else 1):
+            for branch in range(len(cut.widths)):
+                run = ptx.run(text, warpgroup=part, branch=branch, words=words)
+                assert not run.races, (name, part, branch)
+                assert run.barriers > 3 * cut.size
+                assert run.accesses > 10 * cut.size
+    assert ptx.run(re.sub(r"bar\.sync.*", "", text), warpgroup=part, branch=branch, words=words).races
 
 
 @pytest.fixture(scope="module")
