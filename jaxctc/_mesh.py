@@ -97,6 +97,11 @@ def mapped_over(axis: str | tuple[str, ...] | None, function: Callable[..., Any]
     return jax.shard_map(function, axis_names=names, in_specs=(P(axis), P()), out_specs=P(axis), check_vma=False)
 
 
+def is_xlas_to_divide(x: jax.Array) -> bool:
+    """Some axis of the mesh that the array is on is left to XLA."""
+    return any(kind != AxisType.Manual for kind in jax.typeof(x).sharding.mesh.axis_types)
+
+
 def divided(function: Callable[..., list[jax.Array]]) -> Callable[..., list[jax.Array]]:
     """A function of a batch's arrays that XLA calls on each device with its own sequences, wherever they lie.
 

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxctc import _lattice, _products
 from jaxctc._lattice import Lattice, accumulator, row_of_indices
 from jaxctc._log_space import LOG_ZERO
-from jaxctc._mesh import varying_like
+from jaxctc._mesh import is_xlas_to_divide, varying_like
 from jaxctc._scaled import Scaled
 from jaxctc._types import Options
 
@@ -291,7 +291,8 @@ def _gathers(
         if frames == 0:
             none = jnp.zeros(plan.frame.shape, scores.dtype)
             return jnp.zeros((*none.shape, labels.shape[2]), scores.dtype), none, none
-        return lax.platform_dependent(cuda=twice, default=kept)
+        # Classes on several devices would be asked twice as well.
+        return kept() if is_xlas_to_divide(scores) else lax.platform_dependent(cuda=twice, default=kept)
 
     def taken(plan: Schedule) -> Array:
         return jax.vmap(lambda x, frame: x[frame], in_axes=(sequence_axis, 0))(log_normaliser, plan.frame)

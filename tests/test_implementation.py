@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from meshes import mesh_of
 
@@ -53,9 +53,17 @@ def test_a_kernel_for_gpus_reads_the_scores_where_they_are():
 
 @pytest.mark.parametrize(("platform", "gathers"), [("cpu", 1), ("cuda", 2), ("tpu", 0)])
 def test_a_gpu_gathers_again_what_it_would_have_to_keep(platform, gathers):
-    """To know each frame's best, and then its scores; a TPU multiplies instead."""
-    text = jax.jit(jaxctc.ctc_loss).trace(*PROBLEM).lower(lowering_platforms=(platform,)).as_text()
-    assert len(re.findall(rf"stablehlo.gather.*-> tensor<{N}x2x\d+x\d+xf32>", text)) == gathers
+    """To know each frame's best, and then its scores; a TPU multiplies instead. Over a mesh devices would tell each
+    other twice.
+    """
+
+    def count(problem):
+        text = jax.jit(jaxctc.ctc_loss).trace(*problem).lower(lowering_platforms=(platform,)).as_text()
+        return len(re.findall(rf"stablehlo.gather.*-> tensor<{N}x2x\d+x\d+xf32>", text))
+
+    assert count(PROBLEM) == gathers
+    on = NamedSharding(mesh_of(AxisType.Auto, m=2), P())
+    assert count([jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on) for x in PROBLEM]) == min(gathers, 1)
 
 
 @pytest.mark.parametrize(("implementation", "products"), [("pallas", 1), ("scan", 0)])
