@@ -70,7 +70,7 @@ def _speed_on_a_gpu(results: Results) -> Iterator[Verdict]:
 
 def _crossing(results: Results, shape: Shape) -> Iterator[Verdict]:
     ours, program = results.ours(Job.BRIDGE, shape), results.find(Job.BRIDGE, shape, "JAX call")
-    if ours and program:
+    if ours and program and ours.rounds and program.rounds:
         above = statistics.median(a - b for a, b in zip(ours.rounds, program.rounds, strict=True))
         required, reached = (f"{x * 1e6:.0f} us" for x in (CROSSING, above))
         yield Verdict("bridge: above the JAX call", shape.name, required, reached, above <= CROSSING)

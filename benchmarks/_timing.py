@@ -22,6 +22,8 @@ def interleave(calls: Mapping[str, Callable[[], object]], seconds: float, rounds
         call()
         call()
     taken: dict[str, list[float]] = {name: [] for name in calls}
+    if not calls:
+        return taken
     order = list(calls)
     shuffle = random.Random(0).shuffle
     end = time.perf_counter() + seconds

@@ -150,6 +150,21 @@ def test_what_must_be_reached_on_a_gpu_is_judged(met):
     assert {verdict.met for verdict in verdicts} == {met}
 
 
+def test_where_all_fail_nothing_is_judged(monkeypatch):
+    def broken(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(_peers, "PEERS", [peer._replace(prepare=broken) for peer in _peers.PEERS])
+    with Progress(disable=True) as progress:
+        measured = list(_run.times_and_errors([(Job.LOSS, TINY)], Plan(0, 2, rivals=("torch",)), progress))
+    assert [m.rounds for m in measured] == [[], []]
+    measured = [
+        Measurement(Job.BRIDGE, TINY, "bridge", [1e-3]),
+        Measurement(Job.BRIDGE, TINY, "JAX call", failure="no room"),
+    ]
+    assert not list(_requirements.verdicts(Results(MACHINE | {"device": "NVIDIA H100"}, measured)))
+
+
 def test_reachable_states_are_those_on_some_path():
     T, S = 5, 2
     on_paths = set()
