@@ -82,15 +82,15 @@ class Walk(NamedTuple):
 
     def cut(self, first: Index, size: int) -> "Walk":
         """A walk of these steps alone."""
-        scores = lax.dynamic_slice_in_dim(self.kept, first, size, axis=2)
-        return self._replace(scores=scores, drop=lax.dynamic_slice_in_dim(self.drop, first, size + 1, axis=2))
+        drop = lax.dynamic_slice_in_dim(self.drop, first, size + 1, axis=2)
+        scores = (
+            lax.dynamic_slice_in_dim(self.kept, first, size, axis=2) if self.made is None else self.made(first, size)
+        )
+        return self._replace(scores=scores, drop=drop, made=None)
 
     def segment(self, first: Index, size: int) -> tuple["Walk", Index]:
         """A walk that has these steps' scores, and the index that the first has in it."""
-        if self.made is None:
-            return self, first
-        drop = lax.dynamic_slice_in_dim(self.drop, first, size + 1, axis=2)
-        return self._replace(scores=self.made(first, size), drop=drop), 0
+        return (self, first) if self.made is None else (self.cut(first, size), 0)
 
 
 def keeps_scores(frames: int, lattice: Lattice, dtype: jnp.dtype) -> bool:
@@ -273,20 +273,17 @@ def _gathers(
     frames = scores.shape[1 - sequence_axis]
     gather = functools.partial(_gathered, options.blank, sequence_axis)
 
-    def best(used: Float[Array, "N 2 K W"]) -> Float[Array, "N 2 K"]:
-        return used.astype(accumulator(scores.dtype)).max(axis=3)
-
     def fetched(plan: Schedule) -> tuple[Array, Array, Array]:
         def kept() -> tuple[Array, Array, Array]:
             # What a gather is fused with is no longer done eight at a time.
             used, blank = lax.optimization_barrier(gather(scores, plan.frame, labels))
-            return used, best(used), blank
+            return used, _best(used), blank
 
         def twice() -> tuple[Array, Array, Array]:
             # On a GPU it is done as fast as the memory goes that what is kept would have to pass through.
             used, blank = gather(scores, plan.frame, labels)
             again, _ = gather(scores, lax.optimization_barrier(plan.frame), labels)
-            return again, best(used), blank
+            return again, _best(used), blank
 
         if frames == 0:
             none = jnp.zeros(plan.frame.shape, scores.dtype)
@@ -316,6 +313,10 @@ def _gathered(
     return gather(scores, frame, labels)
 
 
+def _best(used: Float[Array, "N 2 K W"]) -> Float[Array, "N 2 K"]:
+    return used.astype(accumulator(used.dtype)).max(axis=3)
+
+
 def _multiplies(
     scores: Float[Array, "A B C"],
     log_normaliser: Float[Array, "A B"] | None,
@@ -340,7 +341,7 @@ def _multiplies(
         rows = functools.partial(steps, plan=plan)
         used = _products.emitted(scores.transpose(*axes, 2), labels, lattice, rows, every=every).astype(scores.dtype)
         # The last column's label is the blank.
-        return used, used.astype(accumulator(scores.dtype)).max(axis=3), used[..., -1]
+        return used, _best(used), used[..., -1]
 
     if log_normaliser is None:
         return _Fetch(fetched, None)

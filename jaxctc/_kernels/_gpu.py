@@ -534,14 +534,17 @@ def _folded(function: Callable[..., Any], interpret: Any) -> Callable[..., Any]:
     return folded
 
 
+def _room(scores: Float[Array, "N 2 M K 128"], *shape: int) -> jax.ShapeDtypeStruct:
+    """For so much of each direction of each sequence."""
+    return jax.ShapeDtypeStruct((*scores.shape[:2], *shape), jnp.float32)
+
+
 def _walk_inward(kernel: _Kernel, cut: _Cut, given: _Given, states: int, interpret: Any) -> tuple[Array, _Given]:
     """(B, N, 2, so many states, 2, 2, K, 128); and the walk with what arrives at each strip."""
 
     @functools.partial(_folded, interpret=interpret)
     def call(*given: Array) -> list[Array]:
-        def of(*shape: int) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((given[0].shape[0], 2, *shape), jnp.float32)
-
+        of = functools.partial(_room, given[0])
         out = [of(states, 2, 2, cut.tiles, THREADS), of(cut.segments, 2, 1, THREADS)]
         return kernel(cut, out if cut.edges else out[:1], interpret)(*given)
 
@@ -565,9 +568,7 @@ def _walk_outward(
 
     @functools.partial(_folded, interpret=interpret)
     def call(scores: Array, *rest: Array) -> list[Array]:
-        def of(*shape: int) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((*scores.shape[:2], *shape), jnp.float32)
-
+        of = functools.partial(_room, scores)
         each = of(*scores.shape[2:])
         out = [of(cut.segments, cut.size), *[each] * every_blank, *[of(cut.segments, 1, THREADS)] * cut.edges]
         if interpret:
