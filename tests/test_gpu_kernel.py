@@ -224,6 +224,7 @@ def test_lowers_for_cuda_where_there_is_none():
         assert text.count("stablehlo.while") == loops
 
 
+@pytest.mark.cuda_aot
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=lambda t: t.name)
 def test_a_batch_on_several_gpus_stays_where_it_is(axis_type):
     """Also beside an axis of the mesh that has no part in it."""
@@ -236,6 +237,7 @@ def test_a_batch_on_several_gpus_stays_where_it_is(axis_type):
         assert collectives(compiled) == []
 
 
+@pytest.mark.cuda_aot
 @pytest.mark.parametrize("labels", [300, 1450], ids=["one strip", "two strips"])
 def test_no_barrier_is_missing(monkeypatch, tmp_path, labels):
     """In the PTX, in every width, for every thread: over some segments, of which the first is not all live."""
@@ -273,11 +275,13 @@ def compiled():
     return json.loads(done.stdout)["recursion"]
 
 
+@pytest.mark.cuda_aot
 def test_launches_do_not_depend_on_the_frames(compiled):
     short, long = (row["launches"]["kernels"] for row in compiled)
     assert short == long < 20
 
 
+@pytest.mark.cuda_aot
 def test_a_frame_has_one_barrier_and_no_register_is_spilled(compiled):
     """Of each segment's 16 frames; and one more there is before their blanks are added up."""
     for row in compiled:
