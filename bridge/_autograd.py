@@ -35,7 +35,11 @@ def losses(
 
 
 def gradients(problem: Sequence[Tensor], settings: Settings, known: Tensor | None = None) -> Tensor:
-    """The gradient of each loss with respect to its own scores, of their shape: `known`, if it is, differentiable."""
+    """The gradient of each loss with respect to its own scores, of their shape: `known`, if it is, differentiable.
+
+    Like the losses it is in float32 where the scores are in half precision; what is multiplied in comes before it is
+    narrowed.
+    """
     function = _Gradient if torch.compiler.is_compiling() else _DualGradient
     known = problem[0].new_empty(0) if known is None else known
     return function.apply(*problem, known, settings)
@@ -70,7 +74,7 @@ class _Losses(Function):
         if weights is None:
             return (None,) * 6
         *problem, known = ctx.saved_tensors
-        return weigh(weights, gradients(problem, ctx.settings, known), ctx.settings[2]), *(None,) * 5
+        return _weighed(weights, gradients(problem, ctx.settings, known), problem, ctx.settings), *(None,) * 5
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
@@ -109,7 +113,8 @@ class _Gradient(Function):
 
     @staticmethod
     def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
-        return _HessianProduct.apply(direction, *ctx.saved_tensors, ctx.settings), *(None,) * 5
+        product = _HessianProduct.apply(direction, *ctx.saved_tensors, ctx.settings)
+        return product.to(ctx.saved_tensors[0].dtype), *(None,) * 5
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
@@ -167,9 +172,7 @@ class _DualLosses(_Losses):
         *problem, known = ctx.saved_tensors
         slope = gradients(problem, ctx.settings, known)
         axes = (1, 2) if ctx.settings[2] else (0, 2)
-        terms = torch.where(slope == 0, 0, slope * direction)
-        wide = torch.float64 if direction.dtype == torch.float64 else torch.float32
-        return terms.sum(axes, dtype=wide), None
+        return torch.where(slope == 0, 0, slope * direction).sum(axes), None
 
 
 class _DualGradient(_Gradient):
@@ -209,13 +212,19 @@ class _Fold:
         return x.unflatten(self.axis, (self.size, -1))
 
 
+def _weighed(weights: Tensor, gradient: Tensor, problem: Sequence[Tensor], settings: Settings) -> Tensor:
+    scores, _, input_lengths, _ = problem
+    return weigh(weights, gradient, scores, input_lengths, settings[2])
+
+
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
     ctx.save_for_backward(*inputs[:4])
     ctx.settings = inputs[4:]
 
 
 def _backward(ctx: Any, weights: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    return weigh(weights, gradients(ctx.saved_tensors, ctx.settings), ctx.settings[2]), *(None,) * 8
+    problem, settings = ctx.saved_tensors, ctx.settings
+    return _weighed(weights, gradients(problem, settings), problem, settings), *(None,) * 8
 
 
 # For exported programs, in which nothing stands above the operators.

@@ -99,11 +99,11 @@ class _Loss(Function):
             if ctx.zero_infinity:
                 inner = torch.where(value == torch.inf, 0, inner)
             gradient = _autograd.gradients((scores, targets, input_lengths, target_lengths), ctx.settings)
-            return weigh(weights * inner, gradient, ctx.settings[2]), *(None,) * 6
+            return weigh(weights * inner, gradient, scores, input_lengths, ctx.settings[2]), *(None,) * 6
         outer = None
         if weights.ndim or weights.device.type != "cpu" or weights.item() != 1:
             outer = weights.expand(len(value))
-        made = _gradient.whole(ctx.batch, scores, gradients, value, ctx.inner, outer, ctx.settings[3])
+        made = _gradient.whole(ctx.batch, scores, gradients, value, ctx.inner, outer, ctx.settings[3], scores.dtype)
         # What the program wrote is handed out, unless it is wanted again.
-        shared = outer is None and ctx.batch.exact and _keeps_graph()
+        shared = made is gradients[0] and _keeps_graph()
         return made.clone() if shared else made, *(None,) * 6

@@ -33,7 +33,7 @@ def ctc_loss(
 
     Args:
         log_probs: (T, N, C) or (T, C), floating point, on the CPU or a CUDA device. Half precisions are
-            computed in float32.
+            computed in float32, and their gradient is narrowed once, after all that it is multiplied by.
         targets: (N, S), padded with anything; or one-dimensional, all targets end to end; of any integer
             type, or a floating-point one that holds whole numbers. One sequence: (S,) or (1, S).
         input_lengths: Frames of each sequence, within [0, T]: a tensor, an array, a sequence of ints, or one int.

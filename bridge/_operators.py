@@ -49,7 +49,7 @@ def losses_and_gradient(
     batch = Batch(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first, implementation)
     weights = np.ones((2, batch.sequences), _programs.precision(scores))
     value, gradient = _programs.losses_and_gradient(batch, scores.detach(), normalized, weights)
-    return value, _gradient.whole(batch, scores.detach(), gradient, value, weights, None, normalized)
+    return value, _gradient.whole(batch, scores.detach(), gradient, value, weights, None, normalized, _wide(scores))
 
 
 @torch.library.custom_op("jaxctc::hessian_product", mutates_args=())
@@ -65,15 +65,19 @@ def hessian_product(
     normalized: bool,
     implementation: str | None = None,
 ) -> Tensor:
-    """Each loss's matrix of second derivatives times its own part of `direction`."""
+    """Each loss's matrix of second derivatives times its own part of `direction`, which may be of a wider type."""
     lattice = targets, input_lengths, target_lengths
     batch = Batch(scores, *lattice, blank, from_logits, batch_first, implementation, may_be_compact=False)
     return _programs.hessian_product(batch, scores.detach(), normalized, direction.detach())
 
 
+def _wide(scores: Tensor) -> torch.dtype:
+    """What losses and their derivatives are computed in, and handed on until all weights are multiplied in."""
+    return torch.float64 if scores.dtype == torch.float64 else torch.float32
+
+
 def _fake_losses(scores: Tensor, batch_first: bool) -> Tensor:
-    wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    return scores.new_empty((scores.shape[0 if batch_first else 1],), dtype=wide)
+    return scores.new_empty((scores.shape[0 if batch_first else 1],), dtype=_wide(scores))
 
 
 @losses.register_fake
@@ -83,9 +87,9 @@ def _(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_
 
 @losses_and_gradient.register_fake
 def _(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first, *_):  # noqa: ARG001
-    return _fake_losses(scores, batch_first), scores.new_empty(scores.shape)
+    return _fake_losses(scores, batch_first), scores.new_empty(scores.shape, dtype=_wide(scores))
 
 
 @hessian_product.register_fake
 def _(direction, scores, *rest):  # noqa: ARG001
-    return scores.new_empty(scores.shape)
+    return scores.new_empty(scores.shape, dtype=_wide(scores))

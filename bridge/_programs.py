@@ -16,6 +16,7 @@ from jaxctc._alignment import align
 from jaxctc._decoding import best_paths
 from jaxctc._lattice import accumulator, frames_first, frames_of, live
 from jaxctc._loss import losses as core_losses
+from jaxctc._loss import losses_and_gradient as core_losses_and_gradient
 from jaxctc._states import posteriors as core_posteriors
 from jaxctc._types import Options, Problem
 
@@ -33,6 +34,7 @@ def losses_and_gradient(
 
     `weights`, (2, N), multiply the gradients of finite losses and of infinite ones. Of a compact batch, the
     gradient with respect to its vocabulary, without the exp(scores) that PyTorch adds if they are `normalized`.
+    It is in the precision of the losses, not yet narrowed to the type of the scores.
     """
     normalized = normalized and not batch.compact
     wide = np.zeros((2, batch.rows_in_all), weights.dtype)
@@ -47,7 +49,10 @@ def losses_and_gradient(
 
 
 def hessian_product(batch: Batch, scores: Tensor, normalized: bool, direction: Tensor) -> Tensor:
-    """Each loss's matrix of second derivatives times its own part of `direction`; of the shape of the scores."""
+    """Each loss's matrix of second derivatives times its own part of `direction`.
+
+    Of the shape of the scores, in the precision of the losses; `direction` may be in either's type.
+    """
 
     def call(block: Block) -> tuple[Any, ...]:
         along, padded = (to_jax(batch.pad(x, block)) for x in (direction, scores))
@@ -110,8 +115,12 @@ def _joined(batch: Batch, pieces: list[Tensor]) -> Tensor:
 
 
 def _value(options: Options, scores: jax.Array, labels: jax.Array, lengths: jax.Array) -> jax.Array:
-    # Frames beyond the longest input are not computed, however many the padding has made.
-    return core_losses(options, scores, labels, lengths[:, 0], lengths[:, 1], lengths[:, 0].max())
+    return core_losses(options, scores, labels, *_extent(lengths))
+
+
+def _extent(lengths: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Frames and labels of each sequence, and the longest input, beyond which nothing is computed."""
+    return lengths[:, 0], lengths[:, 1], lengths[:, 0].max()
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -130,12 +139,13 @@ def _losses_and_gradient(
 def _hessian_product(
     options: Options, normalized: bool, direction: jax.Array, scores: jax.Array, *rest: jax.Array
 ) -> tuple[jax.Array]:
-    weights = jnp.ones((2, rest[0].shape[0]), accumulator(scores.dtype))
+    wide = accumulator(scores.dtype)
+    weights = jnp.ones((2, rest[0].shape[0]), wide)
 
     def gradient(scores: jax.Array) -> jax.Array:
         return _gradient_of(options, normalized, weights, scores, *rest)[1]
 
-    return (jax.jvp(gradient, (scores,), (direction,))[1],)
+    return (jax.jvp(gradient, (scores.astype(wide),), (direction.astype(wide),))[1],)
 
 
 def _gradient_of(
@@ -146,19 +156,18 @@ def _gradient_of(
     labels: jax.Array,
     lengths: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    value, pull_back = jax.vjp(lambda scores: _value(options, scores, labels, lengths), scores)
+    value, gradient, _ = core_losses_and_gradient(options, scores, labels, *_extent(lengths))
     finite, infinite = weights
-    (gradient,) = pull_back(finite)
+    by_row = frames_first(finite[None], options)[:, :, None]
     if not normalized or options.from_logits:
-        return value, gradient
+        return value, gradient * by_row
     # PyTorch's own: behind a log-softmax it is the same, for exp(log_probs) is normal to all that it lets through.
     within = live(lengths[:, 0], frames_of(scores, options))
     lost = jnp.isposinf(value)
     nan = frames_first(within & (lost & (infinite != 0))[None], options)[:, :, None]
     sound = frames_first(within & ~lost[None], options)[:, :, None]
-    probabilities = jnp.exp(scores.astype(finite.dtype)) * frames_first(finite[None], options)[:, :, None]
     # Whatever the row's own frames, a NaN that says "illegal" must stay.
-    gradient = jnp.where(sound, probabilities.astype(gradient.dtype) + gradient, gradient)
+    gradient = jnp.where(sound, jnp.exp(scores.astype(gradient.dtype)) + gradient, gradient) * by_row
     return value, jnp.where(nan, jnp.nan, gradient)
 
 
