@@ -333,7 +333,7 @@ class Compiler:
         size = _both_ends.segment_size(T, lattice, jnp.dtype(jnp.float32)) if again else _gpu.ROOM
         steps = _both_ends.even(T, size)
         walk = jax.eval_shape(
-            lambda x, y: _walk.build(x, None, y, options, _walk.schedule(y, T, steps)), problem.scores, lattice
+            lambda x, y: _walk.build(x, y, options, _walk.schedule(y, T, steps)), problem.scores, lattice
         )
         walk = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding), walk)
 

@@ -42,6 +42,7 @@ from rich.table import Table  # noqa: E402
 from benchmarks._shapes import ACCELERATED, SHAPES, Shape  # noqa: E402
 from jaxctc import _both_ends, _lattice  # noqa: E402
 from jaxctc._kernels import _tpu  # noqa: E402
+from jaxctc._scaled import Scaled  # noqa: E402
 from jaxctc._types import Options, Problem  # noqa: E402
 from jaxctc._walk import Walk  # noqa: E402
 
@@ -123,7 +124,8 @@ def _arguments(shape: Shape, sharding: Any) -> tuple[tuple[Any, ...], int]:
     lattice = jax.eval_shape(functools.partial(_lattice.build, options=Options()), problem)
     size = _both_ends.segment_size(T, lattice, jnp.dtype(jnp.float32))
     M, W = _both_ends.even(T, size), lattice.labels.shape[1]
-    rest = Walk(None, of(N, 2, M + 1), of(N, 2, W, dtype=bool), lengths, of(N, 2, dtype=jnp.int32), *[of(N)] * 5)
+    blank, counts = Scaled(*[of(N, 2, M + 1)] * 2), [lengths, of(N, 2, dtype=jnp.int32)]
+    rest = Walk(None, blank, of(N, 2, W, dtype=bool), *counts, *[of(N, 2, M)] * 2, *[of(N)] * 2)
     return (of(N, 2, M, 1), of(N, 2, 1, W), rest), size
 
 

@@ -2,7 +2,7 @@
 
 Both directions walk alike (see `_walk`). One step of each is
 
-    stay      = blank[s] * 2^drop                       the frame before, its emission included
+    stay      = blank[s] * blank score                  the frame before, its emission included
     blank'[s] = stay[s] + label[s - 1]                  into blank s, before its emission
     label'[s] = (label[s] + (blank'[s] if skip[s] else stay[s])) * score[s]
 
@@ -75,7 +75,7 @@ def started(walk: Walk, count: int) -> States:
     """Rows that all hold the state before the first frame: in blank 0."""
     sequences, directions, columns = walk.skip.shape
     shape = (count, sequences, directions, _MARGIN + columns)
-    zero = varying_like(walk.drop, _scaled.zeros(shape, walk.drop.dtype))
+    zero = varying_like(walk.blank, _scaled.zeros(shape, walk.blank.mantissa.dtype))
     here = lax.broadcasted_iota(jnp.int32, shape, 3) == _MARGIN
     return States(pack(Scaled(zero.mantissa, jnp.where(here, 0, zero.exponent))), pack(zero))
 
@@ -107,20 +107,30 @@ def superposed(weights: States, states: States) -> States:
 
 def _left(walk: Walk, blank: Scaled, i: Index) -> Scaled:
     """The blank's states before step i, the emission of the frame before included."""
-    return blank._replace(exponent=blank.exponent + _row(walk.drop[..., None], i))
+    return blank * Scaled(*(_row(x[..., None], i) for x in walk.blank))
 
 
 def _score(walk: Walk, i: Index) -> Scaled:
     return _scaled.exp2(_row(walk.kept, i))
 
 
-def _step(source: States, k: Index, target: States, j: Index, walk: Walk, i: Index) -> States:
-    """Step i, from row k of the source to row j of the target."""
+def _step(
+    source: States, k: Index, target: States, j: Index, walk: Walk, i: Index, finish: Callable[[Scaled], Scaled]
+) -> States:
+    """Step i, from row k of the source to row j of the target. In one step a mantissa grows eightfold at most."""
     stay = _left(walk, source.read("blank", k), i)
-    target = target.write("blank", j, stay + source.read("label", k, -1))
+    target = target.write("blank", j, finish(stay + source.read("label", k, -1)))
     step = _scaled.where(walk.skip, target.read("blank", j), stay)
     label = (source.read("label", k) + step) * _score(walk, i)
-    return target.write("label", j, _scaled.normalised(label))
+    return target.write("label", j, finish(label))
+
+
+def _two_steps(
+    source: States, k: Index, between: States, b: Index, target: States, j: Index, walk: Walk, i: Index
+) -> tuple[States, States]:
+    """Steps i and i + 1, by way of row b of a third buffer."""
+    between = _step(source, k, between, b, walk, i, lambda x: x)
+    return between, _step(between, b, target, j, walk, i + 1, _scaled.normalised)
 
 
 class _Segment(NamedTuple):
@@ -134,8 +144,8 @@ class _Segment(NamedTuple):
 
         def pair(j: Index, segment: _Segment) -> _Segment:
             even, odd = segment
-            odd = _step(even, j, odd, j, walk, first + 2 * j)
-            return _Segment(_step(odd, j, even, j + 1, walk, first + 2 * j + 1), odd)
+            odd, even = _two_steps(even, j, odd, j, even, j + 1, walk, first + 2 * j)
+            return _Segment(even, odd)
 
         count = self.odd.blank.shape[0]
         return lax.fori_loop(skipped, count, pair, self._replace(even=self.even.put(skipped, state)))
@@ -171,8 +181,12 @@ class _Flow(NamedTuple):
     even: Float[Array, "N 2 H W"]
     """The blanks', in the even rows of a `_Segment`. Row K is where row 0 will be."""
     odd: Float[Array, "N 2 H W"]
-    moves: Complex[Array, "N 2 V"]
-    """Packed: what leaves each blank for the label before it, and what stays in each label."""
+    of_label: dict[str, Complex[Array, "N 2 V"]]
+    """Packed: each label's after the step that is undone, and how it is `_scaled.divided`. Even and odd steps have
+    buffers of their own: the one before may still be read.
+    """
+    of_blank: Complex[Array, "N 2 V"]
+    """The same of what came into each blank, that for the label behind it included."""
 
     def undo(
         self, j: Index, before: States, b: Index, after: States, a: Index, walk: Walk, k: Index, name: str
@@ -181,24 +195,25 @@ class _Flow(NamedTuple):
         columns, half, rows = walk.skip.shape[2], self.odd.shape[2], self.label.shape[2]
         blank = _row(self.odd, j) if name == "even" else _row(self.even, jnp.where(j + 1 == half, 0, j + 1))
         label = _row(self.label, k)
-        stay, into_blank = _left(walk, before.read("blank", b), k), after.read("blank", a)
-        step = _scaled.where(walk.skip, into_blank, stay)
-        stayed = label * _scaled.share(before.read("label", b), step)
-        through = blank + jnp.where(walk.skip, label - stayed, 0)
-        kept = through * jnp.minimum(_scaled.portion(stay, into_blank), 1)
-        moves = _write(self.moves, lax.complex(through - kept, stayed), (0, 0, 0))
+        into_blank, stay = before.read("label", b, -1), _left(walk, before.read("blank", b), k)
+        step = _scaled.where(walk.skip, after.read("blank", a), stay)
+        taken = label * _scaled.smaller_share(before.read("label", b), step)
+        of_label = _write(self.of_label[name], lax.complex(label, taken), (0, 0, 0))
+        stayed, stepped = _scaled.divided(lax.real(x := of_label[:, :, :columns]), lax.imag(x))
 
-        left, stayed = lax.real(moves[:, :, :columns]), lax.imag(moves[:, :, :columns])
-        arriving = lax.real(moves[:, :, 1 : columns + 1])
+        # Where the blank may be skipped, what stepped into the label came through it.
+        through = blank + jnp.where(walk.skip, stepped, 0)
+        taken = through * _scaled.smaller_share(stay, into_blank)
+        of_blank = _write(self.of_blank, lax.complex(through, taken), (0, 0, 0))
+        kept, _ = _scaled.divided(lax.real(x := of_blank[:, :, :columns]), lax.imag(x))
+        _, arriving = _scaled.divided(lax.real(x := of_blank[:, :, 1 : columns + 1]), lax.imag(x))
+
         where = jnp.where(k == 0, rows - 1, k - 1)
         labels = _write(self.label, _visible(stayed + arriving)[:, :, None], (0, 0, where, 0))
-
-        # Read where it was written: a buffer that is read before and after would be copied.
-        stepped = _row(labels, k) - stayed
-        # Where the blank may be skipped, what stepped into the label came through it.
-        kept = blank - left + stepped
+        kept = kept + jnp.where(walk.skip, 0, stepped)
         blanks = _write(getattr(self, name), _visible(kept)[:, :, None], (0, 0, j, 0))
-        return self._replace(label=labels, moves=moves, **{name: blanks})
+        both = {**self.of_label, name: of_label}
+        return self._replace(label=labels, of_label=both, of_blank=of_blank, **{name: blanks})
 
     def undone(self, segment: _Segment, walk: Walk, first: Index, skipped: Index) -> "_Flow":
         """Back to the state before step `first`, but for so many pairs of steps."""
@@ -223,7 +238,8 @@ class _Flow(NamedTuple):
         columns = meeting.blank.shape[2]
         blanks, margin = _empty(meeting.blank, size // 2, columns), _empty(meeting.blank, columns + _MARGIN)
         even = _write(blanks, meeting.blank[:, :, None], (0, 0, 0, 0))
-        return cls(label, even, blanks, _scaled.pack(Scaled(margin, margin)))
+        room = _scaled.pack(Scaled(margin, margin))
+        return cls(label, even, blanks, {"even": room, "odd": room}, room)
 
 
 def _row(x: Float[Array, "N 2 M W"], i: Index) -> Float[Array, "N 2 W"]:
@@ -309,13 +325,12 @@ def meet(blank: Scaled, label: Scaled, walk: Walk) -> Meeting:
         jnp.where(column <= last, _visible(_scaled.portion(_scaled.normalised(x), whole)), 0)
         for x, last in ((joint_blank, length), (joint_label, length - 1))
     )
-    stayed = at_label * _scaled.portion(kept, into_label)
-    stepped = at_label - stayed
+    stayed, stepped = _scaled.divided(at_label, at_label * _scaled.smaller_share(kept, step))
     through = at_blank + jnp.where(skip, stepped, 0)
-    held = through * _scaled.portion(stay, into_blank)
-    arriving = jnp.pad(through - held, ((0, 0), (0, 1)))[:, 1:]
+    held, left = _scaled.divided(through, through * _scaled.smaller_share(stay, from_left(kept)))
+    arriving = jnp.pad(left, ((0, 0), (0, 1)))[:, 1:]
     return Meeting(
-        Scaled(whole.mantissa[:, 0], whole.exponent[:, 0] + walk.exponent),
+        Scaled(whole.mantissa[:, 0], whole.exponent[:, 0]),
         jnp.stack([_visible(held + jnp.where(skip, 0, stepped)), mirrored(at_blank, length)], axis=1),
         jnp.stack([_visible(stayed + arriving), mirrored(at_label, length - 1)], axis=1),
     )
@@ -360,8 +375,8 @@ def _advanced(walk: Walk, begin: States, start: Index, size: int | None) -> Stat
 
         def pair(j: Index, states: tuple[States, States]) -> tuple[States, States]:
             even, odd = states
-            odd = _step(even, 0, odd, 0, at, first + 2 * j)
-            return _step(odd, 0, even, 0, at, first + 2 * j + 1), odd
+            odd, even = _two_steps(even, 0, odd, 0, even, 0, at, first + 2 * j)
+            return even, odd
 
         return lax.fori_loop(_skipped(start, s * size), size // 2, pair, states)
 
@@ -425,8 +440,8 @@ def _inward(walk: Walk, begin: States, start: Index, size: int) -> States:
         def pair(j: Index, states: tuple[States, States]) -> tuple[States, States]:
             kept, odd = states
             # What the segment has come to is where it will be kept.
-            odd = _step(kept, jnp.where(j == skipped, s, s + 1), odd, 0, at, first + 2 * j)
-            return _step(odd, 0, kept, s + 1, at, first + 2 * j + 1), odd
+            odd, kept = _two_steps(kept, jnp.where(j == skipped, s, s + 1), odd, 0, kept, s + 1, at, first + 2 * j)
+            return kept, odd
 
         return lax.fori_loop(skipped, size // 2, pair, states)
 

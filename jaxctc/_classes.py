@@ -14,8 +14,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxctc import _products, _walk
 from jaxctc._both_ends import Posterior
-from jaxctc._lattice import Lattice, row_of_indices
+from jaxctc._lattice import Lattice, frames_first, row_of_indices
 from jaxctc._types import Options
+
+_MOST = 0.75
+"""A probability that only one class of a frame can exceed, whatever its rounding."""
 
 
 class Places(NamedTuple):
@@ -24,6 +27,7 @@ class Places(NamedTuple):
     fold: Float[Array, "N 2 W K"]
     """1 where a column is to be added to a place."""
     of_class: Int[Array, "N C"]
+    class_of: Int[Array, "N K"]
 
     def folded(
         self, label: Float[Array, "N 2 M W"], precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST
@@ -36,10 +40,10 @@ def places(lattice: Lattice, classes: int, dtype: jnp.dtype) -> Places:
     sequences, columns = lattice.labels.shape
     if classes <= 2 * columns:
         of_class = jnp.broadcast_to(row_of_indices(classes), (sequences, classes))
-        return Places(_fold(lattice, lattice.labels, classes).astype(dtype), of_class)
+        return Places(_fold(lattice, lattice.labels, classes).astype(dtype), of_class, of_class)
     # Only as many places as there are columns.
     home = _first(lattice)
-    return Places(_fold(lattice, home, columns).astype(dtype), _places(lattice, home, classes))
+    return Places(_fold(lattice, home, columns).astype(dtype), _places(lattice, home, classes), lattice.labels)
 
 
 def class_posterior(
@@ -73,6 +77,33 @@ def class_posterior(
         return gather(posterior.label, posterior.blank, *steps, places.of_class)
 
     return _products.on_tpu(multiplied, gathered)
+
+
+class Dominant(NamedTuple):
+    """The class of each frame whose posterior is more than `_MOST`."""
+
+    label: Float[Array, "A B"]
+    """Which it is; -1 where there is none."""
+    others: Float[Array, "A B"]
+    """The probability of all others together: what is missing from one, to more digits than one less that has."""
+
+
+def dominant(posterior: Posterior, places: Places, lattice: Lattice, frames: int, options: Options) -> Dominant:
+    """Of the posterior with its labels folded."""
+
+    def exceeds(x: Float[Array, "..."]) -> Float[Array, "..."]:
+        # 0 or 1 without a comparison: a CPU adds and multiplies eight numbers at a time where it selects one.
+        return jnp.clip((x - _MOST) * float(2.0**100), 0, 1)
+
+    def sums(x: Float[Array, "..."], label: Array) -> tuple[Array, Array]:
+        does = exceeds(x)
+        return does * (label + 1), x * (1 - does)
+
+    dtype = posterior.label.dtype
+    labels, rest = (x.sum(axis=3) for x in sums(posterior.label, places.class_of[:, None, None].astype(dtype)))
+    blank, without = sums(posterior.blank, jnp.asarray(options.blank, dtype))
+    found = (_walk.to_frames(x, lattice, frames) for x in (labels + blank - 1, rest + without))
+    return Dominant(*(frames_first(x, options) for x in found))
 
 
 def _fold(lattice: Lattice, home: Int[Array, "N W"], places: int) -> Bool[Array, "N 2 W K"]:

@@ -30,7 +30,10 @@ def log_probs(scores: Float[Array, "A B C"], lattice: Lattice, options: Options)
     if options.from_logits:
         peak = jax.lax.stop_gradient(made.max(axis=2, keepdims=True))
         made = made - peak
-        made = made - jnp.log(jnp.exp(made).sum(axis=2, keepdims=True))
+        # What a confident model leaves to all classes but the best is small, and would lose its digits beside one.
+        best = jnp.arange(made.shape[2])[None, None] == jnp.argmax(made, axis=2, keepdims=True)
+        above_one = jnp.where(best, jnp.expm1(made), jnp.exp(made)).sum(axis=2, keepdims=True)
+        made = made - jnp.log1p(above_one)
     return jnp.maximum(frames_first(made, options), LOG_ZERO)
 
 

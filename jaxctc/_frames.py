@@ -85,7 +85,7 @@ def build(
     plan = _walk.schedule(near.lattice, frames, near.walk.steps)
     half = jnp.array([frames // 2, -(frames // 2)], jnp.int32)[None, :, None]
     plan = plan.moved(half).until(lattice.input_lengths - index * frames)
-    far = _walk.build(scores, near.log_normaliser, near.lattice, options, plan, size, near.start, keep=keep)
+    far = _walk.build(scores, near.lattice, options, plan, size, near.start, keep=keep)
 
     def walked(begin: States, start: Index) -> States:
         for walk in (near.walk, far):
@@ -97,9 +97,7 @@ def build(
     begin = _passed_on(through, near, index, axis, devices - 1 if ends else devices // 2)
     total = functools.partial(lax.psum, axis_name=axis)
     return near._replace(
-        walk=near.walk._replace(
-            offset=total(near.walk.offset), rest=total(near.walk.rest), exponent=total(near.walk.exponent)
-        ),
+        taken_out=tuple(map(total, near.taken_out)),
         broken=total(near.broken.astype(jnp.int32)) > 0,
         infeasible=total(near.infeasible.astype(jnp.int32)) > 0,
         begin=begin,

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxctc import _classes, _emissions, _frames, _implementation, _lattice, _recursion, _setting, _walk
+from jaxctc._classes import Dominant
 from jaxctc._lattice import Lattice, accumulator, frames_first, frames_of
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._mesh import laid_out_like_scores
@@ -80,7 +81,10 @@ def losses_and_gradient(
         likelihood = _frames.of_one(likelihood, index, options)
         value = _setting.losses(likelihood, setting, count, scores.dtype, options)
         found = _classes.class_posterior(posterior, places, setting.lattice, frames_of(scores, options), options)
-        return value, *_gradient(scores, found, value, setting, options)
+        top = None
+        if options.from_logits:
+            top = _classes.dominant(posterior, places, setting.lattice, frames_of(scores, options), options)
+        return value, *_gradient(scores, found, top, value, setting, options)
 
     lattice = _lattice.build(Problem(scores, targets, input_lengths, target_lengths), options)
     return _frames.divided(sliced(held, options), options, lambda spec: (P(), spec, spec))(scores, lattice)
@@ -106,6 +110,7 @@ def _setting_of(
 def _gradient(
     scores: Float[Array, "A B C"],
     posterior: Float[Array, "A B C"],
+    top: Dominant | None,
     value: Float[Array, " N"],
     setting: Setting,
     options: Options,
@@ -118,10 +123,17 @@ def _gradient(
     wide = scores.astype(posterior.dtype)
     counts = finite & ~(wide <= LOG_ZERO)
     gradient = -posterior
-    if setting.log_normaliser is not None:
-        gradient = jnp.exp(wide - setting.log_normaliser[:, :, None]) - posterior
+    if setting.normaliser is not None:
+        assert top is not None
+        peak, excess, best, others = setting.normaliser
+        # Two probabilities of nearly one differ by what is missing from them, which has more digits.
+        agreed = jnp.where(top.label == best, best, -1)
+        agreed, missing = jax.lax.optimization_barrier((agreed[:, :, None], (top.others - others)[:, :, None]))
+        gradient = jnp.exp((wide - peak[:, :, None]) - excess[:, :, None]) - posterior
+        classes = jnp.arange(wide.shape[2], dtype=best.dtype)[None, None]
+        gradient = jnp.where(classes == agreed, missing, gradient)
     gradient = jnp.where(counts, gradient, 0)
-    if setting.log_normaliser is None:
+    if setting.normaliser is None:
         counts = counts & (gradient != 0)
     return jnp.where(nan, jnp.nan, gradient), counts | nan
 

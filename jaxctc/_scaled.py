@@ -85,10 +85,19 @@ def portion(part: Scaled, whole: Scaled) -> Float[Array, "..."]:
     return part.mantissa / whole.mantissa * _power_of_two(part.exponent - whole.exponent, least=floor)
 
 
-def share(a: Scaled, b: Scaled) -> Float[Array, "..."]:
-    """As `portion` gives it of a in a + b."""
+def smaller_share(a: Scaled, b: Scaled) -> Float[Array, "..."]:
+    """The `portion` of a + b that the smaller of the two is, with a minus sign if that is b.
+
+    What is left for the larger one follows from it; from a share of nearly one nothing follows for the other.
+    """
     _, part, other = _aligned(a, b, least=_floor(a))
-    return part / (part + other)
+    return jnp.where(other < part, -other, part) / (part + other)
+
+
+def divided(amount: Float[Array, "..."], taken: Float[Array, "..."]) -> tuple[Array, Array]:
+    """The two parts of an amount, of which `taken` is that times a `smaller_share`: of a, and of b."""
+    of_b = taken < 0
+    return jnp.where(of_b, amount + taken, taken), jnp.where(of_b, -taken, amount - taken)
 
 
 def shared_sum(a: Scaled, b: Scaled, ratio: Ratio = operator.truediv) -> tuple[Scaled, Float[Array, "..."]]:

@@ -3,15 +3,44 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxctc import _both_ends, _lattice, _walk
 from jaxctc._both_ends import States
-from jaxctc._lattice import Lattice, accumulator, frames_first, frames_of
+from jaxctc._lattice import Lattice, frames_first, frames_of
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._scaled import Scaled
 from jaxctc._types import Options
 from jaxctc._walk import Index, Walk
+
+
+class Normaliser(NamedTuple):
+    """Each frame's log-sum-exp, in two parts: added up they would lose digits wherever the peak is large."""
+
+    peak: Float[Array, "A B"]
+    """The largest logit; 0 where all are -inf."""
+    excess: Float[Array, "A B"]
+    """How far the log-sum-exp is above it."""
+    best: Float[Array, "A B"]
+    """The best class of the target and the blank."""
+    others: Float[Array, "A B"]
+    """The probability of all classes but that one, to as many digits."""
+
+
+def _normaliser(logits: Float[Array, "A B C"], best: Float[Array, "A B"], score: Float[Array, "A B"]) -> Normaliser:
+    """`best` is some class of each frame, and `score` its logit: the sum of all others' exponentials is exact to the
+    last digit, however small, where this one's is 1. Whatever they are, the log-sum-exp is right.
+    """
+    peak = logits.max(axis=2).astype(score.dtype)
+    # What has no class is computed once for all of them: XLA on a CPU would do it again for each.
+    peak, best = lax.optimization_barrier((jnp.where(jnp.isneginf(peak), 0, peak), best))
+    # No comparison: a CPU adds and multiplies eight numbers at a time where it selects one.
+    distance = jnp.arange(logits.shape[2], dtype=score.dtype)[None, None] - best[:, :, None]
+    is_other = jnp.minimum(distance * distance, 1)
+    others = (jnp.exp(logits.astype(score.dtype) - peak[:, :, None]) * is_other).sum(axis=2)
+    above_one = jnp.expm1(score - peak) + others
+    return Normaliser(*lax.optimization_barrier((peak, jnp.log1p(above_one), best, others / (1 + above_one))))
 
 
 class Setting(NamedTuple):
@@ -20,8 +49,10 @@ class Setting(NamedTuple):
     lattice: Lattice
     """Its lengths are those of what is walked."""
     walk: Walk
-    log_normaliser: Float[Array, "A B"] | None
-    """Of logits: their log-sum-exp."""
+    normaliser: Normaliser | None
+    """Of logits."""
+    taken_out: tuple[Float[Array, " N"], Float[Array, " N"]]
+    """Nats that all paths of a sequence have lost, as `_walk.in_parts` has them."""
     live: Bool[Array, "A B"]
     """The frames within each sequence's length."""
     broken: Bool[Array, " N"]
@@ -32,13 +63,6 @@ class Setting(NamedTuple):
     """The first of the steps that reads a live frame."""
     begin: States | None = None
     """The states before it, if they are not those before the first frame."""
-
-
-def _log_normaliser(logits: Float[Array, "A B C"]) -> Float[Array, "A B"]:
-    dtype = accumulator(logits.dtype)
-    peak = logits.max(axis=2).astype(dtype)
-    shift = jnp.where(jnp.isneginf(peak), 0, peak)
-    return peak + jnp.log(jnp.exp(logits.astype(dtype) - shift[:, :, None]).sum(axis=2))
 
 
 def _start(steps: int, scores: Float[Array, "A B C"], longest: Int[Array, ""] | None, options: Options) -> Index:
@@ -73,17 +97,23 @@ def build(
         lengths = lengths - first
         plan = _walk.schedule(lattice, frames, steps).until(lengths)
     live = frames_first(_lattice.live(lengths, frames), options)
-    log_normaliser = _log_normaliser(scores) if options.from_logits else None
     # Where steps are not taken by XLA, a loop that makes their scores would be all there is of loops.
     block = None if options.implementation == "pallas" else size
-    walk = _walk.build(scores, log_normaliser, lattice, options, plan, block, start, keep=keep)
-    poisoned = walk.poisoned
-    if log_normaliser is not None:
-        poisoned = poisoned | frames_first(live & ~(log_normaliser < jnp.inf), options).any(axis=0)
+    walk = _walk.build(scores, lattice, options, plan, block, start, keep=keep)
+    normaliser, poisoned, taken_out = None, walk.poisoned, _walk.peaks(walk)
+    if options.from_logits:
+        peak, best = (frames_first(_walk.to_frames(x, lattice, frames), options) for x in (walk.peak, walk.best))
+        counts = live & _walk.counts(peak)
+        peak, best = jnp.where(counts, peak, 0), jnp.where(counts, best, 0)
+        normaliser = _normaliser(scores, best, peak)
+        poisoned = poisoned | frames_first(live & ~(normaliser.peak < jnp.inf), options).any(axis=0)
+        left = jnp.where(counts, (peak - normaliser.peak) - normaliser.excess, 0)
+        taken_out = frames_first(left, options)
     return Setting(
         lattice,
         walk,
-        log_normaliser,
+        normaliser,
+        _walk.in_parts(taken_out),
         live,
         broken=~lattice.legal | (lattice.possible & poisoned),
         infeasible=~lattice.possible | walk.blocked,
@@ -93,9 +123,9 @@ def build(
 
 def losses(likelihood: Scaled, setting: Setting, frames: int, dtype: jnp.dtype, options: Options) -> Float[Array, " N"]:
     """Puts back what was taken out of the scores, so many frames of this type; then infinities, NaN and rounding."""
-    loss = -_walk.log_likelihood(setting.walk, likelihood)
+    loss = -_walk.log_likelihood(likelihood, setting.taken_out)
     if options.from_logits:
-        loss = jnp.maximum(loss, 0)
+        loss = jnp.where(loss <= 0, 0, loss)
     else:
         # Rows that are normalised in the caller's precision may sum to a little more than one.
         slack = frames * float(jnp.finfo(dtype).eps)

@@ -6,9 +6,8 @@ reverse, so that both walk alike: from column 0 on. They end together, at the mi
 however long it is: a short one starts late, and until then its scores keep it in the state that it starts
 from.
 
-The blank is taken out of every frame: scores are relative to it, so that blank states need no
-multiplication. Only where a frame makes the blank next to impossible does it keep a power of two of its
-own, `drop`.
+Scores are relative to the best one of their frame: along a path of best scores nothing is rounded, so that a
+confident model's loss keeps its digits.
 """
 
 import functools
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxctc import _lattice, _products
+from jaxctc import _lattice, _products, _scaled
 from jaxctc._lattice import Lattice, accumulator, row_of_indices
 from jaxctc._log_space import LOG_ZERO
 from jaxctc._mesh import is_xlas_to_divide, varying_like
@@ -32,8 +31,6 @@ LOG2_E = 1.4426950408889634
 _PARTS = 256
 _LOG_2 = 177 / _PARTS
 """Nearly."""
-_IMPOSSIBLE = -128.0
-"""Binary digits by which the blank may stay behind a frame's best score before it is given a `drop`."""
 
 _SMALL = 1 << 20
 """Bytes of scores that are made at once."""
@@ -47,22 +44,20 @@ class Walk(NamedTuple):
     """Axes: N sequences, 2 directions (forward, backward), M steps, W columns."""
 
     scores: Float[Array, "N 2 M W"] | None
-    """Logarithms to base 2 of each label's probability over the blank's, if they are kept."""
-    drop: Float[Array, "N 2 M+1"]
-    """Exponent of the power of two that is left of the blank's own probability, nearly always 0: at index i
-    that of the frame before step i.
-    """
+    """Logarithms to base 2 of each label's probability over the frame's best, if they are kept."""
+    blank: Scaled
+    """(N, 2, M + 1): the blank's probability over the frame's best, at index i that of the frame before step i."""
     skip: Bool[Array, "N 2 W"]
     """The label of a column differs from the one before it, in each direction's own order."""
     target_lengths: Int[Array, " N"]
     first: Int[Array, "N 2"]
     """The step that reads the first live frame of each direction."""
-    offset: Float[Array, " N"]
-    """Nats that were taken out of all paths of a sequence, in whole 256ths: their sum over frames is exact."""
-    rest: Float[Array, " N"]
-    """What that leaves over."""
-    exponent: Float[Array, " N"]
-    """And the power of two, which the likelihood has back without a rounding."""
+    peak: Float[Array, "N 2 M"]
+    """The best score of each frame among the blank and the target's labels, to which all scores are relative where it
+    counts; 0 in steps that read no live frame.
+    """
+    best: Float[Array, "N 2 M"]
+    """The class that has it."""
     poisoned: Bool[Array, " N"]
     """A NaN or +inf among the scores of some live frame."""
     blocked: Bool[Array, " N"]
@@ -78,15 +73,15 @@ class Walk(NamedTuple):
 
     @property
     def steps(self) -> int:
-        return self.drop.shape[2] - 1
+        return self.blank.exponent.shape[2] - 1
 
     def cut(self, first: Index, size: int) -> "Walk":
         """A walk of these steps alone."""
-        drop = lax.dynamic_slice_in_dim(self.drop, first, size + 1, axis=2)
+        blank = Scaled(*(lax.dynamic_slice_in_dim(x, first, size + 1, axis=2) for x in self.blank))
         scores = (
             lax.dynamic_slice_in_dim(self.kept, first, size, axis=2) if self.made is None else self.made(first, size)
         )
-        return self._replace(scores=scores, drop=drop, made=None)
+        return self._replace(scores=scores, blank=blank, made=None)
 
     def segment(self, first: Index, size: int) -> tuple["Walk", Index]:
         """A walk that has these steps' scores, and the index that the first has in it."""
@@ -148,6 +143,18 @@ def by_frame(x: Float[Array, "N 2 M *X"], lattice: Lattice, frames: int) -> Floa
     return _products.rows(padded, count - _halves(lattice)[0][:, 0], frames)
 
 
+def to_frames(x: Float[Array, "N 2 M"], lattice: Lattice, frames: int) -> Float[Array, "T N"]:
+    """What each live frame's direction and step have; in other frames whatever."""
+
+    def gathered() -> Array:
+        direction, step = steps_of_frames(lattice, frames, x.shape[2])
+        return jax.vmap(lambda x, *at: x.at[at].get(mode="promise_in_bounds"), out_axes=1)(x, direction, step)
+
+    if x.size == 0:
+        return jnp.zeros((frames, x.shape[0]), x.dtype)
+    return _products.on_tpu(lambda: by_frame(x, lattice, frames).T, gathered)
+
+
 def _halves(lattice: Lattice) -> tuple[Int[Array, "N 1"], Int[Array, "N 1"]]:
     """Frames that each direction reads."""
     half = lattice.input_lengths[:, None] // 2
@@ -170,31 +177,25 @@ def exists(lattice: Lattice) -> Bool[Array, "N W"]:
     return row_of_indices(lattice.labels.shape[1]) < lattice.target_lengths[:, None]
 
 
-class _Fetch(NamedTuple):
-    """How the steps of a schedule come by what they read."""
-
-    scores: Callable[[Schedule], tuple[Float[Array, "N 2 K W"], Float[Array, "N 2 K"], Float[Array, "N 2 K"]]]
-    """Those of the labels, the best of them, and the blank's. Where no label is, is another of the target's or the
-    blank's.
-    """
-    normaliser: Callable[[Schedule], Float[Array, "N 2 K"]] | None
-    """The logarithm of the frame's, if there is one."""
+_Fetch: TypeAlias = Callable[[Schedule], tuple[Float[Array, "N 2 K W"], Float[Array, "N 2 K"], Float[Array, "N 2 K"]]]
+"""Gives the scores that the steps of a schedule read: those of the labels, the best of them, and the blank's. A column
+that has no label has the score of another label of the target, or of the blank.
+"""
 
 
 class _Rows(NamedTuple):
     """What the frames of K steps give beside their scores. The names are `Walk`'s, before any sum over steps."""
 
-    drop: Float[Array, "N 2 K"]
-    offset: Float[Array, "N 2 K"]
-    rest: Float[Array, "N 2 K"]
-    exponent: Float[Array, "N 2 K"]
+    blank: Float[Array, "N 2 K"]
+    """The logarithm to base 2."""
+    peak: Float[Array, "N 2 K"]
+    best: Float[Array, "N 2 K"]
     poisoned: Bool[Array, "N 2 K"]
     blocked: Bool[Array, "N 2 K"]
 
 
 def build(
     scores: Float[Array, "A B C"],
-    log_normaliser: Float[Array, "A B"] | None,
     lattice: Lattice,
     options: Options,
     plan: Schedule,
@@ -211,12 +212,15 @@ def build(
     count, dtype = plan.frame.shape[2], accumulator(scores.dtype)
     labels = labels_both_ways(lattice.labels, lattice)
     real = exists(lattice)[:, None, None]
-    gathers = _gathers(scores, log_normaliser, labels, options)
-    products = _multiplies(scores, log_normaliser, labels, lattice, options)
+    gathers = _gathers(scores, labels, options)
+    products = _multiplies(scores, labels, lattice, options)
     either = _either(products, gathers)
 
+    def some_of(plan: Schedule, fetch: _Fetch) -> tuple[Array, _Rows]:
+        return _rows(fetch, labels, real, plan, options.blank, dtype)
+
     def some(plan: Schedule, fetch: _Fetch = either) -> tuple[Array | None, _Rows]:
-        relative, made = _rows(fetch, real, plan, dtype)
+        relative, made = some_of(plan, fetch)
         return (relative if keep else None), made
 
     def room(x: jax.ShapeDtypeStruct) -> Array:
@@ -238,34 +242,31 @@ def build(
         kept, made = _products.on_tpu(lambda: some(plan, products), lambda: in_blocks(block, gathers))
     else:
         kept, made = in_blocks(block)
+
+    def made_again(first: Index, size: int) -> Float[Array, "N 2 K W"]:
+        return some_of(plan.part(first, size), either)[0]
+
     return Walk(
         scores=kept,
-        drop=jnp.pad(made.drop, ((0, 0), (0, 0), (1, 0))),
+        blank=_scaled.exp2(jnp.pad(made.blank, ((0, 0), (0, 0), (1, 0)))),
         skip=_lattice.skip(labels),
         target_lengths=lattice.target_lengths,
         first=count - jnp.concatenate(_halves(lattice), axis=1),
-        offset=_sum(made.offset),
-        rest=_sum(made.rest),
-        exponent=made.exponent.sum(axis=(1, 2)),
+        peak=made.peak,
+        best=made.best,
         poisoned=made.poisoned.any(axis=(1, 2)),
         blocked=made.blocked.any(axis=(1, 2)),
-        made=None if keep else lambda first, size: _rows(either, real, plan.part(first, size), dtype)[0],
+        made=None if keep else made_again,
     )
 
 
 def _either(products: _Fetch, gathers: _Fetch) -> _Fetch:
     """The one on a TPU, and the other elsewhere."""
-
-    def of(name: str, plan: Schedule) -> Any:
-        return _products.on_tpu(lambda: getattr(products, name)(plan), lambda: getattr(gathers, name)(plan))
-
-    normaliser = None if gathers.normaliser is None else functools.partial(of, "normaliser")
-    return _Fetch(functools.partial(of, "scores"), normaliser)
+    return lambda plan: _products.on_tpu(lambda: products(plan), lambda: gathers(plan))
 
 
 def _gathers(
     scores: Float[Array, "A B C"],
-    log_normaliser: Float[Array, "A B"] | None,
     labels: Int[Array, "N 2 W"],
     options: Options,
 ) -> _Fetch:
@@ -291,10 +292,7 @@ def _gathers(
         # Classes on several devices would be asked twice as well.
         return kept() if is_xlas_to_divide(scores) else lax.platform_dependent(cuda=twice, default=kept)
 
-    def taken(plan: Schedule) -> Array:
-        return jax.vmap(lambda x, frame: x[frame], in_axes=(sequence_axis, 0))(log_normaliser, plan.frame)
-
-    return _Fetch(fetched, None if log_normaliser is None or frames == 0 else taken)
+    return fetched
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)  # traced once, however often it is called
@@ -319,7 +317,6 @@ def _best(used: Float[Array, "N 2 K W"]) -> Float[Array, "N 2 K"]:
 
 def _multiplies(
     scores: Float[Array, "A B C"],
-    log_normaliser: Float[Array, "A B"] | None,
     labels: Int[Array, "N 2 W"],
     lattice: Lattice,
     options: Options,
@@ -343,50 +340,68 @@ def _multiplies(
         # The last column's label is the blank.
         return used, _best(used), used[..., -1]
 
-    if log_normaliser is None:
-        return _Fetch(fetched, None)
-    return _Fetch(fetched, functools.partial(steps, log_normaliser.transpose(axes)))
+    return fetched
 
 
 def _rows(
-    fetch: _Fetch, real: Bool[Array, "N 1 1 W"], plan: Schedule, dtype: jnp.dtype
+    fetch: _Fetch,
+    labels: Int[Array, "N 2 W"],
+    real: Bool[Array, "N 1 1 W"],
+    plan: Schedule,
+    blank_class: int,
+    dtype: jnp.dtype,
 ) -> tuple[Float[Array, "N 2 K W"], _Rows]:
-    used, best, blank = (x.astype(dtype) for x in fetch.scores(plan))
+    used, best, blank = (x.astype(dtype) for x in fetch(plan))
 
     # A column without a label holds some score all the same, but none that is not the target's.
-    peak = jnp.maximum(best, blank)
-    poisoned = plan.live & ~(peak < jnp.inf)
-    blocked = plan.live & (peak <= LOG_ZERO)
+    top = jnp.maximum(best, blank)
+    poisoned = plan.live & ~(top < jnp.inf)
+    blocked = plan.live & (top <= LOG_ZERO)
     sound = plan.live & ~poisoned & ~blocked
-    peak = jnp.where(sound, peak, 0)
+    peak = jnp.where(sound, top, 0)
 
-    behind = jnp.where(sound, jnp.maximum(blank - peak, LOG_ZERO), 0) * LOG2_E
-    drop = jnp.where(behind < _IMPOSSIBLE, jnp.floor(behind), 0)
-    reference = behind - drop
-    whole = jnp.round(reference)
-    relative = jnp.maximum(used - peak[..., None], LOG_ZERO) * LOG2_E - reference[..., None]
+    blank_relative = jnp.where(sound, jnp.maximum(blank - peak, LOG_ZERO), 0) * LOG2_E
+    behind = jnp.maximum(used - peak[..., None], LOG_ZERO)
     # Nothing but the state that it is in can be reached in a frame that does not count.
-    relative = jnp.where(sound[..., None] & real, relative, LOG_ZERO)
-    taken_out = peak
-    if fetch.normaliser is not None:
-        taken_out = jnp.where(sound, peak - fetch.normaliser(plan), 0)
-    offset = jnp.round(taken_out * _PARTS) / _PARTS
-    rest = (taken_out - offset) + (reference - whole) / LOG2_E
-    return relative, _Rows(drop, offset, rest, whole, poisoned, blocked)
+    relative = jnp.where(sound[..., None] & real, behind * LOG2_E, LOG_ZERO)
+    # The class of the best label. Without a comparison, for a CPU adds eight numbers at a time where it selects one.
+    label = (labels[:, :, None].astype(dtype) + behind * float(2.0**100)).max(axis=3)
+    best_class = jnp.where(sound & (blank < peak), label, blank_class)
+    return relative, _Rows(blank_relative, jnp.where(plan.live, top, 0), best_class, poisoned, blocked)
 
 
-def log_likelihood(walk: Walk, likelihood: Scaled) -> Float[Array, " N"]:
+def log_likelihood(likelihood: Scaled, taken_out: tuple[Float[Array, " N"], Float[Array, " N"]]) -> Float[Array, " N"]:
     """The logarithm of a likelihood along the walk, with all that was taken out put back.
 
     Up to 65,536 nats what is large is added without a rounding, and the result is rounded once.
     """
-    whole, left = likelihood.exponent * _LOG_2, likelihood.exponent * (math.log(2) - _LOG_2)
-    return (walk.offset + whole) + (walk.rest + left + jnp.log(likelihood.mantissa))
+    offset, rest = taken_out
+    # A mantissa near one is one whose logarithm is small, and keeps its digits.
+    halved = likelihood.mantissa > math.sqrt(2)
+    mantissa = jnp.where(halved, likelihood.mantissa / 2, likelihood.mantissa)
+    exponent = likelihood.exponent + jnp.where(halved, 1, 0)
+    return (offset + exponent * _LOG_2) + (rest + exponent * (math.log(2) - _LOG_2) + jnp.log(mantissa))
 
 
-def _sum(x: Float[Array, "N 2 M"]) -> Float[Array, " N"]:
+def counts(peak: Float[Array, "..."]) -> Bool[Array, "..."]:
+    """Whether scores can be relative to it."""
+    return (peak > LOG_ZERO) & (peak < jnp.inf)
+
+
+def peaks(walk: Walk) -> Float[Array, "steps N"]:
+    """What was taken out of the scores of each step, in no particular order."""
+    return jnp.where(counts(walk.peak), walk.peak, 0).reshape(len(walk.peak), 2 * walk.steps).T
+
+
+def in_parts(nats: Float[Array, "steps N"]) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
+    """The sum over frames: in whole 256ths of a nat, which is exact, and what that leaves over."""
+    offset = jnp.round(nats * _PARTS) / _PARTS
+    return _sum(offset), _sum(nats - offset)
+
+
+def _sum(x: Float[Array, "steps N"]) -> Float[Array, " N"]:
     """In two stages: a sum of thousands, one after the other, would lose digits."""
-    sequences, _, count = x.shape
-    rows = max(int(count**0.5), 1)
-    padded = jnp.pad(x, ((0, 0), (0, 0), (0, -count % rows)))
-    return padded.reshape(sequences, 2, rows, -(-count // rows)).sum(axis=3).sum(axis=(1, 2))
+    frames, sequences = x.shape
+    rows = max(int(frames**0.5), 1)
+    padded = jnp.pad(x, ((0, -frames % rows), (0, 0)))
+    return padded.reshape(rows, -(-frames // rows), sequences).sum(axis=1).sum(axis=0)

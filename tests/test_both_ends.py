@@ -48,11 +48,12 @@ def both_ends(problem, first=None, size=None, keep=True):
     lattice, frames = _lattice.build(problem, Options()), len(problem.scores)
     size = size or _both_ends.segment_size(frames, lattice, problem.scores.dtype)
     plan = _walk.schedule(lattice, frames, _both_ends.even(frames, size))
-    walk = _walk.build(problem.scores, None, lattice, Options(), plan, size, keep=keep)
+    walk = _walk.build(problem.scores, lattice, Options(), plan, size, keep=keep)
     start = 0 if first is None else walk.steps - -(-frames // 2) + first
     alone = _both_ends.likelihood(walk, start, size)
     value, posterior = _both_ends.posterior(walk, size, start)
-    return *(_walk.log_likelihood(walk, x) for x in (value, alone)), posterior
+    taken_out = _walk.in_parts(_walk.peaks(walk))
+    return *(_walk.log_likelihood(x, taken_out) for x in (value, alone)), posterior
 
 
 @functools.partial(jax.jit, static_argnums=1)

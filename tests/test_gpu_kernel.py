@@ -52,18 +52,22 @@ def walk_of(batch):
     steps = _both_ends.even(len(batch.scores))
     lattice = _lattice.build(batch, Options())
     plan = _walk.schedule(lattice, len(batch.scores), steps)
-    return _walk.build(batch.scores, None, lattice, Options(), plan)
+    return _walk.build(batch.scores, lattice, Options(), plan)
+
+
+def log_likelihood(walk, value):
+    return _walk.log_likelihood(value, _walk.in_parts(_walk.peaks(walk)))
 
 
 def likelihood(module, **options):
     """Its logarithm."""
-    return jax.jit(lambda walk, start=0: _walk.log_likelihood(walk, module.likelihood(walk, start, **options)))
+    return jax.jit(lambda walk, start=0: log_likelihood(walk, module.likelihood(walk, start, **options)))
 
 
 def posterior(module, size, **options):
     def run(walk):
         value, found = module.posterior(walk, size, every_blank=True, **options)
-        return _walk.log_likelihood(walk, value), found
+        return log_likelihood(walk, value), found
 
     return jax.jit(run)
 

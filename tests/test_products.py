@@ -13,6 +13,7 @@ from meshes import mesh_of
 
 import jaxctc
 from jaxctc import _both_ends, _classes, _lattice, _loss, _products, _states, _walk
+from jaxctc._log_space import LOG_ZERO
 from jaxctc._types import Options, Problem
 
 LENGTHS = [(21, 4), (20, 0), (9, 3), (12, 4), (0, 0), (1, 1), (21, 2), (17, 3), (3, 4)]
@@ -69,12 +70,10 @@ def walk_of(problem, options, keep=True):
     frames = _lattice.frames_of(problem.scores, options)
     lattice = _lattice.build(problem, options)
     plan = _walk.schedule(lattice, frames, 16)
-    # Any number will do, and in padding any at all.
-    normaliser = jnp.sin(jnp.arange(T * N).reshape(T, N).astype(_lattice.accumulator(problem.scores.dtype)))
-    normaliser = _lattice.frames_first(jnp.where(_lattice.live(lattice.input_lengths, T), normaliser, jnp.nan), options)
-    walk = _walk.build(problem.scores, normaliser, lattice, options, plan, 4, 0, keep=keep)
+    walk = _walk.build(problem.scores, lattice, options, plan, 4, 0, keep=keep)
     made = None if keep else [walk.made(first, 4) for first in (0, 5, 12)]
-    # Beyond the end of a target nothing is skipped to.
+    # Beyond the end of a target nothing is skipped to; and where a frame says nothing, so does its peak.
+    walk = walk._replace(peak=jnp.where(jnp.abs(walk.peak) < -LOG_ZERO, walk.peak, 0))
     return walk._replace(made=None, skip=walk.skip & _walk.exists(lattice)[:, None]), made
 
 
@@ -88,7 +87,7 @@ def test_walks_are_the_same_to_the_last_bit(batch, batch_first, keep, both):
     of = functools.partial(walk_of, options=Options(batch_first=batch_first), keep=keep)
     got, want = both(of, turned(batch) if batch_first else batch)
     jax.tree.map(np.testing.assert_array_equal, got, want)
-    assert np.isfinite(got[0].offset).all()
+    assert np.isfinite(got[0].peak).all()
     assert sorted(np.flatnonzero(got[0].poisoned)) == ([2, 3] if np.isnan(batch.scores).any() else [])
 
 
@@ -117,7 +116,7 @@ def posteriors_of(problem, options, keep):
     frames, dtype = _lattice.frames_of(problem.scores, options), problem.scores.dtype
     lattice = _lattice.build(problem, options)
     plan = _walk.schedule(lattice, frames, 16)
-    walk = _walk.build(problem.scores, None, lattice, options, plan, 4, keep=keep)
+    walk = _walk.build(problem.scores, lattice, options, plan, 4, keep=keep)
     places = _classes.places(lattice, problem.scores.shape[2], dtype)
     _, found = _both_ends.posterior(walk, 4, every_blank=True)
     folded = found._replace(label=places.folded(found.label))

@@ -40,8 +40,18 @@ def test_finite_operands(a, b, dtype):
             assert abs(exact(form) / want - 1) <= 2 * tolerance
         assert float(_scaled.normalised(got).mantissa) < 2
     share = float(exact(x) / (exact(x) + exact(y)))
-    for found in (_scaled.portion(x, x + y), _scaled.share(x, y)):
+    parts = _scaled.divided(jnp.ones((), dtype), _scaled.smaller_share(x, y))
+    for found in (_scaled.portion(x, x + y), parts[0]):
         np.testing.assert_allclose(found, share, rtol=4 * tolerance, atol=_scaled.least(dtype))
+    # The smaller part keeps all its digits, and together they are what was divided.
+    smaller = min(exact(x), exact(y)) / (exact(x) + exact(y))
+    np.testing.assert_allclose(min(parts), float(smaller), rtol=4 * tolerance, atol=_scaled.least(dtype) ** 1.4)
+    assert float(parts[0] + parts[1]) == 1
+
+
+def share(a, b):
+    """What a has of a + b."""
+    return _scaled.divided(jnp.ones_like(a.mantissa), _scaled.smaller_share(a, b))[0]
 
 
 @pytest.mark.parametrize("exponent", [3.0, -9000.0])
@@ -49,12 +59,12 @@ def test_zero(exponent, dtype):
     a, zero = scaled(1.5, exponent, dtype), scaled(*ZERO, dtype)
     for total in (a + zero, zero + a):
         assert (float(total.mantissa), float(total.exponent)) == (1.5, exponent)
-    assert float(_scaled.portion(a, a + zero)) == 1 == float(_scaled.share(a, zero))
+    assert float(_scaled.portion(a, a + zero)) == 1 == float(share(a, zero))
     assert float(_scaled.portion(zero, a + zero)) < _scaled.least(dtype)
-    assert float(_scaled.share(zero, a)) < _scaled.least(dtype)
+    assert float(share(zero, a)) < _scaled.least(dtype)
     for nothing in (a * zero, zero * zero, _scaled.normalised(zero + zero), zero * zero + zero):
         assert float(nothing.exponent) < LOG_ZERO / 2
-    for found in (_scaled.portion(zero, zero + zero), _scaled.share(zero, zero)):
+    for found in (_scaled.portion(zero, zero + zero), share(zero, zero)):
         assert 0 <= float(found) <= 1
 
 
@@ -82,7 +92,7 @@ def test_total(dtype):
 
 def test_two_visible_probabilities_have_a_normal_product(dtype):
     """Whatever is not counted as zero, times the least of portions."""
-    for portion in (_scaled.portion, _scaled.share):
+    for portion in (_scaled.portion, share):
         floor = float(portion(scaled(*ZERO, dtype), scaled(1.0, 0, dtype)))
         assert _scaled.least(dtype) * floor > float(jnp.finfo(dtype).tiny)
         assert floor * 2**20 < _scaled.least(dtype)

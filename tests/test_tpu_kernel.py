@@ -17,6 +17,7 @@ import jaxctc
 from jaxctc import _both_ends, _implementation, _lattice, _loss, _walk
 from jaxctc._kernels import _tpu
 from jaxctc._log_space import LOG_ZERO
+from jaxctc._scaled import Scaled
 from jaxctc._types import Options, Problem
 from jaxctc._walk import Walk
 
@@ -38,7 +39,7 @@ def problem(frames, longest, input_lengths, target_lengths, seed=0):
 def walk_of(problem, steps):
     lattice = _lattice.build(problem, Options())
     plan = _walk.schedule(lattice, len(problem.scores), steps)
-    return _walk.build(problem.scores, None, lattice, Options(), plan)
+    return _walk.build(problem.scores, lattice, Options(), plan)
 
 
 def agree(got, want, start=0):
@@ -152,9 +153,8 @@ def abstract(sharding, shape):
     def of(*shape, dtype=jnp.float32):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    rest = Walk(
-        None, of(N, 2, M + 1), of(N, 2, W, dtype=bool), of(N, dtype=jnp.int32), of(N, 2, dtype=jnp.int32), *[of(N)] * 5
-    )
+    blank, counts = Scaled(*[of(N, 2, M + 1)] * 2), [of(N, dtype=jnp.int32), of(N, 2, dtype=jnp.int32)]
+    rest = Walk(None, blank, of(N, 2, W, dtype=bool), *counts, *[of(N, 2, M)] * 2, *[of(N)] * 2)
     return of(N, 2, M, 1), of(N, 2, 1, W), rest
 
 

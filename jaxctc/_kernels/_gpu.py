@@ -143,8 +143,8 @@ class _Given(NamedTuple):
     the first live step, where beyond the target there is none.
     """
     per_step: Float[Array, "N 2 G E 32"]
-    """Of each segment's steps, and room for more: `Walk.drop` and, if there are edges, what arrives from the strip
-    before, mantissas and exponents.
+    """Mantissas and exponents of each segment's steps, and room for more: of `Walk.blank` and, if there are edges, of
+    what arrives from the strip before.
     """
 
 
@@ -154,13 +154,13 @@ def _given(cut: _Cut, walk: Walk, start: Index) -> _Given:
     def whole(x: Array, filler: float = 0) -> Array:
         return jnp.pad(x, ((0, 0), (0, 0), (cut.early, 0), *[(0, 0)] * (x.ndim - 3)), constant_values=filler)
 
-    drop = whole(walk.drop[:, :, :-1])
-    drop = drop.reshape(*drop.shape[:2], cut.segments, 1, cut.size)
+    scores = [whole(x[:, :, :-1], one) for x, one in zip(walk.blank, (1, 0), strict=True)]
+    blank = jnp.stack([x.reshape(*x.shape[:2], cut.segments, cut.size) for x in scores], axis=3)
     room = (0, 2 * cut.edges), (0, _COPIED - cut.size)
     offset = lax.broadcasted_iota(jnp.int32, (cut.strips, *walk.first.shape), 0) * (cut.tiles * THREADS)
     length = walk.target_lengths[None, :, None] - offset
     first = jnp.where(length < 0, cut.segments * cut.size, (jnp.maximum(walk.first, start) + cut.early)[None])
-    per_step = jnp.pad(drop, ((0, 0), (0, 0), (0, 0), *room))
+    per_step = jnp.pad(blank, ((0, 0), (0, 0), (0, 0), *room))
     return _Given(
         cut.rows(whole(walk.kept, LOG_ZERO), LOG_ZERO),
         cut.rows(walk.skip.astype(jnp.int32)),
@@ -207,10 +207,10 @@ class _Way(NamedTuple):
             states, before, edges = carry
             # What is there in steps that no frame was read for may be anything.
             score = jnp.where(j < dead, LOG_ZERO, self.threads.load(scores.at[j]))
-            dropped = jnp.full(self.skip.shape, per_step[0, j])
-            arriving = [per_step[k, j] for k in range(1, per_step.shape[0])]
+            blank = Scaled(*(jnp.full(self.skip.shape, per_step[k, j]) for k in range(2)))
+            arriving = [per_step[k, j] for k in range(2, per_step.shape[0])]
             states, shares = step(
-                states, self.skip, dropped, score, lambda x: Scaled(*shift_right(j & 1, x, arriving)), _ratio, _exp2
+                states, self.skip, blank, score, lambda x: Scaled(*shift_right(j & 1, x, arriving)), _ratio, _exp2
             )
             # One step late: a shift waits for all that is stored before it. (What the first is late for is nothing.)
             keep((j - 1) & (self.cut.size - 1), before)
@@ -302,7 +302,7 @@ def _store_states(threads: Warpgroup, ref: Ref, states: States) -> None:
 def _inward_memory(tiles: int, size: int, edges: bool) -> _Memory:
     return {
         "scores": plgpu.SMEM((2, size, tiles, THREADS), jnp.float32),
-        "per_step": plgpu.SMEM((2, 3 if edges else 1, _COPIED), jnp.float32),
+        "per_step": plgpu.SMEM((2, 4 if edges else 2, _COPIED), jnp.float32),
         "arrived": plgpu.Barrier(num_arrivals=2, num_barriers=2),
         "right": plgpu.SMEM((2, 2, tiles * THREADS + 1), jnp.float32),
     }
@@ -550,12 +550,14 @@ def _walk_inward(kernel: _Kernel, cut: _Cut, given: _Given, states: int, interpr
 
     def strip(arriving: Array | None, given: _Given) -> tuple[Array | None, tuple[Array, _Given]]:
         if arriving is not None:
-            given = given._replace(per_step=given.per_step.at[:, :, :, 1:, : cut.size].set(arriving))
+            given = given._replace(per_step=given.per_step.at[:, :, :, 2:, : cut.size].set(arriving))
         kept, *passed_on = call(*given)
         return passed_on[0][:, :, :, :, 0, : cut.size] if passed_on else None, (kept, given)
 
-    nothing = jnp.zeros_like(given.per_step[0, :, :, :, 1:, : cut.size]) if cut.edges else None
-    return cut.over_strips(strip, nothing, given)
+    if not cut.edges:
+        return cut.over_strips(strip, None, given)
+    zero = _scaled.zeros(given.per_step[0, :, :, :, 0, : cut.size].shape, given.per_step.dtype)
+    return cut.over_strips(strip, jnp.stack(zero, axis=3), given)
 
 
 def _walk_outward(

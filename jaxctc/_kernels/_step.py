@@ -20,7 +20,7 @@ from jaxctc import _scaled
 from jaxctc._scaled import Ratio, Scaled
 
 ROOM = 16
-"""Steps after which the states must have been normalised: a mantissa grows no more than sixfold in one."""
+"""Steps after which the states must have been normalised: a mantissa grows no more than eightfold in one."""
 
 
 class States(NamedTuple):
@@ -53,7 +53,7 @@ def started(column: Array, dtype: jnp.dtype) -> States:
 def step(
     states: States,
     skip: Bool[Array, "R W"],
-    drop: Float[Array, "R #W"],
+    blank_score: Scaled,
     score: Float[Array, "R W"],
     shift_right: Callable[[Scaled], Scaled],
     ratio: Ratio = operator.truediv,
@@ -61,9 +61,11 @@ def step(
 ) -> tuple[States, Shares]:
     """On by one step. Whoever does not undo it leaves the shares alone, and they are not computed.
 
+    `blank_score`, (R, #W), is the blank's emission in the frame before; `score` is a logarithm to base 2.
+
     The results are not normalised (see `ROOM`), which changes no digit of theirs.
     """
-    stay = states.blank._replace(exponent=states.blank.exponent + drop)
+    stay = states.blank * blank_score
     into_blank, held = _scaled.shared_sum(stay, shift_right(states.label), ratio)
     into_label, kept = _scaled.shared_sum(states.label, _scaled.where(skip, into_blank, stay), ratio)
     return States(into_blank, into_label * exp2(score)), Shares(held, kept)

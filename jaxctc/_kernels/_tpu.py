@@ -126,7 +126,8 @@ class _Block(NamedTuple):
     start: Array
     by_step: _Ref
     """(steps, rows, lanes), for the scores and what takes their place."""
-    drop: _Ref
+    blank: tuple[_Ref, _Ref]
+    """The exponents of the blank's emissions, and their mantissas."""
     skip: Bool[Array, "R W"]
 
     def fetch(self, scores: _Ref) -> None:
@@ -154,8 +155,9 @@ class _Block(NamedTuple):
 
         def some(k: Array, count: int, states: States) -> States:
             for j in range(count):
-                drop, score = _column(self.drop[...], k + j), self.by_step[k + j]
-                states, shares = step(states, self.skip, drop, score, _shift_right, _ratio)
+                exponent, mantissa = (_column(x[...], k + j) for x in self.blank)
+                blank, score = Scaled(mantissa, exponent), self.by_step[k + j]
+                states, shares = step(states, self.skip, blank, score, _shift_right, _ratio)
                 visit(k + j, shares)
             return normalised(states)
 
@@ -229,11 +231,20 @@ def _store(ref: _Ref, states: States) -> None:
         ref[i] = x
 
 
-def _inward(cut: _Cut, start: _Ref, scores: _Ref, drop: _Ref, skip: _Ref, last: _Ref, *rest: _Ref) -> None:
+def _inward(
+    cut: _Cut,
+    start: _Ref,
+    scores: _Ref,
+    exponent: _Ref,
+    mantissa: _Ref,
+    skip: _Ref,
+    last: _Ref,
+    *rest: _Ref,
+) -> None:
     """Leaves the last states and, if there is room for them, those before each block of steps."""
     *kept, states, by_step = rest
     number = pl.program_id(1)
-    block = _Block(cut, number, start[0], by_step, drop, skip[...] > 0)
+    block = _Block(cut, number, start[0], by_step, (exponent, mantissa), skip[...] > 0)
 
     @pl.when(number == 0)
     def _() -> None:
@@ -256,7 +267,8 @@ def _outward(
     cut: _Cut,
     start: _Ref,
     scores: _Ref,
-    drop: _Ref,
+    exponent: _Ref,
+    mantissa: _Ref,
     skip: _Ref,
     kept: _Ref,
     meeting: _Ref,
@@ -267,7 +279,7 @@ def _outward(
     """Leaves the posterior of each label and step, that of all blanks and, if there is room for it, of each."""
     *each, flow, by_step, shares = rest  # by row, and by step
     number = cut.grid[1] - 1 - pl.program_id(1)
-    block = _Block(cut, number, start[0], by_step, drop, skip[...] > 0)
+    block = _Block(cut, number, start[0], by_step, (exponent, mantissa), skip[...] > 0)
 
     @pl.when(pl.program_id(1) == 0)
     def _() -> None:
@@ -300,19 +312,25 @@ class _Operands(NamedTuple):
 
     start: Int[Array, " 1"]
     scores: Float[Array, "R M W"]
-    drop: Float[Array, "B R K"]
-    """Of each block, its steps in lanes."""
+    exponent: Float[Array, "B R K"]
+    """Those of `Walk.blank`: of each block, its steps in lanes."""
+    mantissa: Float[Array, "B R K"]
     skip: Float[Array, "R V"]
 
 
 def _operands(walk: Walk, start: Index, cut: _Cut) -> _Operands:
     rows, blocks = cut.row_count, cut.grid[1]
-    drop = walk.drop[:, :, :-1].reshape(rows, cut.step_count)
-    drop = jnp.pad(drop, ((0, 0), (0, blocks * cut.steps - cut.step_count))).reshape(rows, blocks, cut.steps)
+
+    def in_lanes(x: Float[Array, "N 2 M+1"]) -> Float[Array, "B R K"]:
+        x = x[:, :, :-1].reshape(rows, cut.step_count)
+        x = jnp.pad(x, ((0, 0), (0, blocks * cut.steps - cut.step_count))).reshape(rows, blocks, cut.steps)
+        return _to_lanes(x.swapaxes(0, 1), _LANES)
+
     return _Operands(
         jnp.asarray(start, jnp.int32)[None],
         walk.kept.reshape(rows, cut.step_count, cut.column_count),
-        _to_lanes(drop.swapaxes(0, 1), _LANES),
+        in_lanes(walk.blank.exponent),
+        in_lanes(walk.blank.mantissa),
         _to_lanes(walk.skip.reshape(rows, cut.column_count).astype(walk.kept.dtype), cut.lanes),
     )
 
@@ -325,7 +343,7 @@ class _Specs(NamedTuple):
     """How the blocks of each operand follow one another. Blocks before the start are not even fetched."""
 
     scores: pl.BlockSpec
-    drop: pl.BlockSpec
+    by_lane: pl.BlockSpec
     skip: pl.BlockSpec
     kept: pl.BlockSpec
     states: pl.BlockSpec
@@ -345,7 +363,7 @@ def _specs(cut: _Cut, *, backward: bool = False) -> _Specs:
     rows, steps, lanes = cut.rows, cut.steps, cut.lanes
     return _Specs(
         scores=spec((rows, steps, lanes), lambda r, n: (r, n, 0)),
-        drop=spec((None, rows, _LANES), lambda r, n: (n, r, 0)),
+        by_lane=spec((None, rows, _LANES), lambda r, n: (n, r, 0)),
         skip=spec((rows, lanes), lambda r, _: (r, 0)),
         kept=spec((None, _STATES, rows, lanes), lambda r, n: (n, 0, r, 0)),
         states=spec((_STATES, rows, lanes), lambda r, _: (0, r, 0)),
@@ -394,7 +412,7 @@ def _walked_inward(cut: _Cut, operands: _Operands, *, keep: bool, interpret: boo
         _inward,
         cut,
         operands,
-        inputs=[specs.scores, specs.drop, specs.skip],
+        inputs=[specs.scores, specs.by_lane, specs.by_lane, specs.skip],
         outputs=outputs if keep else outputs[:1],
         scratch=[(_STATES, *tile), (cut.steps, *tile)],
         in_place={},
@@ -406,15 +424,15 @@ def _walked_inward(cut: _Cut, operands: _Operands, *, keep: bool, interpret: boo
 def _walked_outward(
     cut: _Cut, operands: _Operands, kept: Array, meeting: Flow, *, every_blank: bool, interpret: bool
 ) -> list[Array]:
-    """The posterior of each label, that of all blanks as `_Operands.drop` is and, if wanted, of each."""
+    """The posterior of each label, that of all blanks as `_Operands.exponent` is and, if wanted, of each."""
     specs, tile = _specs(cut, backward=True), (cut.rows, cut.lanes)
     each = (specs.scores, operands.scores.shape)
     return _called(
         _outward,
         cut,
         [*operands, kept, jnp.stack(meeting)],
-        inputs=[specs.scores, specs.drop, specs.skip, specs.kept, specs.flow],
-        outputs=[each, (specs.drop, operands.drop.shape), *[each] * every_blank],
+        inputs=[specs.scores, specs.by_lane, specs.by_lane, specs.skip, specs.kept, specs.flow],
+        outputs=[each, (specs.by_lane, operands.exponent.shape), *[each] * every_blank],
         scratch=[*[(cut.steps, *tile)] * every_blank, (_FLOWS, *tile), (cut.steps, *tile), (cut.steps, _FLOWS, *tile)],
         # A block is fetched before anything is written there, and is not fetched again.
         in_place={1: 0, 2: 1},

@@ -33,7 +33,7 @@ def walk_of(problem):
     frames = len(problem.scores)
     lattice = _lattice.build(problem, OPTIONS)
     plan = _walk.schedule(lattice, frames, _both_ends.even(frames, 16))
-    return _walk.build(problem.scores, None, lattice, OPTIONS, plan)
+    return _walk.build(problem.scores, lattice, OPTIONS, plan)
 
 
 def walk(T, N, S, seed=0):
@@ -66,7 +66,8 @@ def run(module):
     def both(walk):
         alone = module.likelihood(walk)
         value, posterior = module.posterior(walk, 16, every_blank=True)
-        alone, value = (_walk.log_likelihood(walk, x) for x in (alone, value))
+        taken_out = _walk.in_parts(_walk.peaks(walk))
+        alone, value = (_walk.log_likelihood(x, taken_out) for x in (alone, value))
         return alone, value, [specified(walk, x) for x in posterior]
 
     return jax.jit(both)
