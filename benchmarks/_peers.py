@@ -82,9 +82,9 @@ def _kernels_apply() -> bool:
     """Whether ours are for the GPU of this machine."""
     if not on_gpu():
         return False
-    from jaxctc._kernels import _gpu
+    from jaxctc._kernels import gpu
 
-    return _gpu.objection(np.dtype(np.float32)) is None
+    return gpu.objection(np.dtype(np.float32)) is None
 
 
 def _implementation() -> str | None:

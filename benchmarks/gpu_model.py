@@ -2,7 +2,7 @@
 
 Run it with `python -m benchmarks.gpu_model`, where the dependency group `cuda-aot` is installed.
 
-Each shape is compiled ahead of time for CUDA twice: as loops of XLA (`_both_ends`) and as kernels (`_kernels._gpu`);
+Each shape is compiled ahead of time for CUDA twice: as loops of XLA (`bidirectional`) and as kernels (`_kernels.gpu`);
 from the walk on, for the gathering of the scores is the same for both. Counted are launches, from XLA's own list of
 what it will launch; memory; registers, spills and instructions a frame, from the assembler. Modelled is the rest, of
 which the table says what is assumed: no GPU has measured any of it.
@@ -318,26 +318,29 @@ class Compiler:
         import jax
         import jax.numpy as jnp
 
-        from jaxctc import _both_ends, _lattice, _walk
-        from jaxctc._kernels import _gpu
-        from jaxctc._types import Options, Problem
+        from jaxctc._forward_backward import bidirectional, scaled_emissions
+        from jaxctc._kernels import gpu
+        from jaxctc._lattice import lattices
+        from jaxctc._types import Problem, Request
 
         _, T, N, C, S = shape
         sizes = jax.ShapeDtypeStruct((N,), jnp.int32)
         problem = Problem(
             jax.ShapeDtypeStruct((T, N, C), jnp.float32), jax.ShapeDtypeStruct((N, S), jnp.int32), sizes, sizes
         )
-        options = Options(implementation="pallas" if road == "kernels" else None)
-        lattice = jax.eval_shape(lambda x: _lattice.build(x, options), problem)
+        options = Request(implementation="pallas" if road == "kernels" else None)
+        lattice = jax.eval_shape(lambda x: lattices.build(x, options), problem)
         again = job == "posterior" and road == "loops"
-        size = _both_ends.segment_size(T, lattice, jnp.dtype(jnp.float32)) if again else _gpu.ROOM
-        steps = _both_ends.even(T, size)
+        size = bidirectional.segment_size(T, lattice, jnp.dtype(jnp.float32)) if again else gpu.ROOM
+        steps = bidirectional.even(T, size)
         walk = jax.eval_shape(
-            lambda x, y: _walk.build(x, y, options, _walk.schedule(y, T, steps)), problem.scores, lattice
+            lambda x, y: scaled_emissions.build(x, y, options, scaled_emissions.build_frame_map(y, T, steps)),
+            problem.scores,
+            lattice,
         )
         walk = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding), walk)
 
-        module = {"loops": _both_ends, "kernels": _gpu}[road]
+        module = {"loops": bidirectional, "kernels": gpu}[road]
         name = f"{road}_{job}_{'_'.join(map(str, shape[1:]))}"
 
         def run(walk):
@@ -351,7 +354,7 @@ class Compiler:
             warnings.filterwarnings("ignore", "Some donated buffers were not usable")
             compiled = jax.jit(run, donate_argnums=0).lower(walk).compile()
         (thunks,) = self.directory.glob(f"*.jit_{name}.thunk_sequence.txt")
-        cut = _gpu._Cut.of(walk, _gpu._inward_memory if job == "loss" else _gpu._outward_memory)
+        cut = gpu._Cut.of(walk, gpu._inward_memory if job == "loss" else gpu._outward_memory)
         trips = [steps // size, size // 2] if again and size < steps else [steps // 2]
         return Program(
             launches(thunks.read_text(), [cut.strips] if road == "kernels" else trips),
@@ -404,11 +407,11 @@ class Cost(NamedTuple):
 
 def cost(kernel: Kernel, program: Program, shape: Shape) -> Cost:
     """In the rows that hold the whole target."""
-    from jaxctc._kernels import _gpu
+    from jaxctc._kernels import gpu
 
     cut = program.cut
     outward = any(loop.undoes for loop in kernel.loops)
-    memory = _gpu._outward_memory if outward else _gpu._inward_memory
+    memory = gpu._outward_memory if outward else gpu._inward_memory
     frames = max(cut.size >> (cut.tiles - 1).bit_length(), 2)
     # Of the loops of several widths that take as many frames at once those of the widest have most to do.
     chosen = [
@@ -418,7 +421,7 @@ def cost(kernel: Kernel, program: Program, shape: Shape) -> Cost:
     issued, latency = sum(x.instructions for x in chosen), max(x.cycles for x in chosen)
     threads = 128 * len(chosen)
     resident = min(
-        SHARED // (_gpu._bytes(memory(cut.tiles, cut.size, cut.edges)) + 1024),
+        SHARED // (gpu._bytes(memory(cut.tiles, cut.size, cut.edges)) + 1024),
         REGISTERS // (threads * -(-kernel.registers // 8) * 8),
         THREADS // threads,
     )

@@ -40,23 +40,24 @@ from rich.progress import track  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from benchmarks._shapes import ACCELERATED, SHAPES, Shape  # noqa: E402
-from jaxctc import _both_ends, _lattice  # noqa: E402
-from jaxctc._kernels import _tpu  # noqa: E402
-from jaxctc._scaled import Scaled  # noqa: E402
-from jaxctc._types import Options, Problem  # noqa: E402
-from jaxctc._walk import Walk  # noqa: E402
+from jaxctc._forward_backward import bidirectional  # noqa: E402
+from jaxctc._forward_backward.scaled import Scaled  # noqa: E402
+from jaxctc._forward_backward.scaled_emissions import ScaledEmissions  # noqa: E402
+from jaxctc._kernels import tpu  # noqa: E402
+from jaxctc._lattice import lattices  # noqa: E402
+from jaxctc._types import Problem, Request  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 KINDS = "v5e", "v6e"
-ROADS = {"kernels": _tpu, "scan": _both_ends}
+ROADS = {"kernels": tpu, "xla": bidirectional}
 WANTED = [*SHAPES, Shape("wide and long", 2000, 32, 64, 400), *ACCELERATED]
 _STEPS = {
-    "ctc_inward": {"turn": 8, "a step": 1, "walk": _tpu._UNROLLED},
+    "ctc_inward": {"turn": 8, "a step": 1, "walk": tpu._UNROLLED},
     "ctc_outward": {
         "turn": 8,
         "a step": 1,
-        "walk": _tpu._UNROLLED,
-        "undo": _tpu._UNROLLED,
+        "walk": tpu._UNROLLED,
+        "undo": tpu._UNROLLED,
         "undo a step": 1,
         "turn back": 8,
     },
@@ -91,7 +92,7 @@ def measured(kind: str, road: str, shape: Shape) -> Figures:
     if road == "scan":
         return Figures(shape, kind, road, memory, _estimated_cycles(text))
     steps, columns = arguments[0].shape[2], arguments[1].shape[3]
-    cut = _tpu._cut((shape.N, 2, steps, columns), size)
+    cut = tpu._cut((shape.N, 2, steps, columns), size)
     registers = cut.rows * cut.lanes // (8 * 128)
     loops = {}
     for kernel, names in _STEPS.items():
@@ -107,7 +108,7 @@ def _of_a_step(loops: dict[str, float]) -> float:
     return sum(cycles for name, cycles in loops.items() if "a step" not in name)
 
 
-def _program(posterior: Any, size: int, steps: jax.Array, columns: jax.Array, rest: Walk) -> Any:
+def _program(posterior: Any, size: int, steps: jax.Array, columns: jax.Array, rest: ScaledEmissions) -> Any:
     value, found = posterior(rest._replace(scores=steps * columns), size)
     return value, found.blank, found.label.sum(axis=2)
 
@@ -121,11 +122,11 @@ def _arguments(shape: Shape, sharding: Any) -> tuple[tuple[Any, ...], int]:
 
     lengths = of(N, dtype=jnp.int32)
     problem = Problem(of(T, N, C), of(N, S, dtype=jnp.int32), lengths, lengths)
-    lattice = jax.eval_shape(functools.partial(_lattice.build, options=Options()), problem)
-    size = _both_ends.segment_size(T, lattice, jnp.dtype(jnp.float32))
-    M, W = _both_ends.even(T, size), lattice.labels.shape[1]
+    lattice = jax.eval_shape(functools.partial(lattices.build, options=Request()), problem)
+    size = bidirectional.segment_size(T, lattice, jnp.dtype(jnp.float32))
+    M, W = bidirectional.even(T, size), lattice.labels.shape[1]
     blank, counts = Scaled(*[of(N, 2, M + 1)] * 2), [lengths, of(N, 2, dtype=jnp.int32)]
-    rest = Walk(None, blank, of(N, 2, W, dtype=bool), *counts, *[of(N, 2, M)] * 2, *[of(N)] * 2)
+    rest = ScaledEmissions(None, blank, of(N, 2, W, dtype=bool), *counts, *[of(N, 2, M)] * 2, *[of(N)] * 2)
     return (of(N, 2, M, 1), of(N, 2, 1, W), rest), size
 
 
@@ -142,9 +143,9 @@ def _dumped(kernel: str, what: str) -> str:
     return file.read_text()
 
 
-def _bundles(schedule: str) -> list[int]:
+def _bundles(build_frame_map: str) -> list[int]:
     """Some bundles are marked: LB where a loop's body begins; and each says how deep in loops it is."""
-    marks = re.findall(r"^ *(?:0x)?[0-9a-f]+ +([A-Z]{2})?:? *(>*) *{", schedule, re.MULTILINE)
+    marks = re.findall(r"^ *(?:0x)?[0-9a-f]+ +([A-Z]{2})?:? *(>*) *{", build_frame_map, re.MULTILINE)
     places = [i for i, (mark, _) in enumerate(marks) if mark]
     deepest = max(depth for _, depth in marks)
     return [end - begin for begin, end in itertools.pairwise(places) if marks[begin] == ("LB", deepest)]

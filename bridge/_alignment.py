@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 from bridge import _programs
 from bridge._arguments import Call, Lengths, canonical
 from bridge._batch import Batch
-from jaxctc import _checks
-from jaxctc._alignment import check_feasible
+from jaxctc._api.alignment import check_feasible
+from jaxctc._inputs import checks
 
 
 class Alignment(NamedTuple):
@@ -195,7 +195,7 @@ class _Posteriors(Function):
 def _canonical(
     log_probs: Tensor, targets: Tensor, input_lengths: Lengths, target_lengths: Lengths, blank: int, batch_first: bool
 ) -> Call:
-    _checks.flag("batch_first", batch_first)
+    checks.flag("batch_first", batch_first)
     return canonical("log_probs", log_probs, targets, input_lengths, target_lengths, blank, batch_first)
 
 

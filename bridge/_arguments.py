@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jaxctc import _checks
+from jaxctc._inputs import checks
 
 Lengths: TypeAlias = Tensor | np.ndarray | Sequence[Any] | int
 """What PyTorch takes for lengths, and numpy arrays and plain numbers besides."""
@@ -44,7 +44,7 @@ def canonical(
     """Checks and converts; `name` is what the caller calls the scores."""
     _check_scores(name, scores, batch_first)
     try:
-        blank = _checks.blank(blank, scores.shape[-1])
+        blank = checks.blank(blank, scores.shape[-1])
     except ValueError as error:
         raise RuntimeError(str(error)) from None
     targets = _labels(targets)

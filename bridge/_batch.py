@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from bridge import _memory, _sizes, _vocabulary
-from jaxctc import _checks
-from jaxctc._checks import Form
-from jaxctc._types import Options
+from jaxctc._inputs import checks
+from jaxctc._inputs.checks import Form
+from jaxctc._types import Request
 
 _WHOLE = torch.iinfo(torch.int32)
 
@@ -55,7 +55,7 @@ class Batch:
         may_be_compact: bool = True,
     ) -> None:
         self.device = scores.device
-        self.options = Options(blank, from_logits, batch_first, implementation=implementation)
+        self.options = Request(blank, from_logits, batch_first, implementation=implementation)
         self.sequences, self.frames, classes = scores.shape if batch_first else _swap(scores.shape)
         frames, counts = (x.detach().cpu().numpy() for x in (input_lengths, target_lengths))
         self.target_lengths = counts
@@ -141,7 +141,7 @@ class Batch:
 
     def _check_lengths(self, frames: np.ndarray, counts: np.ndarray, targets: Tensor) -> None:
         name = "logits" if self.options.from_logits else "log_probs"
-        _checks.length_values(
+        checks.length_values(
             "input_lengths",
             frames,
             self.frames,
@@ -153,7 +153,7 @@ class Batch:
         end_to_end = targets.ndim == 1
         slots = f"targets holds {stop} labels end to end" if end_to_end else f"targets has S = {stop} slots"
         remedy = "A target length counts the labels of a target, without its padding."
-        _checks.length_values("target_lengths", counts, stop, slots, remedy, True)
+        checks.length_values("target_lengths", counts, stop, slots, remedy, True)
         if end_to_end and counts.sum() != stop:
             raise ValueError(
                 f"targets holds {stop} labels end to end, but target_lengths sum to {counts.sum()}: the two must "
@@ -174,7 +174,7 @@ class Batch:
             else:
                 padded = values[:, :longest]
             form = Form.END_TO_END if targets.ndim == 1 else Form.PADDED
-            _checks.label_values(padded, counts, self.options.blank, classes, form)
+            checks.label_values(padded, counts, self.options.blank, classes, form)
             labels = np.zeros(shape, np.int32)
             labels[: self.sequences, :longest] = padded
             return labels

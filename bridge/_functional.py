@@ -5,7 +5,7 @@ from torch import Tensor
 from bridge import _autograd, _eager
 from bridge._arguments import Lengths, canonical
 from bridge._reduction import REDUCTIONS, Reduction, reduce
-from jaxctc import _checks
+from jaxctc._inputs import checks
 from jaxctc._types import Implementation
 
 
@@ -150,11 +150,11 @@ def _evaluate(
     batch_first: bool,
     implementation: Implementation | None,
 ) -> Tensor:
-    _checks.reduction(reduction, REDUCTIONS)
+    checks.reduction(reduction, REDUCTIONS)
     flags = {"zero_infinity": zero_infinity, "normalized": normalized, "batch_first": batch_first}
     for flag, value in flags.items():
-        _checks.flag(flag, value)
-    _checks.implementation(implementation)
+        checks.flag(flag, value)
+    checks.implementation(implementation)
     call = canonical(name, scores, targets, input_lengths, target_lengths, blank, batch_first)
     settings = (call.blank, name == "logits", call.batch_first, normalized, implementation)
     if _eager.plain(call.tensors):

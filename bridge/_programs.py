@@ -12,13 +12,13 @@ from torch import Tensor
 
 from bridge._batch import Batch, Block
 from bridge._dlpack import crossing, to_jax, to_torch
-from jaxctc._alignment import align
-from jaxctc._decoding import best_paths
-from jaxctc._lattice import accumulator, frames_first, frames_of, live
-from jaxctc._loss import losses as core_losses
-from jaxctc._loss import losses_and_gradient as core_losses_and_gradient
-from jaxctc._states import posteriors as core_posteriors
-from jaxctc._types import Options, Problem
+from jaxctc._api.alignment import align
+from jaxctc._api.decoding import best_paths
+from jaxctc._autodiff.loss_rule import losses as core_losses
+from jaxctc._autodiff.loss_rule import losses_and_gradient as core_losses_and_gradient
+from jaxctc._autodiff.posterior_rule import posteriors as core_posteriors
+from jaxctc._lattice.lattices import accumulation_dtype, frame_mask, frames_first, frames_of
+from jaxctc._types import Problem, Request
 
 
 def losses(batch: Batch, scores: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def _joined(batch: Batch, pieces: list[Tensor]) -> Tensor:
     return torch.cat([piece[: block.rows] for block, piece in zip(batch.blocks(), pieces, strict=True)])
 
 
-def _value(options: Options, scores: jax.Array, labels: jax.Array, lengths: jax.Array) -> jax.Array:
+def _value(options: Request, scores: jax.Array, labels: jax.Array, lengths: jax.Array) -> jax.Array:
     return core_losses(options, scores, labels, *_extent(lengths))
 
 
@@ -124,22 +124,22 @@ def _extent(lengths: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _losses(options: Options, *problem: jax.Array) -> tuple[jax.Array]:
+def _losses(options: Request, *problem: jax.Array) -> tuple[jax.Array]:
     return (_value(options, *problem),)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _losses_and_gradient(
-    options: Options, normalized: bool, weights: jax.Array, *problem: jax.Array
+    options: Request, normalized: bool, weights: jax.Array, *problem: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     return _gradient_of(options, normalized, weights, *problem)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _hessian_product(
-    options: Options, normalized: bool, direction: jax.Array, scores: jax.Array, *rest: jax.Array
+    options: Request, normalized: bool, direction: jax.Array, scores: jax.Array, *rest: jax.Array
 ) -> tuple[jax.Array]:
-    wide = accumulator(scores.dtype)
+    wide = accumulation_dtype(scores.dtype)
     weights = jnp.ones((2, rest[0].shape[0]), wide)
 
     def gradient(scores: jax.Array) -> jax.Array:
@@ -149,7 +149,7 @@ def _hessian_product(
 
 
 def _gradient_of(
-    options: Options,
+    options: Request,
     normalized: bool,
     weights: jax.Array,
     scores: jax.Array,
@@ -162,7 +162,7 @@ def _gradient_of(
     if not normalized or options.from_logits:
         return value, gradient * by_row
     # PyTorch's own: behind a log-softmax it is the same, for exp(log_probs) is normal to all that it lets through.
-    within = live(lengths[:, 0], frames_of(scores, options))
+    within = frame_mask(lengths[:, 0], frames_of(scores, options))
     lost = jnp.isposinf(value)
     nan = frames_first(within & (lost & (infinite != 0))[None], options)[:, :, None]
     sound = frames_first(within & ~lost[None], options)[:, :, None]
@@ -176,23 +176,23 @@ def _problem(scores: jax.Array, labels: jax.Array, lengths: jax.Array) -> Proble
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _aligned(options: Options, *problem: jax.Array) -> tuple[jax.Array, ...]:
+def _aligned(options: Request, *problem: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(align(options, *_problem(*problem)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _greedy(options: Options, scores: jax.Array, _: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
+def _greedy(options: Request, scores: jax.Array, _: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(best_paths(scores, lengths[:, 0], options))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _posteriors(options: Options, *problem: jax.Array) -> tuple[jax.Array, ...]:
+def _posteriors(options: Request, *problem: jax.Array) -> tuple[jax.Array, ...]:
     return core_posteriors(options, *_problem(*problem))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _posteriors_pulled_back(
-    options: Options, states: jax.Array, classes: jax.Array, scores: jax.Array, *rest: jax.Array
+    options: Request, states: jax.Array, classes: jax.Array, scores: jax.Array, *rest: jax.Array
 ) -> tuple[jax.Array, ...]:
     _, pull_back = jax.vjp(lambda scores: core_posteriors(options, *_problem(scores, *rest)), scores)
     return pull_back((states, classes))

@@ -16,7 +16,7 @@ import itertools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from jaxctc import _checks
+from jaxctc._inputs import checks
 
 
 class Sizes(NamedTuple):
@@ -119,7 +119,7 @@ def _checked(sizes: Any) -> Sizes:
 
 
 def _ascending(name: str, values: Iterable[Any]) -> tuple[int, ...]:
-    made = tuple(_checks.integer(f"Sizes.{name}", value, "one or more sizes") for value in values)
+    made = tuple(checks.integer(f"Sizes.{name}", value, "one or more sizes") for value in values)
     if not made or made[0] < 1 or any(a >= b for a, b in itertools.pairwise(made)):
         raise ValueError(f"Sizes.{name} is {made}: sizes must be at least 1, at least one of them, in ascending order.")
     return made

@@ -19,22 +19,22 @@ back outward as probabilities, which is the gradient.
 
 from jaxctc import compat as compat
 from jaxctc import variants as variants
-from jaxctc._alignment import Alignment as Alignment
-from jaxctc._alignment import TokenSpan as TokenSpan
-from jaxctc._alignment import forced_align as forced_align
-from jaxctc._alignment import merge_tokens as merge_tokens
-from jaxctc._debug import check_batch as check_batch
-from jaxctc._decoding import Beams as Beams
-from jaxctc._decoding import Decoded as Decoded
-from jaxctc._decoding import beam_search_decode as beam_search_decode
-from jaxctc._decoding import greedy_decode as greedy_decode
-from jaxctc._functional import ctc_loss as ctc_loss
-from jaxctc._functional import ctc_loss_with_logits as ctc_loss_with_logits
-from jaxctc._plot import plot_alignment as plot_alignment
-from jaxctc._posteriors import Posteriors as Posteriors
-from jaxctc._posteriors import Statistics as Statistics
-from jaxctc._posteriors import ctc_posteriors as ctc_posteriors
-from jaxctc._posteriors import ctc_statistics as ctc_statistics
+from jaxctc._api.alignment import Alignment as Alignment
+from jaxctc._api.alignment import TokenSpan as TokenSpan
+from jaxctc._api.alignment import forced_align as forced_align
+from jaxctc._api.alignment import merge_tokens as merge_tokens
+from jaxctc._api.batch_check import check_batch as check_batch
+from jaxctc._api.decoding import Beams as Beams
+from jaxctc._api.decoding import Decoded as Decoded
+from jaxctc._api.decoding import beam_search_decode as beam_search_decode
+from jaxctc._api.decoding import greedy_decode as greedy_decode
+from jaxctc._api.losses import ctc_loss as ctc_loss
+from jaxctc._api.losses import ctc_loss_with_logits as ctc_loss_with_logits
+from jaxctc._api.plot import plot_alignment as plot_alignment
+from jaxctc._api.posteriors import Posteriors as Posteriors
+from jaxctc._api.posteriors import Statistics as Statistics
+from jaxctc._api.posteriors import ctc_posteriors as ctc_posteriors
+from jaxctc._api.posteriors import ctc_statistics as ctc_statistics
 
 __version__ = "0.1.0"
 __all__ = [

@@ -16,13 +16,13 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxctc._types import Options
+from jaxctc._types import Request
 
 MULTIPLE = 4
 """The frames of each device are a multiple of this: two halves, each of an even number of steps."""
 
 
-def laid_out_like_scores(results: Callable[[P, P], Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def sharded_like_scores(results: Callable[[P, P], Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorates a function of options, scores and more; `results` makes the results' specs.
 
     Of two: that of a vector with one element a sequence, and that of the scores.
@@ -30,16 +30,16 @@ def laid_out_like_scores(results: Callable[[P, P], Any]) -> Callable[[Callable[.
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
-        def call(options: Options, scores: jax.Array, *rest: Any) -> Any:
+        def call(request: Request, scores: jax.Array, *rest: Any) -> Any:
             scores, *rest = varying_like((scores, *rest), (scores, *rest))
             sharding = jax.typeof(scores).sharding
             if AxisType.Explicit not in sharding.mesh.axis_types:
-                return function(options, scores, *rest)
+                return function(request, scores, *rest)
             spec = sharding.spec
-            sequences = spec[0 if options.batch_first else 1]
-            options = options._replace(sequence_axis=sequences)
+            sequences = spec[0 if request.batch_first else 1]
+            request = request._replace(sequence_axis=sequences)
             specs = results(P(sequences), spec)
-            automatic = jax.sharding.auto_axes(functools.partial(function, options), out_sharding=specs)
+            automatic = jax.sharding.auto_axes(functools.partial(function, request), out_sharding=specs)
             # The scores may be on a mesh that nobody has set.
             with jax.sharding.use_abstract_mesh(sharding.mesh):
                 return automatic(scores, *rest)
@@ -49,9 +49,9 @@ def laid_out_like_scores(results: Callable[[P, P], Any]) -> Callable[[Callable[.
     return decorate
 
 
-def frame_axis(name: str, axis: Any, scores: jax.Array, options: Options) -> str | None:
+def frame_axis(name: str, axis: Any, scores: jax.Array, request: Request) -> str | None:
     """The mesh axis that the frames of the scores lie along: as the caller says, or as their type does."""
-    position = 1 if options.batch_first else 0
+    position = 1 if request.batch_first else 0
     sharding = jax.typeof(scores).sharding
     mesh = jax.sharding.get_abstract_mesh() if sharding.mesh.empty else sharding.mesh
     asked = axis is not None

@@ -16,11 +16,14 @@ REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 Implementation: TypeAlias = Literal["scan", "pallas"]
 IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
 
+LOG_ZERO = -1e30
+"""Stands for log 0. Scores at or below it mean probability zero; a million of them still fit in float32."""
+
 ArrayLike: TypeAlias = Any
 """What the public functions take: JAX arrays, numpy arrays, nested sequences, plain numbers."""
 
 
-class Options(NamedTuple):
+class Request(NamedTuple):
     """What is static about one call: hashable, so that it keys a compilation."""
 
     blank: int = 0
@@ -31,7 +34,7 @@ class Options(NamedTuple):
     sequences_at_once: int | None = None
     """The sequences that are worked on at once; all, if it is not said."""
     implementation: str | None = None
-    """Who walks the lattice (see `_implementation`)."""
+    """Who walks the lattice (see `dispatch`)."""
     sequence_axis: str | tuple[str, ...] | None = None
     """The mesh axis that the sequences lie along, where that is known: a kernel has to be told."""
 

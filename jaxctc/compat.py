@@ -23,12 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxctc import _alignment, _beginnings, _checks
-from jaxctc._alignment import Alignment
-from jaxctc._arguments import canonical
-from jaxctc._checks import Names
-from jaxctc._loss import losses
-from jaxctc._types import ArrayLike, Options, Problem
+from jaxctc._api import alignment
+from jaxctc._api.alignment import Alignment
+from jaxctc._autodiff.loss_rule import losses
+from jaxctc._inputs import checks
+from jaxctc._inputs.arguments import canonical_batch
+from jaxctc._inputs.checks import Names
+from jaxctc._reference import forward_variables
+from jaxctc._types import ArrayLike, Problem, Request
 
 __all__ = [
     "keras_ctc_loss",
@@ -64,7 +66,7 @@ def optax_ctc_loss(
         log_epsilon: optax's log 0, whose default there is -1e5: what it adds to the score of a path to break a rule,
             by beginning in another state than the first, or by stepping from a label to an equal one without a blank.
             An infeasible target then has a finite loss, of about ``-log_epsilon``, and optax's gradient. It goes
-            through the plain recursion (`jaxctc._recursion`), and takes a few times as long. None: no path breaks
+            through the plain recursion (`jaxctc._reference.recursion`), and takes a few times as long. None: no path breaks
             a rule.
 
     Returns:
@@ -84,10 +86,10 @@ def optax_ctc_loss(
         >>> round(float(loss[0]), 4)  # 15 of the 81 paths
         1.6864
     """
-    padded, options = _padded(logits, logit_paddings, labels, label_paddings, blank_id)
+    padded, request = _padded(logits, logit_paddings, labels, label_paddings, blank_id)
     if log_epsilon is None:
-        return _optax(*padded, options)
-    return _beginnings.beginnings(*padded, _log_epsilon(log_epsilon), options)[0]
+        return _optax(*padded, request)
+    return forward_variables.forward_probabilities(*padded, _log_epsilon(log_epsilon), request)[0]
 
 
 def optax_ctc_loss_with_forward_probs(
@@ -129,11 +131,11 @@ def optax_ctc_loss_with_forward_probs(
         >>> (9 * jnp.exp(label[:, 0, 0])).round(2).tolist()  # 1 in 3, then 2 in 9: 1 1 and blank 1
         [3.0, 2.0]
     """
-    padded, options = _padded(logits, logit_paddings, labels, label_paddings, blank_id)
+    padded, request = _padded(logits, logit_paddings, labels, label_paddings, blank_id)
     if log_epsilon is None:
-        _, *states = _beginnings.beginnings(*padded, None, options)
-        return _optax(*padded, options), *states
-    return _beginnings.beginnings(*padded, _log_epsilon(log_epsilon), options)
+        _, *states = forward_variables.forward_probabilities(*padded, None, request)
+        return _optax(*padded, request), *states
+    return forward_variables.forward_probabilities(*padded, _log_epsilon(log_epsilon), request)
 
 
 def keras_ctc_loss(
@@ -205,19 +207,19 @@ def tensorflow_ctc_loss(
         >>> round(float(loss[0]), 4)  # 15 of the 81 paths
         1.6864
     """
-    batch_first = not _checks.flag("logits_time_major", logits_time_major)
+    batch_first = not checks.flag("logits_time_major", logits_time_major)
     names = Names("labels", "logit_length", "label_length", "blank_index")
     scores = _three_axes("logits", logits)
-    blank = 0 if blank_index is None else _checks.integer("blank_index", blank_index, "the index of the blank class")
+    blank = 0 if blank_index is None else checks.integer("blank_index", blank_index, "the index of the blank class")
     classes = scores.shape[2]
     if not -classes <= blank < classes:
         raise ValueError(
             f"blank_index is {blank}, but there are C = {classes} classes: it must lie in [-{classes}, {classes}), "
             "where -1 is the last class."
         )
-    problem, options = _batch("logits", scores, labels, logit_length, label_length, blank % classes, batch_first, names)
+    problem, request = _batch("logits", scores, labels, logit_length, label_length, blank % classes, batch_first, names)
     with jax.named_scope(name or "ctc_loss_dense"):
-        return _losses(problem, options)
+        return _losses(problem, request)
 
 
 def torchaudio_forced_align(
@@ -258,14 +260,14 @@ def torchaudio_forced_align(
     labels = _two_axes("targets", targets, scores.shape[0])
     frames = scores.shape[1] if input_lengths is None else input_lengths
     counts = labels.shape[1] if target_lengths is None else target_lengths
-    return _alignment.forced_align(scores, labels, frames, counts, blank, batch_first=True)
+    return alignment.forced_align(scores, labels, frames, counts, blank, batch_first=True)
 
 
 # What is checked, in the caller's words
 
 
 def _three_axes(name: str, x: ArrayLike) -> jax.Array:
-    made = _checks.scores(name, x)
+    made = checks.scores(name, x)
     if made.ndim != 3:
         raise ValueError(
             f"{name} must have three axes, sequences, frames and classes; got the shape {made.shape}. One sequence "
@@ -275,7 +277,7 @@ def _three_axes(name: str, x: ArrayLike) -> jax.Array:
 
 
 def _two_axes(name: str, x: ArrayLike, sequences: int) -> ArrayLike:
-    made = _checks.integers(name, x, "labels, an array")
+    made = checks.integers(name, x, "labels, an array")
     if made.ndim != 2 or made.shape[0] != sequences:
         raise ValueError(
             f"{name} must have shape ({sequences}, S), one row of labels a sequence, padded to one length; "
@@ -293,37 +295,37 @@ def _batch(
     blank: int,
     batch_first: bool,
     names: Names,
-) -> tuple[Problem, Options]:
+) -> tuple[Problem, Request]:
     """Of logits."""
     scores = _three_axes(name, scores)
     labels = _two_axes(names.targets, labels, scores.shape[0 if batch_first else 1])
-    problem, options, _ = canonical(
+    problem, request, _ = canonical_batch(
         name, scores, labels, input_lengths, target_lengths, blank, batch_first, None, names
     )
-    return problem, options._replace(from_logits=True)
+    return problem, request._replace(from_logits=True)
 
 
 def _padded(
     logits: ArrayLike, logit_paddings: ArrayLike, labels: ArrayLike, label_paddings: ArrayLike, blank_id: int
-) -> tuple[tuple[Problem, ArrayLike], Options]:
+) -> tuple[tuple[Problem, ArrayLike], Request]:
     """The problem, its frames not yet moved, and which of them are no padding."""
     scores = _three_axes("logits", logits)
     labels = _two_axes("labels", labels, scores.shape[0])
     live, frames = _unpadded("logit_paddings", logit_paddings, scores.shape[:2], "logits", anywhere=True)
     _, counts = _unpadded("label_paddings", label_paddings, labels.shape, "labels", anywhere=False)
     names = Names("labels", "the length by logit_paddings", "the length by label_paddings", "blank_id")
-    problem, options = _batch("logits", scores, labels, frames, counts, blank_id, True, names)
-    return (problem, live), options
+    problem, request = _batch("logits", scores, labels, frames, counts, blank_id, True, names)
+    return (problem, live), request
 
 
 def _unpadded(
     name: str, paddings: ArrayLike, shape: tuple[int, ...], of: str, *, anywhere: bool
 ) -> tuple[ArrayLike, ArrayLike]:
     """Where there is no padding, and how much of a sequence that is; -1 if it cannot be so."""
-    made = _checks.as_array(name, paddings, "an array of 0 and 1")
+    made = checks.as_array(name, paddings, "an array of 0 and 1")
     if made.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, as {of} has on its first two axes; got {made.shape}.")
-    values = _checks.host_values(made)
+    values = checks.host_values(made)
     padding = (made if values is None else values).astype(np.float32)
     wrong = (padding != 0) & (padding != 1)
     back = (padding[:, 1:] == 0) & (padding[:, :-1] != 0)
@@ -345,10 +347,10 @@ def _unpadded(
 
 
 def _log_epsilon(x: ArrayLike) -> ArrayLike:
-    made = _checks.as_array("log_epsilon", x, "a number or None")
+    made = checks.as_array("log_epsilon", x, "a number or None")
     if made.shape != ():
         raise ValueError(f"log_epsilon must be one number; got an array of shape {made.shape}.")
-    value = _checks.host_values(made)
+    value = checks.host_values(made)
     if value is not None and not value < 0:
         raise ValueError(f"log_epsilon is {value}: it must be negative, such as optax's -1e5, or None.")
     return made
@@ -357,11 +359,11 @@ def _log_epsilon(x: ArrayLike) -> ArrayLike:
 # What is computed
 
 
-@functools.partial(jax.jit, static_argnames="options")
-def _losses(problem: Problem, options: Options) -> Float[Array, " N"]:
-    return losses(options, *problem)
+@functools.partial(jax.jit, static_argnames="request")
+def _losses(problem: Problem, request: Request) -> Float[Array, " N"]:
+    return losses(request, *problem)
 
 
-@functools.partial(jax.jit, static_argnames="options")
-def _optax(problem: Problem, live: Bool[Array, "N T"], options: Options) -> Float[Array, " N"]:
-    return losses(options, *_beginnings.moved(problem, live))
+@functools.partial(jax.jit, static_argnames="request")
+def _optax(problem: Problem, live: Bool[Array, "N T"], request: Request) -> Float[Array, " N"]:
+    return losses(request, *forward_variables.moved(problem, live))

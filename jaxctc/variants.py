@@ -14,7 +14,7 @@ shapes, dtypes, reductions, infinities and errors. With :math:`L` the CTC loss:
 | `star_ctc_loss` | of paths that spell the target with anything between its labels |
 
 Gradients are the true derivatives with respect to `log_probs`. The entropy and the last three go through the plain
-recursion (`jaxctc._recursion`), and take a few times as long as `ctc_loss`.
+recursion (`jaxctc._reference.recursion`), and take a few times as long as `ctc_loss`.
 """
 
 import functools
@@ -25,15 +25,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
-from jaxctc import _checks, _emissions, _lattice, _recursion, _states
-from jaxctc._arguments import canonical, canonical_frames, canonical_scores
-from jaxctc._emissions import Emissions
-from jaxctc._lattice import Lattice, accumulator, frames_first, frames_of, live, row_of_indices
-from jaxctc._log_space import LOG_ZERO, logaddexp
-from jaxctc._loss import losses
-from jaxctc._recursion import Rules, States
-from jaxctc._reduction import reduce
-from jaxctc._types import ArrayLike, Implementation, Options, Problem, Reduction
+from jaxctc._api.reduction import reduce
+from jaxctc._autodiff import posterior_rule
+from jaxctc._autodiff.loss_rule import losses
+from jaxctc._inputs import checks
+from jaxctc._inputs.arguments import canonical_batch, canonical_frames, canonical_scores
+from jaxctc._lattice import lattices
+from jaxctc._lattice.lattices import Lattice, accumulation_dtype, frame_mask, frames_first, frames_of, row_of_indices
+from jaxctc._reference import log_emissions, recursion
+from jaxctc._reference.log_emissions import Emissions
+from jaxctc._reference.log_space import logaddexp
+from jaxctc._reference.recursion import LogStates, Topology
+from jaxctc._types import LOG_ZERO, ArrayLike, Implementation, Problem, Reduction, Request
 
 __all__ = [
     "Common",
@@ -90,16 +93,16 @@ def label_priors(log_probs: ArrayLike, input_lengths: ArrayLike, *, batch_first:
         >>> jnp.exp(priors).round(4).tolist()
         [0.5, 0.5]
     """
-    scores, options, batched = canonical_scores("log_probs", log_probs, 0, batch_first)
-    return _label_priors(scores, canonical_frames("log_probs", input_lengths, scores, options, batched), options)
+    scores, request, batched = canonical_scores("log_probs", log_probs, 0, batch_first)
+    return _label_priors(scores, canonical_frames("log_probs", input_lengths, scores, request, batched), request)
 
 
-@functools.partial(jax.jit, static_argnames="options")
+@functools.partial(jax.jit, static_argnames="request")
 def _label_priors(
-    scores: Float[Array, "A B C"], input_lengths: Integer[Array, " N"], options: Options
+    scores: Float[Array, "A B C"], input_lengths: Integer[Array, " N"], request: Request
 ) -> Float[Array, " C"]:
-    kept = frames_first(live(input_lengths, frames_of(scores, options)), options)[:, :, None]
-    scores = jax.lax.stop_gradient(scores.astype(accumulator(scores.dtype)))
+    kept = frames_first(frame_mask(input_lengths, frames_of(scores, request)), request)[:, :, None]
+    scores = jax.lax.stop_gradient(scores.astype(accumulation_dtype(scores.dtype)))
     probabilities = jnp.where(kept, jnp.exp(scores), 0).sum(axis=(0, 1))
     return jnp.log(probabilities) - jnp.log(kept.sum(dtype=jnp.int32).astype(scores.dtype))
 
@@ -152,20 +155,20 @@ def prior_ctc_loss(
         Accurate CTC Forced Alignment by Label Priors", ICASSP 2024. The priors are the mean over an epoch and held
         fixed, as in the latter; the former also considers softmax averages over a batch.
     """
-    scores = _checks.scores("log_probs", log_probs)
+    scores = checks.scores("log_probs", log_probs)
     priors = jax.lax.stop_gradient(jnp.asarray(log_priors))
     if priors.shape != scores.shape[-1:]:
         raise ValueError(
             f"log_priors has shape {priors.shape}, but there are C = {scores.shape[-1]} classes: it must have shape "
             f"({scores.shape[-1]},), one a class, the blank included."
         )
-    priors = jnp.where(jnp.isneginf(priors), 0, priors).astype(accumulator(scores.dtype))
+    priors = jnp.where(jnp.isneginf(priors), 0, priors).astype(accumulation_dtype(scores.dtype))
     scores = scores.astype(priors.dtype) - scale * jnp.broadcast_to(priors, scores.shape)
     return _evaluate(_ctc, (), scores, targets, input_lengths, target_lengths, **common)
 
 
-def _ctc(options: Options, problem: Problem) -> Float[Array, " N"]:
-    return losses(options, *problem)
+def _ctc(request: Request, problem: Problem) -> Float[Array, " N"]:
+    return losses(request, *problem)
 
 
 def entropy_ctc_loss(
@@ -212,8 +215,8 @@ def entropy_ctc_loss(
     return _evaluate(_entropy, (weight,), log_probs, targets, input_lengths, target_lengths, **common)
 
 
-def _entropy(options: Options, problem: Problem, weight: Array) -> Float[Array, " N"]:
-    return losses(options, *problem) - weight * _states.path_entropy(options, problem)
+def _entropy(request: Request, problem: Problem, weight: Array) -> Float[Array, " N"]:
+    return losses(request, *problem) - weight * posterior_rule.path_entropy(request, problem)
 
 
 def focal_ctc_loss(
@@ -262,8 +265,8 @@ def focal_ctc_loss(
     return _evaluate(_focal, (gamma, alpha), log_probs, targets, input_lengths, target_lengths, **common)
 
 
-def _focal(options: Options, problem: Problem, gamma: Array, alpha: Array) -> Float[Array, " N"]:
-    loss = losses(options, *problem)
+def _focal(request: Request, problem: Problem, gamma: Array, alpha: Array) -> Float[Array, " N"]:
+    loss = losses(request, *problem)
     # Zero times the derivative at infinity would be NaN, and so would that of 0 to the power of gamma.
     usual = (loss > 0) & ~jnp.isposinf(loss)
     kept = jnp.where(usual, loss, 1)
@@ -317,13 +320,13 @@ def smoothed_ctc_loss(
     return _evaluate(_smoothed, (weight,), log_probs, targets, input_lengths, target_lengths, **common)
 
 
-def _smoothed(options: Options, problem: Problem, weight: Array) -> Float[Array, " N"]:
-    loss = losses(options, *problem)
+def _smoothed(request: Request, problem: Problem, weight: Array) -> Float[Array, " N"]:
+    loss = losses(request, *problem)
     # What is infinite is so whatever the scores.
-    kept = _live(problem, options) & frames_first(~jnp.isposinf(loss)[None], options)
+    kept = _live(problem, request) & frames_first(~jnp.isposinf(loss)[None], request)
     scores = jnp.where(kept[:, :, None], problem.scores.astype(weight.dtype), 0)
     divergence = jnp.where(kept, -scores.mean(axis=2) - jnp.log(jnp.asarray(scores.shape[2], weight.dtype)), 0)
-    return (1 - weight) * loss + weight * frames_first(divergence, options).sum(axis=0)
+    return (1 - weight) * loss + weight * frames_first(divergence, request).sum(axis=0)
 
 
 def delay_penalised_ctc_loss(
@@ -371,14 +374,14 @@ def delay_penalised_ctc_loss(
     return _evaluate(_delayed, (penalty,), log_probs, targets, input_lengths, target_lengths, **common)
 
 
-def _delayed(options: Options, problem: Problem, penalty: Array) -> Float[Array, " N"]:
-    lattice, emissions = _emitted(options, problem)
-    frame = row_of_indices(frames_of(problem.scores, options)).T
+def _delayed(request: Request, problem: Problem, penalty: Array) -> Float[Array, " N"]:
+    lattice, emissions = _emitted(request, problem)
+    frame = row_of_indices(frames_of(problem.scores, request)).T
     early = penalty * ((lattice.input_lengths[None] - 1 - 2 * frame).astype(penalty.dtype) / 2)
     blank, label = emissions.states
     # What every frame of a label is given, all but the first give back.
-    rules = _emissions.rules_of(lattice)._replace(stay=-early)
-    return _summed(emissions._replace(states=States(blank, label + early[:, :, None])), rules, lattice, options)
+    topology = log_emissions.topology_of(lattice)._replace(self_loop_score=-early)
+    return _summed(emissions._replace(states=LogStates(blank, label + early[:, :, None])), topology, lattice, request)
 
 
 def wildcard_ctc_loss(
@@ -425,15 +428,15 @@ def wildcard_ctc_loss(
         Cai, Yuan, Qin, Zhou and Meng, "W-CTC: a Connectionist Temporal Classification Loss with Wild Cards", ICLR
         2022. Of its ways to choose among the ends this is the sum, which alone is a sum over paths.
     """
-    flags = _checks.flag("begin", begin), _checks.flag("end", end)
+    flags = checks.flag("begin", begin), checks.flag("end", end)
     return _evaluate(_wildcard[flags], (), log_probs, targets, input_lengths, target_lengths, **common)
 
 
-def _between(options: Options, problem: Problem, *, begin: bool, end: bool) -> Float[Array, " N"]:
+def _between(request: Request, problem: Problem, *, begin: bool, end: bool) -> Float[Array, " N"]:
     # A path that does not pass through all frames has not had all their best scores taken out.
-    lattice, emissions = _emitted(options, problem, relative=False)
-    rules = _emissions.rules_of(lattice)._replace(begins_anywhere=begin, ends_anywhere=end)
-    return _summed(emissions, rules, lattice, options)
+    lattice, emissions = _emitted(request, problem, relative=False)
+    topology = log_emissions.topology_of(lattice)._replace(begins_anywhere=begin, ends_anywhere=end)
+    return _summed(emissions, topology, lattice, request)
 
 
 _wildcard = {
@@ -487,24 +490,24 @@ def star_ctc_loss(
     return _evaluate(_starred, (penalty,), log_probs, targets, input_lengths, target_lengths, **common)
 
 
-def _starred(options: Options, problem: Problem, penalty: Array) -> Float[Array, " N"]:
-    lattice = _lattice.build(problem, options)
-    possible = lattice.input_lengths >= lattice.target_lengths  # no label needs a blank before it
-    log_probs = _emissions.log_probs(problem.scores, lattice, options)
-    log_probs = jnp.where(possible[None, :, None], log_probs, 0)
-    emissions = _emissions.build(log_probs, lattice, options, possible=possible)
+def _starred(request: Request, problem: Problem, penalty: Array) -> Float[Array, " N"]:
+    lattice = lattices.build(problem, request)
+    feasible = lattice.input_lengths >= lattice.target_lengths  # no label needs a blank before it
+    log_probs = log_emissions.log_probs(problem.scores, lattice, request)
+    log_probs = jnp.where(feasible[None, :, None], log_probs, 0)
+    emissions = log_emissions.build(log_probs, lattice, request, feasible=feasible)
     blank, label = emissions.states
-    star = _all_but_one(log_probs, lattice, options) - emissions.peak[:, :, None] - penalty
+    star = _all_but_one(log_probs, lattice, request) - emissions.peak[:, :, None] - penalty
     # Blank and star lead to and come from the same states: together they are one.
     either = logaddexp(jnp.broadcast_to(blank, star.shape), jnp.maximum(star, LOG_ZERO))
-    rules = _emissions.rules_of(lattice)
-    rules = rules._replace(skip=jnp.ones_like(rules.skip), stay=LOG_ZERO)
-    return _summed(emissions._replace(states=States(either, label)), rules, lattice, options, possible)
+    topology = log_emissions.topology_of(lattice)
+    topology = topology._replace(skip=jnp.ones_like(topology.skip), self_loop_score=LOG_ZERO)
+    return _summed(emissions._replace(states=LogStates(either, label)), topology, lattice, request, feasible)
 
 
-def _all_but_one(log_probs: Float[Array, "T N C"], lattice: Lattice, options: Options) -> Float[Array, "T N W"]:
+def _all_but_one(log_probs: Float[Array, "T N C"], lattice: Lattice, request: Request) -> Float[Array, "T N W"]:
     """The log probability of any label but that of each column; of any at all where a column has none."""
-    is_blank = (row_of_indices(log_probs.shape[2]) == options.blank)[None]
+    is_blank = (row_of_indices(log_probs.shape[2]) == request.blank)[None]
     labels = jnp.where(is_blank, LOG_ZERO, log_probs)
     peak = jax.lax.stop_gradient(labels.max(axis=2, keepdims=True))
     p = jnp.where(is_blank, 0, jnp.exp(labels - peak))
@@ -517,24 +520,28 @@ def _all_but_one(log_probs: Float[Array, "T N C"], lattice: Lattice, options: Op
     return jnp.where(any_at_all, jnp.log(jnp.where(any_at_all, others, 1)) + peak, LOG_ZERO)
 
 
-def _live(problem: Problem, options: Options) -> Bool[Array, "A B"]:
-    lattice = _lattice.build(problem, options)
-    return frames_first(live(lattice.input_lengths, frames_of(problem.scores, options)), options)
+def _live(problem: Problem, request: Request) -> Bool[Array, "A B"]:
+    lattice = lattices.build(problem, request)
+    return frames_first(frame_mask(lattice.input_lengths, frames_of(problem.scores, request)), request)
 
 
-def _emitted(options: Options, problem: Problem, *, relative: bool = True) -> tuple[Lattice, Emissions]:
-    lattice = _lattice.build(problem, options)
-    log_probs = _emissions.log_probs(problem.scores, lattice, options)
-    return lattice, _emissions.build(log_probs, lattice, options, relative=relative)
+def _emitted(request: Request, problem: Problem, *, relative: bool = True) -> tuple[Lattice, Emissions]:
+    lattice = lattices.build(problem, request)
+    log_probs = log_emissions.log_probs(problem.scores, lattice, request)
+    return lattice, log_emissions.build(log_probs, lattice, request, relative=relative)
 
 
 def _summed(
-    emissions: Emissions, rules: Rules, lattice: Lattice, options: Options, possible: Bool[Array, " N"] | None = None
+    emissions: Emissions,
+    topology: Topology,
+    lattice: Lattice,
+    request: Request,
+    feasible: Bool[Array, " N"] | None = None,
 ) -> Float[Array, " N"]:
-    if options.implementation == "pallas":
+    if request.implementation == "pallas":
         raise ValueError("implementation is 'pallas', but these paths are not those of ctc_loss, and have no kernel.")
-    value = _recursion.log_likelihood(emissions.states, rules)
-    lost = ~(lattice.possible if possible is None else possible) | (value < LOG_ZERO / 2)
+    value = recursion.log_likelihood(emissions.states, topology)
+    lost = ~(lattice.feasible if feasible is None else feasible) | (value < LOG_ZERO / 2)
     loss = jnp.where(lost, jnp.inf, -(value + emissions.peak.sum(axis=0)))
     # A product, so that the gradient is NaN as well.
     return loss * jnp.where(lattice.legal, 1, jnp.nan)
@@ -555,26 +562,26 @@ def _evaluate(
     max_target_length: int | None = None,
     implementation: Implementation | None = None,
 ) -> jax.Array:
-    _checks.reduction(reduction)
-    _checks.implementation(implementation)
-    zero_infinity = _checks.flag("zero_infinity", zero_infinity)
-    problem, options, batched = canonical(
+    checks.reduction(reduction)
+    checks.implementation(implementation)
+    zero_infinity = checks.flag("zero_infinity", zero_infinity)
+    problem, request, batched = canonical_batch(
         "log_probs", log_probs, targets, input_lengths, target_lengths, blank, batch_first, max_target_length
     )
-    options = options._replace(implementation=implementation)
-    dtype = accumulator(problem.scores.dtype)
+    request = request._replace(implementation=implementation)
+    dtype = accumulation_dtype(problem.scores.dtype)
     numbers = tuple(jnp.asarray(x).astype(dtype) for x in parameters)
-    loss = _reduced(function, problem, numbers, options, reduction, zero_infinity)
+    loss = _reduced(function, problem, numbers, request, reduction, zero_infinity)
     return loss if batched else loss.reshape(())
 
 
-@functools.partial(jax.jit, static_argnames=("function", "options", "reduction", "zero_infinity"))
+@functools.partial(jax.jit, static_argnames=("function", "request", "reduction", "zero_infinity"))
 def _reduced(
     function: Losses,
     problem: Problem,
     parameters: tuple[Array, ...],
-    options: Options,
+    request: Request,
     reduction: Reduction,
     zero_infinity: bool,
 ) -> Float[Array, "..."]:
-    return reduce(function(options, problem, *parameters), problem.target_lengths, reduction, zero_infinity)
+    return reduce(function(request, problem, *parameters), problem.target_lengths, reduction, zero_infinity)

@@ -18,24 +18,13 @@ from jaxtyping import install_import_hook
 SHAPED = [
     f"jaxctc.{name}"
     for name in (
-        "_beginnings",
-        "_best_path",
-        "_both_ends",
-        "_classes",
-        "_emissions",
-        "_frames",
-        "_kernels._step",
-        "_kernels._tpu",
+        "_autodiff",
+        "_forward_backward",
+        "_kernels.step",
+        "_kernels.tpu",
         "_lattice",
-        "_log_space",
-        "_loss",
-        "_products",
-        "_recursion",
-        "_scaled",
-        "_setting",
-        "_slices",
-        "_states",
-        "_walk",
+        "_parallel",
+        "_reference",
     )
 ]
 # A GPU machine has what it has: there, beartype may be missing.

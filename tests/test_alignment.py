@@ -9,7 +9,7 @@ import pytest
 from oracles import log_softmax, paths_by_target
 
 import jaxctc
-from jaxctc import _best_path
+from jaxctc._reference import viterbi
 
 T, N, C, S = 6, 48, 3, 3
 
@@ -28,7 +28,7 @@ def batch(seed=0, blank=0, draw=None):
     return scores.astype(np.float32), targets, *lengths
 
 
-def viterbi(scores, target, blank):
+def oracle(scores, target, blank):
     """One sequence in float64; of equal ways the one that stays, then the one from the nearest state."""
     states = [blank]
     for label in target:
@@ -71,7 +71,7 @@ def test_ties_go_to_what_stays_and_then_to_what_is_nearest():
     scores, targets, frames, counts = batch(1, draw=lambda rng: rng.integers(-2, 1, (T, N, C)))
     labels, _ = jaxctc.forced_align(scores, targets, frames, counts)
     for n, (t, length) in enumerate(zip(frames, counts, strict=True)):
-        assert labels[n, :t].tolist() == viterbi(scores[:t, n], targets[n, :length], 0)
+        assert labels[n, :t].tolist() == oracle(scores[:t, n], targets[n, :length], 0)
 
 
 @pytest.mark.parametrize("layout", [{}, {"batch_first": True}])
@@ -99,12 +99,12 @@ def test_frames_walked_again_give_the_same(monkeypatch):
     scores = rng.normal(size=(75, 2, 5)).astype(np.float32)
     problem = scores, rng.integers(1, 5, (2, 20)).astype(np.int32), [75, 61], [20, 17]
     want = jaxctc.forced_align(*problem)
-    monkeypatch.setattr(_best_path, "_SMALL", 0)
+    monkeypatch.setattr(viterbi, "_SMALL", 0)
     # Another shape, so that the program of the first is not taken.
     labels, found = jaxctc.forced_align(np.pad(scores, ((0, 1), (0, 0), (0, 0))), *problem[1:])
     np.testing.assert_array_equal(labels[:, :75], want.labels)
     np.testing.assert_array_equal(found[:, :75], want.scores)
-    assert _best_path._size(76, 2 * 24) == 34
+    assert viterbi._size(76, 2 * 24) == 34
 
 
 def test_what_cannot_be_aligned_is_named():
@@ -175,7 +175,7 @@ def test_real_speech(shared_data):
     letters = "".join(emission["labels"].tolist())
     target = [letters.index(c) for c in str(emission["text"])]
     labels, scores = jaxctc.forced_align(log_probs, np.array(target), len(log_probs), len(target), 28)
-    assert labels.tolist() == viterbi(log_probs, target, 28)
+    assert labels.tolist() == oracle(log_probs, target, 28)
     spans = jaxctc.merge_tokens(labels, scores, 28)
     assert [x.token for x in spans] == target
     assert all(a.end <= b.start for a, b in itertools.pairwise(spans))

@@ -11,7 +11,8 @@ import pytest
 from oracles import enumerate_paths, log_softmax
 
 import jaxctc
-from jaxctc import _checks, _implementation
+from jaxctc._inputs import checks
+from jaxctc._kernels import dispatch
 
 T, N, C, S = 6, 4, 4, 3
 BLANK = 2
@@ -41,7 +42,7 @@ class Entry(NamedTuple):
         return self.function is jaxctc.ctc_loss_with_logits
 
     @property
-    def accumulator(self) -> Any:
+    def accumulation_dtype(self) -> Any:
         return jnp.float64 if self.dtype == jnp.float64 else jnp.float32
 
     def draw(self, seed: int = 0, frames: int = T) -> np.ndarray:
@@ -69,7 +70,7 @@ class Entry(NamedTuple):
         """Loss and gradient under `jax.jit`, all arrays traced."""
         static = self.static(blank=blank, **options)
         losses, gradient = _with_gradient(self.function, static, self.scores(x), *(jnp.asarray(p) for p in problem))
-        assert losses.dtype == self.accumulator
+        assert losses.dtype == self.accumulation_dtype
         assert gradient.dtype == self.dtype
         gradient = np.asarray(gradient, np.float64)
         swapped = self.batch_first and gradient.ndim == 3
@@ -83,7 +84,7 @@ class Entry(NamedTuple):
         """The same; and the loss without a gradient, which takes another road, is the same too."""
         results = self.with_gradient(x, *problem)
         alone = self.alone(x, *problem)
-        assert alone.dtype == self.accumulator
+        assert alone.dtype == self.accumulation_dtype
         np.testing.assert_allclose(alone, results.losses, rtol=1e-6, atol=1e-6)
         return results
 
@@ -150,14 +151,14 @@ def _interpret(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("absl", reason="Pallas's Mosaic GPU needs absl-py")
         from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
-        from jaxctc._kernels import _gpu as kernels
-        from jaxctc._kernels import _warpgroup
+        from jaxctc._kernels import gpu as kernels
+        from jaxctc._kernels import warpgroup
 
-        for module in (kernels, _warpgroup):
+        for module in (kernels, warpgroup):
             monkeypatch.setattr(module, "THREADS", 8)
         interpret = InterpretGPUParams()
     else:
-        from jaxctc._kernels import _tpu as kernels
+        from jaxctc._kernels import tpu as kernels
 
         interpret = True
 
@@ -168,9 +169,9 @@ def _interpret(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         value, found = kernels.posterior(walk, size, start, every_blank=every_blank, interpret=interpret)
         return value, found._replace(label=fold(found.label))
 
-    monkeypatch.setattr(_checks, "implementation", lambda _: None)
-    monkeypatch.setattr(_implementation, "likelihood", likelihood)
-    monkeypatch.setattr(_implementation, "posterior", posterior)
+    monkeypatch.setattr(checks, "implementation", lambda _: None)
+    monkeypatch.setattr(dispatch, "likelihood", likelihood)
+    monkeypatch.setattr(dispatch, "posterior", posterior)
 
 
 UNROUNDED = [Entry(jaxctc.ctc_loss, jnp.float32, False), Entry(jaxctc.ctc_loss_with_logits, jnp.float64, True)]
@@ -286,7 +287,7 @@ def test_reductions(unrounded):
     losses = np.asarray(unrounded.loss(x, *PROBLEM), np.float64)
     mean, total = (unrounded.loss(x, *PROBLEM, reduction=r) for r in ("mean", "sum"))
     assert mean.shape == total.shape == ()
-    assert mean.dtype == total.dtype == unrounded.accumulator
+    assert mean.dtype == total.dtype == unrounded.accumulation_dtype
     np.testing.assert_allclose(mean, (losses / np.maximum(TARGET_LENGTHS, 1)).mean(), rtol=1e-6)
     np.testing.assert_allclose(total, losses.sum(), rtol=1e-6)
     assert unrounded.loss(x, TARGETS, 2, TARGET_LENGTHS, reduction="mean") == np.inf

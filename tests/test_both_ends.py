@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import jaxctc
-from jaxctc import _both_ends, _emissions, _lattice, _recursion, _walk
-from jaxctc._types import Options, Problem
+from jaxctc._forward_backward import bidirectional, scaled_emissions
+from jaxctc._lattice import lattices
+from jaxctc._reference import log_emissions, recursion
+from jaxctc._types import Problem, Request
 
 N, C, S = 4, 5, 6
 
@@ -29,13 +31,13 @@ def problem(frames, dtype, seed=0):
 @jax.jit
 def plain(problem):
     """Log likelihoods, and the posterior of each label: the derivative with respect to its own score."""
-    lattice = _lattice.build(problem, Options())
+    lattice = lattices.build(problem, Request())
     # The last column is the blank's, and no label's.
     scores = jnp.take_along_axis(problem.scores, lattice.labels[None], axis=2)
 
     def total(scores):
-        emitted = _recursion.States(scores[:, :, -1:], scores)
-        value = _recursion.log_likelihood(emitted, _emissions.rules_of(lattice))
+        emitted = recursion.LogStates(scores[:, :, -1:], scores)
+        value = recursion.log_likelihood(emitted, log_emissions.topology_of(lattice))
         return value.sum(), value
 
     (_, value), posterior = jax.value_and_grad(total, has_aux=True)(scores)
@@ -45,20 +47,20 @@ def plain(problem):
 @functools.partial(jax.jit, static_argnames=("size", "keep"))
 def both_ends(problem, first=None, size=None, keep=True):
     """Of the steps that there must be, none before `first` is taken."""
-    lattice, frames = _lattice.build(problem, Options()), len(problem.scores)
-    size = size or _both_ends.segment_size(frames, lattice, problem.scores.dtype)
-    plan = _walk.schedule(lattice, frames, _both_ends.even(frames, size))
-    walk = _walk.build(problem.scores, lattice, Options(), plan, size, keep=keep)
+    lattice, frames = lattices.build(problem, Request()), len(problem.scores)
+    size = size or bidirectional.segment_size(frames, lattice, problem.scores.dtype)
+    plan = scaled_emissions.build_frame_map(lattice, frames, bidirectional.even(frames, size))
+    walk = scaled_emissions.build(problem.scores, lattice, Request(), plan, size, keep=keep)
     start = 0 if first is None else walk.steps - -(-frames // 2) + first
-    alone = _both_ends.likelihood(walk, start, size)
-    value, posterior = _both_ends.posterior(walk, size, start)
-    taken_out = _walk.in_parts(_walk.peaks(walk))
-    return *(_walk.log_likelihood(x, taken_out) for x in (value, alone)), posterior
+    alone = bidirectional.likelihood(walk, start, size)
+    value, posterior = bidirectional.posterior(walk, size, start)
+    taken_out = scaled_emissions.in_parts(scaled_emissions.peaks(walk))
+    return *(scaled_emissions.log_likelihood(x, taken_out) for x in (value, alone)), posterior
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def steps(problem, count):
-    return _walk.steps_of_frames(_lattice.build(problem, Options()), len(problem.scores), count)
+    return scaled_emissions.steps_of_frames(lattices.build(problem, Request()), len(problem.scores), count)
 
 
 def by_frame(problem, posterior):

@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 from meshes import collectives, mesh_of
 
 import jaxctc
-from jaxctc import _frames, _walk
+from jaxctc._forward_backward import scaled_emissions
+from jaxctc._parallel import frame_blocks
 
 T, N, C, S = 64, 4, 5, 6
 STATES = 2 * (8 + 8) * 8
@@ -23,7 +24,7 @@ every_function = pytest.mark.parametrize("function", [jaxctc.ctc_loss, jaxctc.ct
 def frames(request, monkeypatch):
     """Of both ways to find what a device begins with: each with a number of its own, or JAX would not trace it."""
     table = request.param == "tabulated"
-    monkeypatch.setattr(_frames, "tabulates", lambda *_: table)
+    monkeypatch.setattr(frame_blocks, "tabulates", lambda *_: table)
     return 96 if table else T
 
 
@@ -96,7 +97,7 @@ def test_over_the_batch_too_and_explicit_axes_need_no_word(frames):
 def test_any_number_of_devices_and_scores_that_are_not_kept(devices, monkeypatch):
     problem, mesh = drawn(60), mesh_of(AxisType.Auto, time=devices)
     want = each_and_gradient(jaxctc.ctc_loss)(*problem)
-    monkeypatch.setattr(_walk, "_LARGE", 0)
+    monkeypatch.setattr(scaled_emissions, "_LARGE", 0)
     with jax.set_mesh(mesh):
         arguments = placed(mesh, problem)
         if devices == 1:
@@ -149,10 +150,10 @@ def test_second_derivatives():
 
 
 def test_a_table_is_for_short_targets_and_many_devices():
-    assert _frames.tabulates(256, 1, 16)
-    assert not _frames.tabulates(8, 1, 408)
-    assert not _frames.tabulates(2, 1, 8)
-    assert not _frames.tabulates(10**9, 64, 1008)  # the table would be too large
+    assert frame_blocks.tabulates(256, 1, 16)
+    assert not frame_blocks.tabulates(8, 1, 408)
+    assert not frame_blocks.tabulates(2, 1, 8)
+    assert not frame_blocks.tabulates(10**9, 64, 1008)  # the table would be too large
 
 
 def test_errors_say_what_to_do():

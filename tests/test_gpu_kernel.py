@@ -25,9 +25,10 @@ from jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call import get_races
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
 import jaxctc
-from jaxctc import _both_ends, _classes, _lattice, _walk
-from jaxctc._kernels import _gpu, _warpgroup
-from jaxctc._types import Options, Problem
+from jaxctc._forward_backward import bidirectional, occupancy, scaled_emissions
+from jaxctc._kernels import gpu, warpgroup
+from jaxctc._lattice import lattices
+from jaxctc._types import Problem, Request
 
 INTERPRETED = InterpretGPUParams()
 WATCHED = InterpretGPUParams(detect_races=True)
@@ -49,14 +50,14 @@ def problem(frames, input_lengths, target_lengths, seed=0):
 
 @jax.jit
 def walk_of(batch):
-    steps = _both_ends.even(len(batch.scores))
-    lattice = _lattice.build(batch, Options())
-    plan = _walk.schedule(lattice, len(batch.scores), steps)
-    return _walk.build(batch.scores, lattice, Options(), plan)
+    steps = bidirectional.even(len(batch.scores))
+    lattice = lattices.build(batch, Request())
+    plan = scaled_emissions.build_frame_map(lattice, len(batch.scores), steps)
+    return scaled_emissions.build(batch.scores, lattice, Request(), plan)
 
 
 def log_likelihood(walk, value):
-    return _walk.log_likelihood(value, _walk.in_parts(_walk.peaks(walk)))
+    return scaled_emissions.log_likelihood(value, scaled_emissions.in_parts(scaled_emissions.peaks(walk)))
 
 
 def likelihood(module, **options):
@@ -72,8 +73,8 @@ def posterior(module, size, **options):
     return jax.jit(run)
 
 
-looped = likelihood(_both_ends)
-interpreted = likelihood(_gpu, interpret=INTERPRETED)
+looped = likelihood(bidirectional)
+interpreted = likelihood(gpu, interpret=INTERPRETED)
 
 # None too long, one without a frame, one with too few for its target, and an empty target.
 MIXED = problem(37, [37, 18, 0, 1, 37], [6, 5, 0, 4, 0])
@@ -104,7 +105,7 @@ def test_a_mapped_batch_is_one_batch():
 @pytest.fixture
 def small_tiles(monkeypatch, request):
     """Of 8 columns, or as many as a test wants: as many threads, if there were threads."""
-    for module in (_gpu, _warpgroup):
+    for module in (gpu, warpgroup):
         monkeypatch.setattr(module, "THREADS", getattr(request, "param", 8))
 
 
@@ -113,10 +114,10 @@ def posteriors(walk, size, width, monkeypatch):
 
     (The interpreter does not let two of them choose a width.)
     """
-    monkeypatch.setattr(_gpu._Cut, "widths", [width])
-    value, found = jax.block_until_ready(posterior(_gpu, size, interpret=WATCHED)(walk))
+    monkeypatch.setattr(gpu._Cut, "widths", [width])
+    value, found = jax.block_until_ready(posterior(gpu, size, interpret=WATCHED)(walk))
     assert not get_races().races_found
-    expected_value, expected = posterior(_both_ends, walk.scores.shape[2])(walk)
+    expected_value, expected = posterior(bidirectional, walk.scores.shape[2])(walk)
     np.testing.assert_allclose(value, expected_value, rtol=1e-6)
     live = np.arange(walk.scores.shape[2]) >= np.asarray(walk.first)[:, :, None]
     for ours, theirs in zip(found, expected, strict=True):
@@ -129,17 +130,17 @@ def posteriors(walk, size, width, monkeypatch):
 @pytest.mark.parametrize("tiles", [2, 1], ids=["a strip of two tiles", "two strips"])
 def test_posteriors_are_those_of_the_loops_and_of_an_oracle(monkeypatch, tiles):
     """Of more segments than there is room for at once, of which the short sequence skips some."""
-    monkeypatch.setattr(_gpu, "_MOST_TILES", tiles)
+    monkeypatch.setattr(gpu, "_MOST_TILES", tiles)
     batch = problem(27, [27, 11], [11, 3])
     value, found = posteriors(walk_of(batch), 4, tiles, monkeypatch)
 
     pytest.importorskip("torch")
     losses, wanted = torch_float64(*(np.asarray(x) for x in batch))
     np.testing.assert_allclose(-value, losses, rtol=1e-6)
-    lattice = _lattice.build(batch, Options())
-    places = _classes.places(lattice, C, found.label.dtype)
+    lattice = lattices.build(batch, Request())
+    places = occupancy.class_scatter(lattice, C, found.label.dtype)
     folded = found._replace(label=places.folded(found.label))
-    classes = _classes.class_posterior(folded, places, lattice, 27, Options())
+    classes = occupancy.class_posterior(folded, places, lattice, 27, Request())
     live = np.arange(27)[:, None] < np.asarray(batch.input_lengths)
     # Where a score is -inf PyTorch's gradient is NaN.
     np.testing.assert_allclose(np.where(live[:, :, None], classes, 0), np.nan_to_num(wanted), atol=2e-6)
@@ -149,28 +150,28 @@ def test_posteriors_are_those_of_the_loops_and_of_an_oracle(monkeypatch, tiles):
 @pytest.mark.parametrize("small_tiles", [16], indirect=True)
 def test_a_target_of_any_length_is_walked_in_strips(monkeypatch):
     """Of two tiles each; targets end within the first, with its last column, and within the second and the third."""
-    monkeypatch.setattr(_gpu, "_MOST_TILES", 2)
+    monkeypatch.setattr(gpu, "_MOST_TILES", 2)
     walk = walk_of(problem(80, [80, 80, 70, 80], [3, 31, 40, 66]))
-    cut = _gpu._Cut.of(walk, _gpu._inward_memory)
+    cut = gpu._Cut.of(walk, gpu._inward_memory)
     assert cut[2:4] == (3, 2)
-    labels, _, first = np.moveaxis(_gpu._given(cut, walk, 0).span, -1, 0)
+    labels, _, first = np.moveaxis(gpu._given(cut, walk, 0).span, -1, 0)
     assert ((labels < 0) == (first == cut.segments * cut.size)).all()  # beyond the target nothing is walked
     assert (labels < 0).sum(axis=(1, 2)).tolist() == [0, 4, 6]
-    strips = likelihood(_gpu, interpret=INTERPRETED)(walk)
+    strips = likelihood(gpu, interpret=INTERPRETED)(walk)
     np.testing.assert_allclose(strips, looped(walk), rtol=1e-6)
 
 
 def test_the_widest_strip_has_room():
-    for memory in (_gpu._inward_memory, _gpu._outward_memory):
-        assert _gpu._bytes(memory(_gpu._MOST_TILES, _gpu._LEAST, True)) <= _gpu._SHARED
+    for memory in (gpu._inward_memory, gpu._outward_memory):
+        assert gpu._bytes(memory(gpu._MOST_TILES, gpu._LEAST, True)) <= gpu._SHARED
 
 
 @pytest.mark.usefixtures("small_tiles")
 def test_tiles_beyond_the_target_are_left_out(monkeypatch):
     batch = problem(16, [7, 16], [3, 9])
     walk = walk_of(batch)
-    cut = _gpu._Cut.of(walk, _gpu._inward_memory)
-    (last,), _ = _gpu._walk_inward(_gpu._LAST, cut, _gpu._given(cut, walk, 0), 1, INTERPRETED)
+    cut = gpu._Cut.of(walk, gpu._inward_memory)
+    (last,), _ = gpu._walk_inward(gpu._LAST, cut, gpu._given(cut, walk, 0), 1, INTERPRETED)
     # What is not written has no value.
     np.testing.assert_array_equal(np.isnan(last).any(axis=(1, 2, 3, 4, 6)), [[False, True], [False, False]])
 
@@ -183,11 +184,11 @@ def test_ratios_are_rounded_nearly_once():
     rng = np.random.default_rng(0)
     whole = np.float32(2.0 ** rng.uniform(0, 42, 100_000))
     part = np.float32(whole * rng.uniform(0, 1, 100_000))
-    ratio = np.asarray(jax.jit(_gpu._ratio)(part, whole))
+    ratio = np.asarray(jax.jit(gpu._ratio)(part, whole))
     np.testing.assert_allclose(ratio, part / np.float64(whole), rtol=2e-7)
     assert ratio.max() <= 1
-    assert (_gpu._ratio(whole, whole) == 1).all()
-    assert (_gpu._ratio(0 * whole, whole) == 0).all()
+    assert (gpu._ratio(whole, whole) == 1).all()
+    assert (gpu._ratio(0 * whole, whole) == 0).all()
 
 
 class _Device:
@@ -200,25 +201,25 @@ def test_says_why_it_does_not_apply(monkeypatch):
         monkeypatch.setattr(jax, "local_devices", lambda *, backend: {"cuda": [*map(_Device, capabilities)]}[backend])
 
     have("9.0", "10.3")
-    assert _gpu.objection(jnp.dtype(jnp.float32)) is None
-    assert "float64" in _gpu.objection(jnp.dtype(jnp.float64))
+    assert gpu.objection(jnp.dtype(jnp.float32)) is None
+    assert "float64" in gpu.objection(jnp.dtype(jnp.float64))
     for capability in ("8.0", "12.0"):
         have("9.0", capability)
-        assert capability in _gpu.objection(jnp.dtype(jnp.float32))
+        assert capability in gpu.objection(jnp.dtype(jnp.float32))
 
 
 def test_applies_where_there_is_no_gpu():
-    assert _gpu.objection(jnp.dtype(jnp.float32)) is None
+    assert gpu.objection(jnp.dtype(jnp.float32)) is None
 
 
 def test_lowers_for_cuda_where_there_is_none():
     """In both widths, and nothing is left of the loops; but in strips there is one over them."""
 
     def posterior(walk):
-        return _gpu.posterior(walk, 16)
+        return gpu.posterior(walk, 16)
 
     for labels, function, kernels, loops in (
-        (130, _gpu.likelihood, 1, 0),
+        (130, gpu.likelihood, 1, 0),
         (130, posterior, 2, 0),
         (1500, posterior, 2, 2),
     ):
@@ -250,8 +251,8 @@ def test_no_barrier_is_missing(monkeypatch, tmp_path, labels):
     monkeypatch.setenv("MOSAIC_GPU_DUMP_TO", str(tmp_path))
     walk = jax.eval_shape(walk_of, problem(labels + 10, [labels + 10] * 2, [labels, 3]))
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), walk)
-    jax.jit(lambda walk: _gpu.posterior(walk, 16)).lower(placed).compile()
-    cut = _gpu._Cut.of(walk, _gpu._outward_memory)
+    jax.jit(lambda walk: gpu.posterior(walk, 16)).lower(placed).compile()
+    cut = gpu._Cut.of(walk, gpu._outward_memory)
     words = {8: cut.segments * cut.size - 3 * cut.size - 2}  # the third number of a span
     listings = {path.stem: path.read_text() for path in tmp_path.glob("*.ptx")}
     assert len(listings) == 2

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from meshes import mesh_of
 
 import jaxctc
-from jaxctc import _implementation
+from jaxctc._kernels import dispatch
 
 T, N, C, S = 500, 16, 32, 100
 PROBLEM = [
@@ -106,7 +106,7 @@ def test_a_kernel_runs_within_shard_map(platform, checked):
 @LOSSES
 def test_a_proven_kernel_runs_unasked_where_it_can(monkeypatch, function):
     """In shapes of their own, for what is traced is remembered."""
-    monkeypatch.setattr(_implementation, "_PROVEN", frozenset({"cuda"}))
+    monkeypatch.setattr(dispatch, "_PROVEN", frozenset({"cuda"}))
 
     def problem(frames, labels, dtype=jnp.float32):
         return [jax.ShapeDtypeStruct((frames, 3, C), dtype), jax.ShapeDtypeStruct((3, labels), jnp.int32), *LENGTHS]

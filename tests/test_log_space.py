@@ -1,11 +1,12 @@
-"""The table at the head of `_log_space`, row by row."""
+"""The table at the head of `log_space`, row by row."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxctc._log_space import LOG_ZERO, logaddexp
+from jaxctc._reference.log_space import logaddexp
+from jaxctc._types import LOG_ZERO
 
 # (a, b), log(e^a + e^b), share of a
 ROWS = [

@@ -21,7 +21,7 @@ MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FI
 def test_examples_in_docstrings(module):
     if module.startswith("bridge"):
         pytest.importorskip("torch")
-    if module == "jaxctc._plot":
+    if module == "jaxctc._api.plot":
         pytest.importorskip("matplotlib")
     results = doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS)
     assert not results.failed

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import jaxctc
-from jaxctc import TokenSpan, _plot
+from jaxctc import TokenSpan
+from jaxctc._api import plot
 
 pytest.importorskip("matplotlib")
 
@@ -88,15 +89,15 @@ def test_a_hundred_names_do_not_overlap():
 
 
 def test_names_move_as_little_as_they_can():
-    moved = _plot._apart(np.array([0.0, 1.0, 2.0, 9.0]), np.full(4, 2.0))
+    moved = plot._apart(np.array([0.0, 1.0, 2.0, 9.0]), np.full(4, 2.0))
     np.testing.assert_allclose(moved, [-1, 1, 3, 9])
 
 
 def test_neighbours_differ_in_colour():
     spans = [TokenSpan(token, i, i + 1, 0.0) for i, token in enumerate([0, 1, 2, 3, 4, 5, 6, 0, 7, 0])]
-    colours = _plot._colours(spans, {k: str(k) for k in range(8)})
+    colours = plot._colours(spans, {k: str(k) for k in range(8)})
     assert all(colours[a.token] != colours[b.token] for a, b in itertools.pairwise(spans))
-    assert set(colours.values()) == set(_plot.COLOURS)
+    assert set(colours.values()) == set(plot.COLOURS)
 
 
 def test_without_matplotlib_the_remedy_is_named(monkeypatch):

@@ -12,9 +12,10 @@ from jax.sharding import AxisType, SingleDeviceSharding
 from meshes import mesh_of
 
 import jaxctc
-from jaxctc import _both_ends, _classes, _lattice, _loss, _products, _states, _walk
-from jaxctc._log_space import LOG_ZERO
-from jaxctc._types import Options, Problem
+from jaxctc._autodiff import loss_rule, posterior_rule
+from jaxctc._forward_backward import bidirectional, occupancy, scaled_emissions
+from jaxctc._lattice import indexing, lattices
+from jaxctc._types import LOG_ZERO, Problem, Request
 
 LENGTHS = [(21, 4), (20, 0), (9, 3), (12, 4), (0, 0), (1, 1), (21, 2), (17, 3), (3, 4)]
 T, N, S = 21, len(LENGTHS), 4
@@ -57,7 +58,7 @@ def both(monkeypatch):
     def call(function, *arguments):
         found = []
         for choice in (lambda products, _: products(), lambda _, gathers: gathers()):
-            monkeypatch.setattr(_products, "on_tpu", choice)
+            monkeypatch.setattr(indexing, "on_tpu", choice)
             # A function of its own each time, for what is traced is remembered.
             found.append(jax.tree.map(np.asarray, jax.jit(functools.partial(function))(*arguments)))
         return found
@@ -67,14 +68,14 @@ def both(monkeypatch):
 
 def walk_of(problem, options, keep=True):
     """And the rest that its posterior takes."""
-    frames = _lattice.frames_of(problem.scores, options)
-    lattice = _lattice.build(problem, options)
-    plan = _walk.schedule(lattice, frames, 16)
-    walk = _walk.build(problem.scores, lattice, options, plan, 4, 0, keep=keep)
+    frames = lattices.frames_of(problem.scores, options)
+    lattice = lattices.build(problem, options)
+    plan = scaled_emissions.build_frame_map(lattice, frames, 16)
+    walk = scaled_emissions.build(problem.scores, lattice, options, plan, 4, 0, keep=keep)
     made = None if keep else [walk.made(first, 4) for first in (0, 5, 12)]
     # Beyond the end of a target nothing is skipped to; and where a frame says nothing, so does its peak.
     walk = walk._replace(peak=jnp.where(jnp.abs(walk.peak) < -LOG_ZERO, walk.peak, 0))
-    return walk._replace(made=None, skip=walk.skip & _walk.exists(lattice)[:, None]), made
+    return walk._replace(made=None, skip=walk.skip & scaled_emissions.exists(lattice)[:, None]), made
 
 
 def turned(batch):
@@ -84,11 +85,11 @@ def turned(batch):
 @pytest.mark.parametrize(("batch_first", "keep"), [(False, True), (True, True), (True, False)])
 @everything
 def test_walks_are_the_same_to_the_last_bit(batch, batch_first, keep, both):
-    of = functools.partial(walk_of, options=Options(batch_first=batch_first), keep=keep)
+    of = functools.partial(walk_of, options=Request(batch_first=batch_first), keep=keep)
     got, want = both(of, turned(batch) if batch_first else batch)
     jax.tree.map(np.testing.assert_array_equal, got, want)
     assert np.isfinite(got[0].peak).all()
-    assert sorted(np.flatnonzero(got[0].poisoned)) == ([2, 3] if np.isnan(batch.scores).any() else [])
+    assert sorted(np.flatnonzero(got[0].non_finite)) == ([2, 3] if np.isnan(batch.scores).any() else [])
 
 
 @pytest.mark.usefixtures("x64")
@@ -97,32 +98,32 @@ def test_walks_of_other_types_are_too(dtype, both):
     for classes in (6, 40):
         batch = strange(problem(classes, np.float64 if dtype == jnp.float64 else np.float32))
         batch = batch._replace(scores=jnp.asarray(batch.scores).astype(dtype))
-        got, want = both(functools.partial(walk_of, options=Options()), batch)
+        got, want = both(functools.partial(walk_of, options=Request()), batch)
         jax.tree.map(np.testing.assert_array_equal, got, want)
-        assert want[0].scores.dtype == _lattice.accumulator(dtype)
+        assert want[0].scores.dtype == lattices.accumulation_dtype(dtype)
 
 
 def test_some_are_above_what_the_matrix_unit_takes_apart():
     """What counts as infinite is beyond any score, and the greatest that does not is kept."""
-    assert np.float32(_products._HUGE) < np.finfo(np.float32).max
-    scores = jnp.array([[[np.finfo(np.float32).max, np.nextafter(np.float32(_products._HUGE), 0), -jnp.inf]]])
-    lattice = _lattice.build(Problem(scores, *(jnp.array(x) for x in ([[1]], [1], [1]))), Options())
+    assert np.float32(indexing._HUGE) < np.finfo(np.float32).max
+    scores = jnp.array([[[np.finfo(np.float32).max, np.nextafter(np.float32(indexing._HUGE), 0), -jnp.inf]]])
+    lattice = lattices.build(Problem(scores, *(jnp.array(x) for x in ([[1]], [1], [1]))), Request())
     labels = jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32), (1, 2, 3))
-    found = _products.emitted(scores, labels, lattice, lambda x: jnp.stack([x, x], axis=1))
-    np.testing.assert_array_equal(found[0, 0, 0], [jnp.inf, scores[0, 0, 1], -_products._HUGE])
+    found = indexing.emitted(scores, labels, lattice, lambda x: jnp.stack([x, x], axis=1))
+    np.testing.assert_array_equal(found[0, 0, 0], [jnp.inf, scores[0, 0, 1], -indexing._HUGE])
 
 
 def posteriors_of(problem, options, keep):
-    frames, dtype = _lattice.frames_of(problem.scores, options), problem.scores.dtype
-    lattice = _lattice.build(problem, options)
-    plan = _walk.schedule(lattice, frames, 16)
-    walk = _walk.build(problem.scores, lattice, options, plan, 4, keep=keep)
-    places = _classes.places(lattice, problem.scores.shape[2], dtype)
-    _, found = _both_ends.posterior(walk, 4, every_blank=True)
+    frames, dtype = lattices.frames_of(problem.scores, options), problem.scores.dtype
+    lattice = lattices.build(problem, options)
+    plan = scaled_emissions.build_frame_map(lattice, frames, 16)
+    walk = scaled_emissions.build(problem.scores, lattice, options, plan, 4, keep=keep)
+    places = occupancy.class_scatter(lattice, problem.scores.shape[2], dtype)
+    _, found = bidirectional.posterior(walk, 4, every_blank=True)
     folded = found._replace(label=places.folded(found.label))
-    live = _lattice.frames_first(_lattice.live(lattice.input_lengths, frames), options)[:, :, None]
-    classes = _classes.class_posterior(folded, places, lattice, frames, options)
-    states = _states._by_frame(found, lattice, frames, problem.targets.shape[1], options)
+    live = lattices.frames_first(lattices.frame_mask(lattice.input_lengths, frames), options)[:, :, None]
+    classes = occupancy.class_posterior(folded, places, lattice, frames, options)
+    states = posterior_rule._by_frame(found, lattice, frames, problem.targets.shape[1], options)
     return jnp.where(live, classes, 0), jnp.where(live, states, 0)
 
 
@@ -141,7 +142,7 @@ def test_posteriors_are_the_same(classes, batch_first, dtype, keep, both):
     batch = problem(classes, dtype)
     batch = turned(batch) if batch_first else batch
     (classes, states), wanted = both(
-        functools.partial(posteriors_of, options=Options(batch_first=batch_first), keep=keep), batch
+        functools.partial(posteriors_of, options=Request(batch_first=batch_first), keep=keep), batch
     )
     np.testing.assert_array_equal(states, wanted[1])
     np.testing.assert_allclose(classes, wanted[0], rtol=4 * np.finfo(dtype).eps)
@@ -152,20 +153,20 @@ def test_posteriors_are_the_same(classes, batch_first, dtype, keep, both):
 
 
 def losses_of(batch, options):
-    value, gradient, _ = _loss.losses_and_gradient(options, *batch)
+    value, gradient, _ = loss_rule.losses_and_gradient(options, *batch)
     return value, gradient
 
 
 def test_lattices_without_anything(both):
     for shape in ((0, 2, 3), (2, 0, 3)):
         batch = jnp.zeros(shape), jnp.zeros((shape[1], 1), jnp.int32), *[jnp.zeros(shape[1], jnp.int32)] * 2
-        got, want = both(functools.partial(losses_of, options=Options(from_logits=True)), batch)
+        got, want = both(functools.partial(losses_of, options=Request(from_logits=True)), batch)
         jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 def test_many_batches_at_once(both):
     batches = jax.tree.map(lambda *x: np.stack(x), *(strange(problem(40, seed=seed)) for seed in range(2)))
-    got, want = both(jax.vmap(functools.partial(losses_of, options=Options())), batches)
+    got, want = both(jax.vmap(functools.partial(losses_of, options=Request())), batches)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)
 
 
@@ -175,7 +176,7 @@ def test_frames_on_several_devices(classes, both):
     batch = strange(problem(classes))
     batch = batch._replace(scores=np.concatenate([batch.scores, np.full((3, N, classes), np.nan, np.float32)]))
     with jax.set_mesh(mesh_of(AxisType.Auto, f=3)):
-        got, want = both(functools.partial(losses_of, options=Options(frame_axis="f")), batch)
+        got, want = both(functools.partial(losses_of, options=Request(frame_axis="f")), batch)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)
     assert list(np.isfinite(want[0])) == [True, True, False, False, True, True, False, True, False]
 

@@ -1,4 +1,4 @@
-"""The table at the head of `_scaled`, against Python's own integers and fractions."""
+"""The table at the head of `scaled`, against Python's own integers and fractions."""
 
 from fractions import Fraction
 
@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxctc import _scaled
-from jaxctc._log_space import LOG_ZERO
-from jaxctc._scaled import Scaled
+from jaxctc._forward_backward import scaled
+from jaxctc._forward_backward.scaled import Scaled
+from jaxctc._types import LOG_ZERO
 
 
 @pytest.fixture(params=[jnp.float32, jnp.float64])
@@ -18,7 +18,7 @@ def dtype(request):
         yield jnp.dtype(request.param)
 
 
-def scaled(mantissa, exponent, dtype) -> Scaled:
+def number(mantissa, exponent, dtype) -> Scaled:
     return Scaled(jnp.asarray(mantissa, dtype), jnp.asarray(exponent, dtype))
 
 
@@ -33,38 +33,38 @@ PAIRS = [((1.5, 0), (1.25, -3)), ((1.0, -7000), (1.75, -7001)), ((1.9, 40), (1.1
 @pytest.mark.parametrize(("a", "b"), PAIRS)
 def test_finite_operands(a, b, dtype):
     tolerance = float(jnp.finfo(dtype).eps)
-    x, y = scaled(*a, dtype), scaled(*b, dtype)
+    x, y = number(*a, dtype), number(*b, dtype)
     for got, want in ((x + y, exact(x) + exact(y)), (y + x, exact(x) + exact(y)), (x * y, exact(x) * exact(y))):
-        for form in (got, _scaled.normalised(got)):
+        for form in (got, scaled.renormalized(got)):
             assert float(form.mantissa) >= 1
             assert abs(exact(form) / want - 1) <= 2 * tolerance
-        assert float(_scaled.normalised(got).mantissa) < 2
+        assert float(scaled.renormalized(got).mantissa) < 2
     share = float(exact(x) / (exact(x) + exact(y)))
-    parts = _scaled.divided(jnp.ones((), dtype), _scaled.smaller_share(x, y))
-    for found in (_scaled.portion(x, x + y), parts[0]):
-        np.testing.assert_allclose(found, share, rtol=4 * tolerance, atol=_scaled.least(dtype))
+    parts = scaled.divided(jnp.ones((), dtype), scaled.smaller_fraction(x, y))
+    for found in (scaled.fraction(x, x + y), parts[0]):
+        np.testing.assert_allclose(found, share, rtol=4 * tolerance, atol=scaled.least(dtype))
     # The smaller part keeps all its digits, and together they are what was divided.
     smaller = min(exact(x), exact(y)) / (exact(x) + exact(y))
-    np.testing.assert_allclose(min(parts), float(smaller), rtol=4 * tolerance, atol=_scaled.least(dtype) ** 1.4)
+    np.testing.assert_allclose(min(parts), float(smaller), rtol=4 * tolerance, atol=scaled.least(dtype) ** 1.4)
     assert float(parts[0] + parts[1]) == 1
 
 
 def share(a, b):
     """What a has of a + b."""
-    return _scaled.divided(jnp.ones_like(a.mantissa), _scaled.smaller_share(a, b))[0]
+    return scaled.divided(jnp.ones_like(a.mantissa), scaled.smaller_fraction(a, b))[0]
 
 
 @pytest.mark.parametrize("exponent", [3.0, -9000.0])
 def test_zero(exponent, dtype):
-    a, zero = scaled(1.5, exponent, dtype), scaled(*ZERO, dtype)
+    a, zero = number(1.5, exponent, dtype), number(*ZERO, dtype)
     for total in (a + zero, zero + a):
         assert (float(total.mantissa), float(total.exponent)) == (1.5, exponent)
-    assert float(_scaled.portion(a, a + zero)) == 1 == float(share(a, zero))
-    assert float(_scaled.portion(zero, a + zero)) < _scaled.least(dtype)
-    assert float(share(zero, a)) < _scaled.least(dtype)
-    for nothing in (a * zero, zero * zero, _scaled.normalised(zero + zero), zero * zero + zero):
+    assert float(scaled.fraction(a, a + zero)) == 1 == float(share(a, zero))
+    assert float(scaled.fraction(zero, a + zero)) < scaled.least(dtype)
+    assert float(share(zero, a)) < scaled.least(dtype)
+    for nothing in (a * zero, zero * zero, scaled.renormalized(zero + zero), zero * zero + zero):
         assert float(nothing.exponent) < LOG_ZERO / 2
-    for found in (_scaled.portion(zero, zero + zero), share(zero, zero)):
+    for found in (scaled.fraction(zero, zero + zero), share(zero, zero)):
         assert 0 <= float(found) <= 1
 
 
@@ -74,17 +74,17 @@ def test_a_million_products_with_zero_do_not_overflow():
 
 def test_exp2(dtype):
     x = np.concatenate([np.linspace(-3, 3, 997), [-1e6, -0.0, 5e4, 17.0]])
-    got = _scaled.exp2(jnp.asarray(x, dtype))
+    got = scaled.exp2(jnp.asarray(x, dtype))
     x = np.asarray(jnp.asarray(x, dtype), np.float64)
     assert (np.asarray(got.exponent) == np.floor(x)).all()
     want = np.exp2(x - np.floor(x))
     np.testing.assert_allclose(got.mantissa, want, rtol=2e-7 if dtype == jnp.float32 else 1e-15)
-    assert tuple(map(float, _scaled.exp2(jnp.asarray(LOG_ZERO, dtype)))) == (1, np.asarray(LOG_ZERO, dtype))
+    assert tuple(map(float, scaled.exp2(jnp.asarray(LOG_ZERO, dtype)))) == (1, np.asarray(LOG_ZERO, dtype))
 
 
 def test_total(dtype):
-    a = scaled([[1.5, 1.0, 1.0], [1.0, 1.0, 1.0]], [[-5000.0, -5001.0, LOG_ZERO], [LOG_ZERO] * 3], dtype)
-    got = _scaled.total(a, axis=(1,))
+    a = number([[1.5, 1.0, 1.0], [1.0, 1.0, 1.0]], [[-5000.0, -5001.0, LOG_ZERO], [LOG_ZERO] * 3], dtype)
+    got = scaled.total(a, axis=(1,))
     assert got.mantissa.shape == (2, 1)
     assert (float(got.mantissa[0, 0]), float(got.exponent[0, 0])) == (1.0, -4999.0)
     assert float(got.exponent[1, 0]) < LOG_ZERO / 2
@@ -92,7 +92,7 @@ def test_total(dtype):
 
 def test_two_visible_probabilities_have_a_normal_product(dtype):
     """Whatever is not counted as zero, times the least of portions."""
-    for portion in (_scaled.portion, share):
-        floor = float(portion(scaled(*ZERO, dtype), scaled(1.0, 0, dtype)))
-        assert _scaled.least(dtype) * floor > float(jnp.finfo(dtype).tiny)
-        assert floor * 2**20 < _scaled.least(dtype)
+    for fraction in (scaled.fraction, share):
+        floor = float(fraction(number(*ZERO, dtype), number(1.0, 0, dtype)))
+        assert scaled.least(dtype) * floor > float(jnp.finfo(dtype).tiny)
+        assert floor * 2**20 < scaled.least(dtype)

@@ -14,16 +14,17 @@ from meshes import shapes_of_problems
 from oracles import log_softmax, torch_float64
 
 import jaxctc
-from jaxctc import _both_ends, _implementation, _lattice, _loss, _walk
-from jaxctc._kernels import _tpu
-from jaxctc._log_space import LOG_ZERO
-from jaxctc._scaled import Scaled
-from jaxctc._types import Options, Problem
-from jaxctc._walk import Walk
+from jaxctc._autodiff import loss_rule
+from jaxctc._forward_backward import bidirectional, scaled_emissions
+from jaxctc._forward_backward.scaled import Scaled
+from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
+from jaxctc._kernels import dispatch, tpu
+from jaxctc._lattice import lattices
+from jaxctc._types import LOG_ZERO, Problem, Request
 
 C = 5
-posterior = functools.partial(_tpu.posterior, interpret=True)
-likelihood = functools.partial(_tpu.likelihood, interpret=True)
+posterior = functools.partial(tpu.posterior, interpret=True)
+likelihood = functools.partial(tpu.likelihood, interpret=True)
 
 
 def problem(frames, longest, input_lengths, target_lengths, seed=0):
@@ -37,9 +38,9 @@ def problem(frames, longest, input_lengths, target_lengths, seed=0):
 
 @functools.partial(jax.jit, static_argnums=1)
 def walk_of(problem, steps):
-    lattice = _lattice.build(problem, Options())
-    plan = _walk.schedule(lattice, len(problem.scores), steps)
-    return _walk.build(problem.scores, lattice, Options(), plan)
+    lattice = lattices.build(problem, Request())
+    plan = scaled_emissions.build_frame_map(lattice, len(problem.scores), steps)
+    return scaled_emissions.build(problem.scores, lattice, Request(), plan)
 
 
 def agree(got, want, start=0):
@@ -60,13 +61,13 @@ def test_agrees_with_both_ends():
     """More rows and more columns than a register has, more steps than a block; blocks that reach beyond the walk."""
     frames, size = 300, 30
     lengths = [(300, 120), (299, 140), (150, 0), (20, 300), (76, 9), (9, 5), (3, 9), (1, 1), (0, 0)]
-    walk = walk_of(problem(frames, 300, *zip(*lengths, strict=True)), _both_ends.even(frames, size))
-    cut = _tpu._cut(walk.scores.shape, size)
+    walk = walk_of(problem(frames, 300, *zip(*lengths, strict=True)), bidirectional.even(frames, size))
+    cut = tpu._cut(walk.scores.shape, size)
     assert all(whole % part for whole, part in zip(cut[:3], cut[3:], strict=True))
     for every_blank in (False, True):
         options = {"every_blank": every_blank}
         got = jax.jit(lambda walk, options=options: posterior(walk, size, **options))(walk)
-        agree(got, jax.jit(lambda walk, options=options: _both_ends.posterior(walk, size, **options))(walk))
+        agree(got, jax.jit(lambda walk, options=options: bidirectional.posterior(walk, size, **options))(walk))
 
 
 def test_no_step_before_the_start_is_read():
@@ -75,7 +76,7 @@ def test_no_step_before_the_start_is_read():
     steps, needed = 38, 6
     walk = walk_of(batch, steps)
     kernels = jax.jit(lambda walk, start: (likelihood(walk, start), *posterior(walk, 8, start)))
-    want = jax.jit(_both_ends.posterior, static_argnums=1)(walk, 2)
+    want = jax.jit(bidirectional.posterior, static_argnums=1)(walk, 2)
     for start in range(steps - needed + 1):
         unread = np.arange(steps)[:, None] < start
         agree(kernels(walk._replace(scores=jnp.where(unread, jnp.nan, walk.scores)), start), want, start)
@@ -96,10 +97,10 @@ def test_agrees_with_torch(monkeypatch):
         value, found = posterior(walk, size, start)
         return value, found._replace(label=fold(found.label))
 
-    monkeypatch.setattr(_implementation, "posterior", interpreted)
+    monkeypatch.setattr(dispatch, "posterior", interpreted)
     batch = problem(21, 4, [21, 20, 9, 12, 3, 21, 17], [4, 0, 3, 4, 4, 2, 3])
     scores = batch.scores.at[5, 5, 2].set(-jnp.inf).at[4:6, 6, 0].set(-jnp.inf).at[8, 3, 0].set(-300)
-    value, gradient, _ = jax.jit(lambda *x: _loss.losses_and_gradient(Options(), *x))(scores, *batch[1:])
+    value, gradient, _ = jax.jit(lambda *x: loss_rule.losses_and_gradient(Request(), *x))(scores, *batch[1:])
 
     # Its gradient is NaN where a score is -inf.
     finite = batch._replace(scores=jnp.maximum(scores, -1e5))
@@ -111,7 +112,7 @@ def test_agrees_with_torch(monkeypatch):
 
 
 def test_a_portion_is_at_most_one_and_one_if_it_is_all():
-    whole, ratio = jnp.linspace(1, 100, 1000)[None], jax.jit(_tpu._ratio)
+    whole, ratio = jnp.linspace(1, 100, 1000)[None], jax.jit(tpu._ratio)
     assert (whole * (1 / whole) != 1).any()
     for part in (whole, jnp.nextafter(whole, 0), 0.3 * whole, 0 * whole):
         got, exact = ratio(part, whole), np.float64(part) / np.float64(whole)
@@ -124,7 +125,7 @@ def test_maps_over_walks():
     walks = [walk_of(problem(9, 3, [9, 8], [3, 2], seed), 10) for seed in range(2)]
     mapped = jax.jit(jax.vmap(lambda walk: posterior(walk, 8)))(jax.tree.map(lambda *x: jnp.stack(x), *walks))
     for i, walk in enumerate(walks):
-        want = jax.jit(_both_ends.posterior, static_argnums=1)(walk, 2)
+        want = jax.jit(bidirectional.posterior, static_argnums=1)(walk, 2)
         (value, _), (label, blank, _) = mapped
         np.testing.assert_array_equal(value[i], want[0].mantissa)
         np.testing.assert_allclose(label[i], want[1].label, atol=1e-6)
@@ -136,14 +137,14 @@ def test_maps_over_walks():
     [
         ((4, 2, 10, 8), jnp.float64, "float32"),
         ((0, 2, 10, 8), jnp.float32, "no sequence"),
-        ((4, 2, 10, _tpu._widest(False) + 8), jnp.float32, f"room for {_tpu._widest(False)}"),
+        ((4, 2, 10, tpu._widest(False) + 8), jnp.float32, f"room for {tpu._widest(False)}"),
     ],
 )
 def test_says_what_it_does_not_take(shape, dtype, words):
-    assert words in _tpu.objection(shape, dtype)
-    widest = 4, 2, 10, _tpu._widest(False)
-    assert _tpu.objection(widest, jnp.float32) is None
-    assert f"room for {_tpu._widest(True)}" in _tpu.objection(widest, jnp.float32, every_blank=True)
+    assert words in tpu.objection(shape, dtype)
+    widest = 4, 2, 10, tpu._widest(False)
+    assert tpu.objection(widest, jnp.float32) is None
+    assert f"room for {tpu._widest(True)}" in tpu.objection(widest, jnp.float32, every_blank=True)
 
 
 def abstract(sharding, shape):
@@ -154,13 +155,13 @@ def abstract(sharding, shape):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     blank, counts = Scaled(*[of(N, 2, M + 1)] * 2), [of(N, dtype=jnp.int32), of(N, 2, dtype=jnp.int32)]
-    rest = Walk(None, blank, of(N, 2, W, dtype=bool), *counts, *[of(N, 2, M)] * 2, *[of(N)] * 2)
+    rest = ScaledEmissions(None, blank, of(N, 2, W, dtype=bool), *counts, *[of(N, 2, M)] * 2, *[of(N)] * 2)
     return of(N, 2, M, 1), of(N, 2, 1, W), rest
 
 
 def used(size, steps, columns, rest, **options):
     walk = rest._replace(scores=steps * columns)
-    value, (label, blank, *each) = _tpu.posterior(walk, size, **options)
+    value, (label, blank, *each) = tpu.posterior(walk, size, **options)
     return value, blank, *(None if x is None else x.sum(axis=2) for x in (label, *each))
 
 
@@ -186,7 +187,7 @@ def test_compiles_for_a_tpu(kind):
     assert compiled.memory_analysis().temp_size_in_bytes < 1.1 * scores
 
 
-@pytest.mark.parametrize("columns", [8, _tpu._widest(True)])
+@pytest.mark.parametrize("columns", [8, tpu._widest(True)])
 def test_there_is_room_for_every_blank(columns):
     on = NamedSharding(Mesh(tpus.devices("v5e")[:1], "n"), P())
     walked = functools.partial(used, 200, every_blank=True)

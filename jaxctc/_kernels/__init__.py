@@ -1,1 +1,1 @@
-"""The recursion of `_both_ends` as kernels, one for each kind of accelerator."""
+"""The recursion of `bidirectional` as kernels, one for each kind of accelerator."""

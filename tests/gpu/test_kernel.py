@@ -8,21 +8,22 @@ import pytest
 pytest.importorskip("absl", reason="Pallas's Mosaic GPU needs absl-py")
 
 import jaxctc
-from jaxctc import _both_ends, _lattice, _walk
-from jaxctc._kernels import _gpu
-from jaxctc._types import Options, Problem
+from jaxctc._forward_backward import bidirectional, scaled_emissions
+from jaxctc._kernels import gpu
+from jaxctc._lattice import lattices
+from jaxctc._types import Problem, Request
 
 pytestmark = pytest.mark.gpu
 
 C = 32
-OPTIONS = Options(implementation="pallas")
+OPTIONS = Request(implementation="pallas")
 # T, N, S: rows of one tile, of two, of four, of as many as a strip can have, and two strips.
 SHAPES = [(50, 16, 30), (501, 32, 100), (400, 8, 150), (1200, 4, 500), (2900, 2, 1400), (3000, 2, 1450)]
 
 
 @pytest.fixture(autouse=True)
 def _on_a_gpu_that_they_are_for():
-    if reason := _gpu.objection(jnp.dtype(jnp.float32)):
+    if reason := gpu.objection(jnp.dtype(jnp.float32)):
         pytest.skip(f"the kernels do not apply: {reason}")
     with jax.default_device(jax.devices("cuda")[0]):
         yield
@@ -31,9 +32,9 @@ def _on_a_gpu_that_they_are_for():
 @jax.jit
 def walk_of(problem):
     frames = len(problem.scores)
-    lattice = _lattice.build(problem, OPTIONS)
-    plan = _walk.schedule(lattice, frames, _both_ends.even(frames, 16))
-    return _walk.build(problem.scores, lattice, OPTIONS, plan)
+    lattice = lattices.build(problem, OPTIONS)
+    plan = scaled_emissions.build_frame_map(lattice, frames, bidirectional.even(frames, 16))
+    return scaled_emissions.build(problem.scores, lattice, OPTIONS, plan)
 
 
 def walk(T, N, S, seed=0):
@@ -66,14 +67,14 @@ def run(module):
     def both(walk):
         alone = module.likelihood(walk)
         value, posterior = module.posterior(walk, 16, every_blank=True)
-        taken_out = _walk.in_parts(_walk.peaks(walk))
-        alone, value = (_walk.log_likelihood(x, taken_out) for x in (alone, value))
+        taken_out = scaled_emissions.in_parts(scaled_emissions.peaks(walk))
+        alone, value = (scaled_emissions.log_likelihood(x, taken_out) for x in (alone, value))
         return alone, value, [specified(walk, x) for x in posterior]
 
     return jax.jit(both)
 
 
-KERNELS, LOOPS = run(_gpu), run(_both_ends)
+KERNELS, LOOPS = run(gpu), run(bidirectional)
 
 
 @jax.jit

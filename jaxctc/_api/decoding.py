@@ -1,0 +1,343 @@
+"""From scores to labels: the best path, and prefix beam search.
+
+A prefix is what the first frames spell. In the annotations K is the number of prefixes in the beam, M that of the
+classes by which they are extended; everything inside a beam belongs to one sequence.
+"""
+
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Integer
+
+from jaxctc._inputs import checks
+from jaxctc._inputs.arguments import canonical_frames, canonical_scores
+from jaxctc._lattice.lattices import accumulation_dtype, narrow, row_of_indices, wide, within
+from jaxctc._reference.log_space import logaddexp
+from jaxctc._types import LOG_ZERO, ArrayLike, Request
+
+ScoreFunction = Callable[[jax.Array, jax.Array], jax.Array]
+_PADDING = -1
+
+
+class Decoded(NamedTuple):
+    """The best path of each sequence, or of one, without the axis N."""
+
+    labels: Int[Array, "*N T"]
+    """-1 after the last label."""
+    lengths: Int[Array, "*N"]
+    log_probs: Float[Array, "*N"]
+
+
+class Beams(NamedTuple):
+    """The best prefixes of each sequence, or of one, without the axis N: the best first."""
+
+    labels: Int[Array, "*N K T"]
+    """-1 after the last label."""
+    lengths: Int[Array, "*N K"]
+    log_probs: Float[Array, "*N K"]
+    """-inf where there were fewer than K prefixes."""
+
+
+class _Beam(NamedTuple):
+    labels: Int[Array, "K T"]
+    lengths: Int[Array, " K"]
+    blank: Float[Array, " K"]
+    """The log probability of all paths that spell the prefix and end in a blank."""
+    label: Float[Array, " K"]
+    """And of those that end in its last label."""
+    begins: Bool[Array, "K K"]
+    """Prefix a is a beginning of prefix b, or is b. The places that are empty at first, and what becomes of them, are
+    no one's: they stay at probability zero."""
+    sound: Bool[Array, ""]
+    """No NaN and no +inf so far: once in the beam they might be sorted out of it."""
+
+
+def greedy_decode(
+    log_probs: ArrayLike, input_lengths: ArrayLike, blank: int = 0, *, batch_first: bool = False
+) -> Decoded:
+    """The labels of the best path: the best class of each frame, repeats merged, then blanks removed.
+
+    The best path need not spell the most probable labelling, which many paths share: see `beam_search_decode`.
+
+    Shapes: T frames, N sequences, C classes with the blank.
+
+    Args:
+        log_probs: Natural logarithms of class probabilities, floating point, (T, N, C), or (T, C) for one
+            sequence. They need not be normalised.
+        input_lengths: Frames of each sequence, within [0, T]: (N,), a sequence of ints, or one int for all.
+            What lies beyond is ignored.
+        blank: Index of the blank class, within [0, C).
+        batch_first: `log_probs` is (N, T, C).
+
+    Returns:
+        A named tuple of `labels`, (N, T) and int32, which are -1 after each sequence's last; their `lengths`, (N,);
+        and `log_probs`, (N,), the sums of the frames' best scores, float64 for float64 scores and float32
+        otherwise. One sequence gives (T,), () and (). Of equal classes the first is taken. NaN is taken for the
+        best, and makes the log probability of its sequence NaN, but nothing else. A length that is illegal but could
+        not be checked beforehand (under `jax.jit`, or on an accelerator) gives no labels, and the log probability NaN.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: A shape, a length or `blank` is illegal.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxctc
+        >>> path = jnp.array([0, 1, 1, 0, 1, 2])  # 0 is the blank
+        >>> decoded = jaxctc.greedy_decode(jnp.log(jax.nn.one_hot(path, 3)), 6)
+        >>> decoded.labels[: decoded.lengths].tolist()
+        [1, 1, 2]
+
+    Reference:
+        Graves et al., ICML 2006: section 3.2, best path decoding.
+    """
+    scores, request, batched = canonical_scores("log_probs", log_probs, blank, batch_first)
+    counts = canonical_frames("log_probs", input_lengths, scores, request, batched)
+    return _unbatched(best_paths(scores, counts, request), batched)
+
+
+def beam_search_decode(
+    log_probs: ArrayLike,
+    input_lengths: ArrayLike,
+    blank: int = 0,
+    *,
+    beam_width: int = 16,
+    score_function: ScoreFunction | None = None,
+    batch_first: bool = False,
+) -> Beams:
+    """The most probable labellings, by prefix beam search: each counts all the paths that spell it.
+
+    After each frame the `beam_width` most probable prefixes are kept. Prefixes that become equal are merged
+    exactly. All frames run in one scan on the device.
+
+    Shapes: T frames, N sequences, C classes with the blank, K = `beam_width`.
+
+    Args:
+        log_probs: As for `greedy_decode`, and so are `input_lengths`, `blank` and `batch_first`. ``-inf`` and huge
+            finite masks are legal.
+        input_lengths: Frames of each sequence.
+        blank: Index of the blank class.
+        beam_width: Prefixes to keep, at least 1, known when tracing.
+        score_function: Scores of one's own, for instance of a language model. ``score_function(labels, lengths)`` is
+            given the prefixes of one sequence, (K, T) and int32 with -1 after each one's last label, and (K,). It
+            returns (K, C), floating point: what is added to the log probability of each prefix when it is extended
+            by each class. What it returns for the blank, and for places in the beam that are not in use, is ignored.
+            It is called while tracing, under `jax.vmap`, must depend on the prefix alone, and is static: pass the
+            same function each time, or it is compiled anew.
+        batch_first: `log_probs` is (N, T, C).
+
+    Returns:
+        A named tuple of `labels`, (N, K, T) and int32, which are -1 after each prefix's last; their `lengths`, (N, K);
+        and `log_probs`, (N, K), best first, float64 for float64 scores and float32 otherwise. One sequence gives
+        (K, T), (K,) and (K,). The log probability is that of all paths that spell the labels, minus their
+        `ctc_loss`, where no prefix was dropped on the way, and a lower bound of it otherwise; the scores of
+        `score_function` are included. Places that are not in use have no labels and the log probability -inf.
+        Of equally probable prefixes those come first that were not extended at the last frame, then those that
+        come from the better one before it. A NaN or +inf that counts, in the scores or from `score_function`,
+        or an illegal length that could not be checked beforehand, gives its sequence no labels, and NaN for all
+        its log probabilities.
+
+    Raises:
+        TypeError: An argument is of the wrong type, or what `score_function` returns is.
+        ValueError: A shape, a length, `blank` or `beam_width` is illegal, or the shape of what `score_function`
+            returns.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxctc
+        >>> log_probs = jnp.log(jnp.array([[0.6, 0.4], [0.6, 0.4]]))  # 0 is the blank
+        >>> jaxctc.greedy_decode(log_probs, 2).lengths.tolist()  # the best path is blank, blank: 0.36
+        0
+        >>> beams = jaxctc.beam_search_decode(log_probs, 2, beam_width=3)  # but three paths spell 1: 0.64
+        >>> beams.labels[0, : beams.lengths[0]].tolist(), round(float(jnp.exp(beams.log_probs[0])), 2)
+        ([1], 0.64)
+        >>> def no_label(labels, lengths):
+        ...     return jnp.full((len(lengths), 2), -10.0)
+        >>> jaxctc.beam_search_decode(log_probs, 2, beam_width=3, score_function=no_label).lengths[0].tolist()
+        0
+
+    Reference:
+        Graves, "Supervised Sequence Labelling with Recurrent Neural Networks", 2012: section 7.5, and Hannun, Maas,
+        Jurafsky and Ng, "First-Pass Large Vocabulary Continuous Speech Recognition using Bi-Directional Recurrent
+        DNNs", 2014: algorithm 1.
+    """
+    scores, request, batched = canonical_scores("log_probs", log_probs, blank, batch_first)
+    width = checks.integer("beam_width", beam_width, "the number of prefixes to keep")
+    if width < 1:
+        raise ValueError(f"beam_width is {width}: it must be at least 1, the number of prefixes to keep.")
+    _check_score_function(score_function)
+    counts = canonical_frames("log_probs", input_lengths, scores, request, batched)
+    return _unbatched(_beams(scores, counts, request, width, score_function), batched)
+
+
+def _check_score_function(value: Any) -> None:
+    if value is not None and not callable(value):
+        raise TypeError(
+            f"score_function must be a function of labels and lengths, or None; got {value!r} of type "
+            f"{type(value).__name__}."
+        )
+    if not isinstance(value, Hashable):
+        raise TypeError(
+            f"score_function must be hashable, as all that is static under jax.jit; got a {type(value).__name__}, "
+            "which is not. Pass a function that calls it."
+        )
+
+
+def _unbatched(results: Any, batched: bool) -> Any:
+    return results if batched else jax.tree.map(lambda x: x[0], results)
+
+
+def _each_sequence(function: Callable[..., Any], request: Request) -> Callable[..., Any]:
+    return jax.vmap(function, in_axes=(0 if request.batch_first else 1, 0))
+
+
+@functools.partial(jax.jit, static_argnames=("request",))
+def best_paths(scores: Float[Array, "A B C"], input_lengths: Integer[Array, " N"], request: Request) -> Decoded:
+    def one(scores: Float[Array, "T C"], input_length: Integer[Array, ""]) -> Decoded:
+        frames = scores.shape[0]
+        legal = within(wide(input_length), frames)
+        live = jnp.arange(frames, dtype=jnp.int32) < narrow(input_length, legal)
+        best = jax.lax.argmax(scores, 1, jnp.int32)
+        before = jnp.concatenate([jnp.full_like(best[:1], _PADDING), best[:-1]])
+        kept = live & (best != request.blank) & (best != before)
+        slot = jnp.where(kept, jnp.cumsum(kept, dtype=jnp.int32) - 1, frames)
+        total = jnp.where(live, scores.max(axis=1).astype(accumulation_dtype(scores.dtype)), 0).sum()
+        return Decoded(
+            labels=jnp.full_like(best, _PADDING).at[slot].set(best, mode="drop"),
+            lengths=kept.sum(dtype=jnp.int32),
+            log_probs=jnp.where(legal, total, jnp.nan),
+        )
+
+    return _each_sequence(one, request)(scores, input_lengths)
+
+
+@functools.partial(jax.jit, static_argnames=("request", "width", "score_function"))
+def _beams(
+    scores: Float[Array, "A B C"],
+    input_lengths: Integer[Array, " N"],
+    request: Request,
+    width: int,
+    score_function: ScoreFunction | None,
+) -> Beams:
+    def one(scores: Float[Array, "T C"], input_length: Integer[Array, ""]) -> Beams:
+        frames, classes = scores.shape
+        dtype = accumulation_dtype(scores.dtype)
+        legal = within(wide(input_length), frames)
+        live = jnp.arange(frames, dtype=jnp.int32) < narrow(input_length, legal)
+        # A frame that is certainly blank changes no prefix, no probability and no order.
+        certainly_blank = jnp.full(classes, LOG_ZERO, dtype).at[request.blank].set(0)
+
+        def step(beam: _Beam, frame: tuple[Float[Array, " C"], Bool[Array, ""]]) -> tuple[_Beam, None]:
+            frame_scores, alive = frame
+            frame_scores = jnp.maximum(frame_scores.astype(dtype), LOG_ZERO)
+            frame_scores = jnp.where(alive, frame_scores, certainly_blank)
+            return _advance(beam, frame_scores, request.blank, score_function), None
+
+        beam, _ = jax.lax.scan(step, _empty(width, frames, dtype), (scores, live))
+        total = logaddexp(beam.blank, beam.label)
+        legal &= beam.sound
+        used = legal & (total > LOG_ZERO / 2)
+        return Beams(
+            labels=jnp.where(used[:, None], beam.labels[:, :frames], _PADDING),
+            lengths=jnp.where(used, beam.lengths, 0),
+            log_probs=jnp.where(legal, jnp.where(used, total, -jnp.inf), jnp.nan),
+        )
+
+    return _each_sequence(one, request)(scores, input_lengths)
+
+
+def _empty(width: int, frames: int, dtype: jnp.dtype) -> _Beam:
+    """Before the first frame there is only the empty prefix, as if after a blank."""
+    first = jnp.arange(width) == 0
+    return _Beam(
+        labels=jnp.full((width, max(frames, 1)), _PADDING, jnp.int32),
+        lengths=jnp.zeros(width, jnp.int32),
+        blank=jnp.where(first, jnp.zeros((), dtype), LOG_ZERO),
+        label=jnp.full(width, LOG_ZERO, dtype),
+        begins=first[:, None] & first[None],
+        sound=jnp.asarray(True),
+    )
+
+
+def _advance(beam: _Beam, scores: Float[Array, " C"], blank: int, score_function: ScoreFunction | None) -> _Beam:
+    """The beam after one more frame."""
+    width, classes = len(beam.lengths), len(scores)
+    total = logaddexp(beam.blank, beam.label)
+    label_scores = scores.at[blank].set(LOG_ZERO)
+    sound = beam.sound & (scores < jnp.inf).all()
+    added = None
+    if score_function is not None:
+        added = _added(score_function, beam, classes, scores.dtype)
+        counts = (total > LOG_ZERO / 2)[:, None] & (label_scores > LOG_ZERO)[None]
+        sound &= ((added < jnp.inf) | ~counts).all()
+        added = jnp.where(counts, jnp.maximum(added, LOG_ZERO), LOG_ZERO)
+
+    # Kept as it is, a prefix takes a blank or its last label again. The empty prefix has no last label: it reads
+    # whatever class there is, but ends in a label with probability zero.
+    last = beam.labels[jnp.arange(width), beam.lengths - 1]
+    last_scores = label_scores[last]
+    blank_kept = total + scores[blank]
+    label_kept = beam.label + last_scores
+
+    # Prefix k, extended by one label, is prefix j of the beam: nothing else can coincide, for prefixes in the
+    # beam differ. What arrives there is j's, and k's extension is struck from the candidates: it is below even
+    # those of probability zero, of which there are always enough.
+    parents = beam.begins & (beam.lengths[:, None] + 1 == beam.lengths[None])
+    parent = jax.lax.argmax(parents, 0, jnp.int32)
+    arriving = jnp.where(last == last[parent], beam.blank[parent], total[parent]) + last_scores
+    if added is not None:
+        arriving += added[parent, last]
+    label_kept = logaddexp(label_kept, jnp.where(parents.any(axis=0), arriving, LOG_ZERO))
+
+    # Of many classes the K + 1 best are enough. All but one of them are not the last label of prefix k, and each
+    # of these K extends it to what is at least as probable as k with a class that is not among them, or, where
+    # struck, was merged into a prefix that is: K candidates that fill the beam. (The maximum of two terms is never
+    # above what `logaddexp` gives, so that this holds of rounded numbers too.)
+    labels = jnp.arange(classes, dtype=jnp.int32)
+    if added is None and width + 1 < classes - 1:
+        label_scores, labels = jax.lax.top_k(label_scores, width + 1)
+    # An equal label begins a new one only after a blank.
+    repeats = labels[None] == last[:, None]
+    extended = jnp.where(repeats, beam.blank[:, None], total[:, None]) + label_scores[None]
+    if added is not None:
+        extended += added
+    extended = jnp.where(parents @ repeats, -jnp.inf, extended)
+
+    candidates = jnp.concatenate([logaddexp(blank_kept, label_kept), extended.reshape(-1)])
+    best, index = jax.lax.top_k(candidates, width)
+    grows = index >= width
+    source, choice = jnp.divmod(index - width, len(labels))
+    source = jnp.where(grows, source, index)
+    label = labels[choice]
+
+    lengths = beam.lengths[source]
+    new_slot = grows[:, None] & (row_of_indices(beam.labels.shape[1]) == lengths[:, None])
+    prefixes = jnp.where(new_slot, label[:, None], beam.labels[source])
+    # What began the source of b begins b, unless it was itself extended, by a label that b does not have there.
+    follows = label[:, None] == prefixes[:, lengths].T
+    begins = beam.begins[source[:, None], source[None]] & (~grows[:, None] | follows)
+    return _Beam(
+        labels=prefixes,
+        lengths=lengths + grows.astype(jnp.int32),
+        blank=jnp.where(grows, LOG_ZERO, blank_kept[source]),
+        label=jnp.where(grows, best, label_kept[source]),
+        begins=begins,
+        sound=sound,
+    )
+
+
+def _added(score_function: ScoreFunction, beam: _Beam, classes: int, dtype: jnp.dtype) -> Float[Array, "K C"]:
+    added = jnp.asarray(score_function(beam.labels, beam.lengths))
+    shape = (len(beam.lengths), classes)
+    if added.shape != shape:
+        raise ValueError(
+            f"score_function returned an array of shape {added.shape}: it must return (K, C) = {shape}, one score "
+            "for each prefix and each class, the blank included."
+        )
+    if not jnp.issubdtype(added.dtype, jnp.floating):
+        raise TypeError(
+            f"score_function must return scores of a floating-point type, got {added.dtype.name}. "
+            "Convert them, for instance with .astype(jnp.float32)."
+        )
+    return added.astype(dtype)

@@ -1,0 +1,187 @@
+"""The losses of a batch, one a sequence, and their derivatives of every order.
+
+The losses and their gradient come from the recursion at both ends (`bidirectional`). The gradient's own
+derivative, which few need, comes from `_plain`, the losses written as plainly as can be, which JAX
+differentiates by itself as often as it is asked to.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import zero_from_primal
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int, Integer
+
+from jaxctc._forward_backward import occupancy, prepared, scaled_emissions
+from jaxctc._forward_backward.occupancy import Dominant
+from jaxctc._forward_backward.prepared import PreparedBatch
+from jaxctc._forward_backward.scaled_emissions import Index
+from jaxctc._kernels import dispatch
+from jaxctc._lattice import lattices
+from jaxctc._lattice.lattices import Lattice, accumulation_dtype, frames_first, frames_of
+from jaxctc._mesh import sharded_like_scores
+from jaxctc._parallel import frame_blocks
+from jaxctc._parallel.batch_chunks import sliced
+from jaxctc._reference import log_emissions, recursion
+from jaxctc._types import LOG_ZERO, Problem, Request
+
+_BLOCK = 16
+"""Steps of a loss without a gradient whose scores are fetched at once."""
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@sharded_like_scores(lambda sequences, _: sequences)
+def losses(
+    request: Request,
+    scores: Float[Array, "A B C"],
+    targets: Integer[Array, "N S"],
+    input_lengths: Integer[Array, " N"],
+    target_lengths: Integer[Array, " N"],
+    frames: Int[Array, ""] | None = None,
+) -> Float[Array, " N"]:
+    """Minus the log probability of each target: no reduction, no derivative paid for that is not asked for.
+
+    `frames`, if given, is no smaller than any input length: frames beyond it cost nothing.
+    """
+    count = frames_of(scores, request)
+
+    def held(scores: Array, lattice: Lattice, index: Index | None = None) -> Float[Array, " N"]:
+        batch = _prepare(scores, lattice, request, _BLOCK, frames, index, ends=False)
+        likelihood = dispatch.likelihood(batch.emissions, batch.start, _BLOCK, batch.begin, request)
+        return prepared.losses(
+            frame_blocks.from_middle_device(likelihood, index, request), batch, count, scores.dtype, request
+        )
+
+    lattice = lattices.build(Problem(scores, targets, input_lengths, target_lengths), request)
+    return frame_blocks.divided(sliced(held, request), request, lambda _: P())(scores, lattice)
+
+
+@losses.defjvp
+def _losses_jvp(request, primals, tangents):
+    value, gradient, counts = losses_and_gradient(request, *primals)
+    return value, _directional_derivative(gradient, counts, tangents[0], request)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@sharded_like_scores(lambda sequences, scores: (sequences, scores, scores))
+def losses_and_gradient(
+    request: Request,
+    scores: Float[Array, "A B C"],
+    targets: Integer[Array, "N S"],
+    input_lengths: Integer[Array, " N"],
+    target_lengths: Integer[Array, " N"],
+    frames: Int[Array, ""] | None = None,
+) -> tuple[Float[Array, " N"], Float[Array, "A B C"], Bool[Array, "A B C"]]:
+    """The losses, the derivative of each with respect to its own scores, and where that can be other than 0."""
+    count, classes, dtype = frames_of(scores, request), scores.shape[2], accumulation_dtype(scores.dtype)
+
+    def held(scores: Array, lattice: Lattice, index: Index | None = None) -> tuple[Array, Array, Array]:
+        size = dispatch.segment_size(frames_of(scores, request), lattice, dtype, request)
+        batch = _prepare(scores, lattice, request, size, frames, index, ends=True)
+        class_scatter = occupancy.class_scatter(lattice, classes, dtype)
+        likelihood, posterior = dispatch.posterior(
+            batch.emissions, size, batch.start, batch.begin, request, scatter=class_scatter.to_classes
+        )
+        likelihood = frame_blocks.from_middle_device(likelihood, index, request)
+        value = prepared.losses(likelihood, batch, count, scores.dtype, request)
+        found = occupancy.class_posterior(posterior, class_scatter, batch.lattice, frames_of(scores, request), request)
+        top = None
+        if request.from_logits:
+            top = occupancy.dominant(posterior, class_scatter, batch.lattice, frames_of(scores, request), request)
+        return value, *_gradient(scores, found, top, value, batch, request)
+
+    lattice = lattices.build(Problem(scores, targets, input_lengths, target_lengths), request)
+    return frame_blocks.divided(sliced(held, request), request, lambda spec: (P(), spec, spec))(scores, lattice)
+
+
+def _prepare(
+    scores: Float[Array, "A B C"],
+    lattice: Lattice,
+    request: Request,
+    size: int,
+    frames: Int[Array, ""] | None,
+    index: Index | None,
+    *,
+    ends: bool,
+) -> PreparedBatch:
+    """Of all frames, or of those that the device of this index holds."""
+    keep = scaled_emissions.stores_scores(frames_of(scores, request), lattice, accumulation_dtype(scores.dtype))
+    if index is None:
+        return prepared.prepare(scores, lattice, request, size, frames, keep=keep)
+    return frame_blocks.build(scores, lattice, request, size, index, keep=keep, ends=ends)
+
+
+def _gradient(
+    scores: Float[Array, "A B C"],
+    posterior: Float[Array, "A B C"],
+    top: Dominant | None,
+    value: Float[Array, " N"],
+    batch: PreparedBatch,
+    request: Request,
+) -> tuple[Float[Array, "A B C"], Bool[Array, "A B C"]]:
+    """And where it can be other than 0."""
+    rows = jnp.stack([jnp.isfinite(value), jnp.isnan(value)])
+    # Where an illegal length hides the live frames, all of them must show that the row is broken.
+    frame_mask = frames_first(batch.frame_mask, request) | ~batch.lattice.legal[None]
+    finite, nan = (frames_first(frame_mask & row[None], request)[:, :, None] for row in rows)
+    wide = scores.astype(posterior.dtype)
+    counts = finite & ~(wide <= LOG_ZERO)
+    gradient = -posterior
+    if batch.normaliser is not None:
+        assert top is not None
+        peak, excess, best, others = batch.normaliser
+        # Two probabilities of nearly one differ by what is missing from them, which has more digits.
+        agreed = jnp.where(top.label == best, best, -1)
+        agreed, missing = jax.lax.optimization_barrier((agreed[:, :, None], (top.others - others)[:, :, None]))
+        gradient = jnp.exp((wide - peak[:, :, None]) - excess[:, :, None]) - posterior
+        classes = jnp.arange(wide.shape[2], dtype=best.dtype)[None, None]
+        gradient = jnp.where(classes == agreed, missing, gradient)
+    gradient = jnp.where(counts, gradient, 0)
+    if batch.normaliser is None:
+        counts = counts & (gradient != 0)
+    return jnp.where(nan, jnp.nan, gradient), counts | nan
+
+
+@losses_and_gradient.defjvp
+def _losses_and_gradient_jvp(request, primals, tangents):
+    value, gradient, counts = losses_and_gradient(request, *primals)
+    scores, *rest, _ = primals
+
+    def derivative(scores):
+        return jax.grad(lambda scores: _plain(request, scores, *rest).sum())(scores)
+
+    _, change = jax.jvp(derivative, (scores,), (tangents[0],))
+    # What is broken stays so; and nothing but what counts can change.
+    change = jnp.where(jnp.isnan(gradient), jnp.nan, jnp.where(counts, change.astype(gradient.dtype), 0))
+    no_tangent = zero_from_primal(counts)
+    return (value, gradient, counts), (
+        _directional_derivative(gradient, counts, tangents[0], request),
+        change,
+        no_tangent,
+    )
+
+
+def _directional_derivative(
+    gradient: Float[Array, "A B C"], counts: Bool[Array, "A B C"], tangent: Float[Array, "A B C"], request: Request
+) -> Float[Array, " N"]:
+    """The derivative of each sequence's loss along a tangent of the scores."""
+    # A product and a sum, no dot: its default precision is low on TPU and GPU. And `where` first:
+    # zero times the tangent of a NaN would be NaN.
+    terms = gradient * jnp.where(counts, tangent.astype(gradient.dtype), 0)
+    return frames_first(terms.sum(axis=2), request).sum(axis=0)
+
+
+@sharded_like_scores(lambda sequences, _: sequences)
+def _plain(
+    request: Request,
+    scores: Float[Array, "A B C"],
+    targets: Integer[Array, "N S"],
+    input_lengths: Integer[Array, " N"],
+    target_lengths: Integer[Array, " N"],
+) -> Float[Array, " N"]:
+    """The losses by the forward recursion alone, right where they are finite."""
+    lattice = lattices.build(Problem(scores, targets, input_lengths, target_lengths), request)
+    emitted = log_emissions.build(log_emissions.log_probs(scores, lattice, request), lattice, request)
+    log_likelihood = recursion.log_likelihood(emitted.states, log_emissions.topology_of(lattice))
+    return -(log_likelihood + emitted.peak.sum(axis=0))

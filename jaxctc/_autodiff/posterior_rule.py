@@ -1,0 +1,155 @@
+"""The posterior of every state of the lattice, and of every class, with derivatives of every order.
+
+Values come from the recursion at both ends, as the gradient of the losses does; derivatives from the plain
+one, of whose log likelihood these posteriors are the derivative.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer
+
+from jaxctc._forward_backward import occupancy, prepared, scaled_emissions
+from jaxctc._forward_backward.bidirectional import Posterior
+from jaxctc._kernels import dispatch
+from jaxctc._lattice import indexing, lattices
+from jaxctc._lattice.lattices import Lattice, accumulation_dtype, frames_first, frames_of, row_of_indices
+from jaxctc._reference import log_emissions, recursion
+from jaxctc._reference.recursion import LogStates
+from jaxctc._types import LOG_ZERO, Problem, Request
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def posteriors(
+    request: Request,
+    scores: Float[Array, "A B C"],
+    targets: Integer[Array, "N S"],
+    input_lengths: Integer[Array, " N"],
+    target_lengths: Integer[Array, " N"],
+) -> tuple[Float[Array, "A B states"], Float[Array, "A B C"]]:
+    """Of the 2 S + 1 states, blank and label in turn, and of the classes; 0 where a target has no path."""
+    problem = Problem(scores, targets, input_lengths, target_lengths)
+    lattice, frames, dtype = (
+        lattices.build(problem, request),
+        frames_of(scores, request),
+        accumulation_dtype(scores.dtype),
+    )
+    size = dispatch.segment_size(frames, lattice, dtype, request)
+    keep = scaled_emissions.stores_scores(frames, lattice, dtype)
+    batch = prepared.prepare(scores, lattice, request, size, keep=keep)
+    posterior_of = functools.partial(dispatch.posterior, batch.emissions, size, batch.start, None, request)
+    class_scatter = occupancy.class_scatter(lattice, scores.shape[2], dtype)
+    likelihood, posterior = posterior_of(every_blank=True)
+    to_classes = posterior._replace(label=class_scatter.to_classes(posterior.label))
+    if not keep:  # whoever uses the classes alone has not to make room for all states
+        likelihood, to_classes = posterior_of(scatter=class_scatter.to_classes)
+    value = prepared.losses(likelihood, batch, frames, scores.dtype, request)
+
+    frame_mask = frames_first(batch.frame_mask, request) | ~lattice.legal[None]
+    finite, nan = (
+        frames_first(frame_mask & row[None], request)[:, :, None] for row in (jnp.isfinite(value), jnp.isnan(value))
+    )
+
+    def shown(x: Float[Array, "A B X"]) -> Float[Array, "A B X"]:
+        return jnp.where(nan, jnp.nan, jnp.where(finite, x, 0))
+
+    classes = occupancy.class_posterior(to_classes, class_scatter, lattice, frames, request)
+    return shown(_by_frame(posterior, lattice, frames, targets.shape[1], request)), shown(classes)
+
+
+@posteriors.defjvp
+def _posteriors_jvp(request, primals, tangents):
+    value = posteriors(request, *primals)
+    scores, *rest = primals
+
+    def plain(scores):
+        return _plain(request, Problem(scores, *rest))
+
+    _, change = jax.jvp(plain, (scores,), (tangents[0],))
+    # What is broken stays so; and nothing but what is possible can change.
+    return value, tuple(
+        jnp.where(jnp.isnan(x), jnp.nan, jnp.where(x == 0, 0, dx)) for x, dx in zip(value, change, strict=True)
+    )
+
+
+def _plain(request: Request, problem: Problem) -> tuple[Float[Array, "A B states"], Float[Array, "A B C"]]:
+    lattice = lattices.build(problem, request)
+
+    def log_likelihood(each: LogStates, log_probs: Float[Array, "T N C"]) -> Float[Array, ""]:
+        emitted = log_emissions.build(log_probs, lattice, request).states
+        emitted = LogStates(*(x + y for x, y in zip(emitted, each, strict=True)))
+        return recursion.log_likelihood(emitted, log_emissions.topology_of(lattice)).sum()
+
+    log_probs = log_emissions.log_probs(problem.scores, lattice, request)
+    nothing = jnp.zeros((*log_probs.shape[:2], lattice.labels.shape[1]), log_probs.dtype)
+    each, classes = jax.grad(log_likelihood, argnums=(0, 1))(LogStates(nothing, nothing), log_probs)
+    frame_mask = lattices.frame_mask(lattice.input_lengths, len(log_probs))[:, :, None]
+    blank, label = (jnp.where(frame_mask, x, 0) for x in each)
+    states = _in_turn(blank, label, problem.targets.shape[1])
+    return frames_first(states, request), frames_first(classes, request)
+
+
+def _by_frame(
+    posterior: Posterior, lattice: Lattice, frames: int, longest: int, request: Request
+) -> Float[Array, "A B states"]:
+    """From each direction's own order of steps and labels to that of the frames and the target."""
+    columns = lattice.labels.shape[1]
+    each_label, each_blank = posterior.label, posterior.blanks
+    assert each_blank is not None
+
+    @functools.partial(jax.vmap, out_axes=0 if request.batch_first else 1)
+    def gather(label: Array, blank: Array, direction: Array, step: Array, length: Array) -> Array:
+        def row(x: Array, last: Array) -> Array:
+            column = row_of_indices(columns)
+            turned = jnp.where(direction[:, None] == 1, last - column, column)
+            found = x.at[direction[:, None], step[:, None], jnp.clip(turned, 0, columns - 1)]
+            return jnp.where(column <= last, found.get(mode="promise_in_bounds"), 0)
+
+        return _in_turn(row(blank, length), row(label, length - 1), longest)
+
+    def multiplied() -> Array:
+        def found(x: Array, length: Array) -> Array:
+            ahead, back = x[:, 0], x[:, 1]
+            # Each column once, and those that are beyond the last nowhere.
+            turned = indexing.one_hot(length[:, None] - 1 - row_of_indices(columns), columns)
+            back = indexing.product("nmw,nvw->nmv", back, turned)
+            inside = row_of_indices(columns)[None] < length[:, None, None]
+            return scaled_emissions.by_frame(
+                jnp.where(inside[:, None], jnp.stack([ahead, back], axis=1), 0), lattice, frames
+            )
+
+        blank, label = found(each_blank, lattice.target_lengths + 1), found(each_label, lattice.target_lengths)
+        states = _in_turn(blank, label, longest)
+        return states if request.batch_first else jnp.swapaxes(states, 0, 1)
+
+    def gathered() -> Array:
+        steps = scaled_emissions.steps_of_frames(lattice, frames, posterior.label.shape[2])
+        return gather(each_label, each_blank, *steps, lattice.target_lengths)
+
+    if posterior.label.size == 0:
+        return frames_first(jnp.zeros((frames, len(lattice.labels), 2 * longest + 1), posterior.label.dtype), request)
+    return indexing.on_tpu(multiplied, gathered)
+
+
+def _in_turn(blank: Float[Array, "... W"], label: Float[Array, "... W"], longest: int) -> Float[Array, "... states"]:
+    """Blank 0, label 0, blank 1, and so on: 2 S + 1 in all; columns that no input can reach hold 0."""
+    states = jnp.stack([blank, label], axis=-1).reshape(*blank.shape[:-1], 2 * blank.shape[-1])
+    missing = max(2 * longest + 1 - states.shape[-1], 0)
+    states = jnp.pad(states, [(0, 0)] * (states.ndim - 1) + [(0, missing)])
+    return states[..., : 2 * longest + 1]
+
+
+def path_entropy(request: Request, problem: Problem) -> Float[Array, " N"]:
+    """Of the distribution over the paths of each target, in nats: log Z less the mean score of a path.
+
+    The mean is a sum in the expectation semiring, which is what forward differentiation computes: the
+    derivative of the log likelihood in the direction of the emissions themselves.
+    """
+    lattice = lattices.build(problem, request)
+    topology = log_emissions.topology_of(lattice)
+    emitted = log_emissions.build(log_emissions.log_probs(problem.scores, lattice, request), lattice, request).states
+    direction = LogStates(*(jnp.where(x <= LOG_ZERO / 2, 0, x) for x in emitted))
+    value, mean = jax.jvp(lambda x: recursion.log_likelihood(x, topology), (emitted,), (direction,))
+    # Rounding apart there is no less than none; and where no path is, none to be uncertain about.
+    return jnp.where(value < LOG_ZERO / 2, 0, jnp.maximum(value - mean, 0))

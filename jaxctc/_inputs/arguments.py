@@ -1,0 +1,190 @@
+"""From whatever the caller passed to one batch in canonical form."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Integer
+
+from jaxctc._inputs import checks
+from jaxctc._inputs.checks import OURS, Form, Names
+from jaxctc._lattice.lattices import row_of_indices
+from jaxctc._types import ArrayLike, Problem, Request
+
+
+def canonical_batch(
+    name: str,
+    scores: ArrayLike,
+    targets: ArrayLike,
+    input_lengths: ArrayLike,
+    target_lengths: ArrayLike,
+    blank: int,
+    batch_first: bool,
+    max_target_length: int | None,
+    names: Names = OURS,
+) -> tuple[Problem, Request, bool]:
+    """Checks and converts; `name` is what the caller calls the scores. The last result: it was a batch."""
+    scores, request, batched = canonical_scores(name, scores, blank, batch_first, names)
+    bound = None
+    if max_target_length is not None:
+        bound = checks.integer("max_target_length", max_target_length, "a bound on the target lengths")
+        if bound < 0:
+            raise ValueError(f"max_target_length is {bound}: it must be at least 0, or None.")
+
+    frames, sequences = _frames_and_sequences(scores, request)
+    targets = checks.integers(names.targets, targets, "labels, an array")
+    targets, form = _form(name, targets, sequences, batched, names)
+    input_lengths = canonical_frames(name, input_lengths, scores, request, batched, names)
+    if not batched:
+        target_lengths = _one(names.target_lengths, target_lengths)
+    target_lengths = checks.lengths(names.target_lengths, target_lengths, sequences)
+
+    counts = checks.host_values(target_lengths)
+    longest, slots = targets.shape[-1], f"{names.targets} has S = {targets.shape[-1]} slots"
+    if form is Form.END_TO_END:
+        slots = f"{names.targets} holds {longest} labels end to end"
+    if bound is not None and bound < longest:
+        longest, slots = bound, f"max_target_length is {bound}"
+    checks.length_values(
+        names.target_lengths,
+        counts,
+        longest,
+        slots,
+        "A target length counts the labels of a target, without its padding.",
+        batched,
+    )
+    if form is Form.END_TO_END:
+        targets, target_lengths = _pad(targets, target_lengths, counts, bound, frames, names)
+    elif bound is not None:
+        targets = targets[:, :bound]
+
+    values = checks.host_values(targets)
+    if values is not None and counts is not None:
+        checks.label_values(values, counts, request.blank, scores.shape[-1], form, names)
+    problem = Problem(scores, _device(targets), input_lengths, _device(target_lengths))
+    return problem, request, batched
+
+
+def canonical_scores(
+    name: str, scores: ArrayLike, blank: int, batch_first: bool, names: Names = OURS
+) -> tuple[jax.Array, Request, bool]:
+    """The scores with an axis of sequences. The last result: they had one."""
+    scores = checks.scores(name, scores)
+    batch_first = checks.flag("batch_first", batch_first)
+    request = Request(checks.blank(blank, scores.shape[-1], names.blank), name == "logits", batch_first)
+    batched = scores.ndim == 3
+    if not batched:
+        scores = scores[None] if batch_first else scores[:, None]
+    return scores, request, batched
+
+
+def canonical_frames(
+    name: str,
+    input_lengths: ArrayLike,
+    scores: jax.Array,
+    request: Request,
+    batched: bool,
+    names: Names = OURS,
+) -> jax.Array:
+    """The frames of each sequence of such scores."""
+    frames, sequences = _frames_and_sequences(scores, request)
+    if not batched:
+        input_lengths = _one(names.input_lengths, input_lengths)
+    input_lengths = checks.lengths(names.input_lengths, input_lengths, sequences)
+    checks.length_values(
+        names.input_lengths,
+        checks.host_values(input_lengths),
+        frames,
+        f"{name} has T = {frames} frames",
+        "An input length counts the frames that the model gives for a sequence, after any subsampling.",
+        batched,
+    )
+    return _device(input_lengths)
+
+
+def _frames_and_sequences(scores: jax.Array, request: Request) -> tuple[int, int]:
+    first, second, _ = scores.shape
+    return (second, first) if request.batch_first else (first, second)
+
+
+def _form(
+    name: str, targets: jax.Array | np.ndarray, sequences: int, batched: bool, names: Names
+) -> tuple[jax.Array | np.ndarray, Form]:
+    shape = tuple(targets.shape)
+    if not batched:
+        if len(shape) != 1:
+            raise ValueError(
+                f"{names.targets} must have shape (S,) for one sequence, that is {name} of shape (T, C); got {shape}."
+            )
+        return targets[None], Form.ONE
+    if len(shape) == 1:
+        return targets, Form.END_TO_END
+    if len(shape) != 2 or shape[0] != sequences:
+        raise ValueError(
+            f"{names.targets} must have shape (N, S) with N = {sequences}, as {name} has, or be one-dimensional, all "
+            f"targets end to end; got {shape}."
+        )
+    return targets, Form.PADDED
+
+
+def _one(name: str, x: ArrayLike) -> ArrayLike:
+    """The length of one sequence may be a number or an array of one number."""
+    shape = np.shape(x)
+    if shape not in ((), (1,)):
+        raise ValueError(f"{name} must be one number for one sequence; got an array of shape {shape}.")
+    return x
+
+
+def _pad(
+    targets: jax.Array | np.ndarray,
+    target_lengths: jax.Array | np.ndarray,
+    counts: np.ndarray | None,
+    bound: int | None,
+    frames: int,
+    names: Names,
+) -> tuple[Any, Any]:
+    """End-to-end targets to padded ones, of a width that is known when tracing.
+
+    A target longer than T is infeasible whatever its labels: T + 1 columns tell all there is to know.
+    """
+    total = targets.shape[0]
+    if counts is None:
+        width = min(total, frames + 1) if bound is None else min(bound, total)
+        return _pad_traced(targets, target_lengths, width, exact=bound is not None)
+    if counts.sum() != total:
+        raise ValueError(
+            f"{names.targets} holds {total} labels end to end, but {names.target_lengths} sum to {counts.sum()}: "
+            "the two must be equal. Padded targets must be two-dimensional, of shape (N, S)."
+        )
+    width = int(counts.max(initial=0)) if bound is None else bound
+    slot = np.arange(width)
+    index = np.cumsum(counts, dtype=np.int64) - counts
+    index = np.minimum(index[:, None] + slot, max(total - 1, 0))
+    if total == 0:
+        return np.zeros((len(counts), width), np.int32), target_lengths
+    return targets[index], target_lengths
+
+
+@functools.partial(jax.jit, static_argnames=("width", "exact"))
+def _pad_traced(
+    targets: Integer[Array, " total"], target_lengths: Integer[Array, " N"], width: int, *, exact: bool
+) -> tuple[Int[Array, "N width"], Int[Array, " N"]]:
+    """Where the lengths cannot belong to these targets, all of them become -1, which is illegal."""
+    total = targets.shape[0]
+    lengths = jnp.clip(target_lengths, -1, total + 1).astype(jnp.int32)
+    belongs = (lengths >= 0).all() & (lengths.sum(dtype=jnp.int32) == total)
+    index = (jnp.cumsum(lengths, dtype=jnp.int32) - lengths)[:, None] + row_of_indices(width)
+    padded = targets.at[index].get(mode="fill", fill_value=0)
+    if not exact:
+        lengths = jnp.minimum(lengths, width)
+    return padded, jnp.where(belongs, lengths, -1)
+
+
+def _device(x: jax.Array | np.ndarray) -> jax.Array:
+    """32 bits hold every legal label and length; what they do not hold must stay illegal."""
+    if isinstance(x, np.ndarray):
+        limits = np.iinfo(np.int32)
+        return jnp.asarray(np.clip(x, limits.min, limits.max).astype(np.int32))
+    return x

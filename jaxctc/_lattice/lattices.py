@@ -1,0 +1,110 @@
+"""From targets to the lattice of states that the recursion walks, and the scores along it.
+
+The lattice has W columns: column s holds blank s and label s (see `recursion`). A target of more than T
+labels can never be spelled in T frames, so W is min(S, T) + 2, rounded up to whole vectors, or to what a kernel
+takes at once: one column for the last blank, and one that no target reaches. Columns without a label take the blank's
+class.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Integer
+
+from jaxctc._types import Problem, Request
+
+_VECTOR = 8
+_KERNEL = 128
+"""Lanes of a TPU's register, threads of a GPU's warpgroup. Of fewer columns the kernels for GPUs would make a copy."""
+
+
+class Lattice(NamedTuple):
+    """The states of one batch. Whatever was illegal has been replaced by something harmless."""
+
+    labels: Int[Array, "N W"]
+    input_lengths: Int[Array, " N"]
+    target_lengths: Int[Array, " N"]
+    legal: Bool[Array, " N"]
+    """Lengths within their ranges, labels within [0, C) and none of them the blank."""
+    feasible: Bool[Array, " N"]
+    """Enough frames: one a label, and one more for the blank between two equal labels."""
+
+
+def accumulation_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """What the scores are computed in: float64 stays, all else is float32."""
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
+def wide(x: Integer[Array, "..."]) -> Integer[Array, "..."]:
+    """Small integer types hold neither T nor C; wider ones must not be narrowed before they are checked."""
+    return x.astype(jnp.int32) if x.dtype.itemsize < 4 else x
+
+
+def narrow(x: Integer[Array, "..."], legal: Bool[Array, "..."]) -> Int[Array, "..."]:
+    return jnp.where(legal, x, 0).astype(jnp.int32)
+
+
+def row_of_indices(count: int) -> Int[Array, "1 count"]:
+    return jnp.arange(count, dtype=jnp.int32)[None]
+
+
+def within(x: Integer[Array, "..."], stop: int) -> Bool[Array, "..."]:
+    """0 <= x <= stop, in any integer type."""
+    return (x >= 0) & (x <= stop)
+
+
+def legal_labels(
+    targets: Integer[Array, "N S"], target_lengths: Integer[Array, " N"], blank: int, classes: int
+) -> Bool[Array, "N S"]:
+    """Padding is always legal."""
+    padding = row_of_indices(targets.shape[1]) >= target_lengths[:, None]
+    return padding | (within(targets, classes - 1) & (targets != blank))
+
+
+def build(problem: Problem, request: Request) -> Lattice:
+    frames, classes = frames_of(problem.scores, request), problem.scores.shape[2]
+    targets, input_lengths, target_lengths = (wide(x) for x in problem[1:])
+    longest = targets.shape[1]
+
+    in_range = within(input_lengths, frames) & within(target_lengths, longest)
+    input_lengths = narrow(input_lengths, in_range)
+    target_lengths = narrow(target_lengths, in_range)
+    allowed = legal_labels(targets, target_lengths, request.blank, classes)
+
+    inside = row_of_indices(longest) < target_lengths[:, None]
+    labels = jnp.where(inside & allowed, targets, request.blank).astype(jnp.int32)
+    repeats = inside[:, 1:] & (labels[:, 1:] == labels[:, :-1])
+    needed = target_lengths + repeats.sum(axis=1, dtype=jnp.int32)
+
+    unit = _KERNEL if request.implementation == "pallas" else _VECTOR
+    columns = -(-(min(longest, frames) + 2) // unit) * unit
+    labels = labels[:, : min(longest, frames)]
+    labels = jnp.pad(labels, ((0, 0), (0, columns - labels.shape[1])), constant_values=request.blank)
+    return Lattice(
+        labels=labels,
+        input_lengths=input_lengths,
+        target_lengths=jnp.minimum(target_lengths, min(longest, frames)),
+        legal=in_range & allowed.all(axis=1),
+        feasible=input_lengths >= needed,
+    )
+
+
+def frames_of(scores: Float[Array, "A B C"], request: Request) -> int:
+    return scores.shape[1 if request.batch_first else 0]
+
+
+def frame_mask(input_lengths: Integer[Array, " N"], frames: int) -> Bool[Array, "T N"]:
+    """The frames within each sequence's length."""
+    return input_lengths[None] > row_of_indices(frames).T
+
+
+def frames_first(x: jax.Array, request: Request) -> jax.Array:
+    """(N, T, ...) to (T, N, ...) where the caller keeps the batch first; its own inverse."""
+    return jnp.swapaxes(x, 0, 1) if request.batch_first else x
+
+
+def skip(labels: Int[Array, "... W"]) -> Bool[Array, "... W"]:
+    """Label s differs from label s - 1, so that the blank between them may be skipped."""
+    before = jnp.concatenate([jnp.full_like(labels[..., :1], -1), labels[..., :-1]], axis=-1)
+    return labels != before
