@@ -152,7 +152,7 @@ def test_a_target_of_any_length_is_walked_in_strips(monkeypatch):
     """Of two tiles each; targets end within the first, with its last column, and within the second and the third."""
     monkeypatch.setattr(gpu, "_MOST_TILES", 2)
     walk = walk_of(problem(80, [80, 80, 70, 80], [3, 31, 40, 66]))
-    cut = gpu._Cut.of(walk, gpu._inward_memory)
+    cut = gpu._Cut.of(walk, gpu._forward_memory)
     assert cut[2:4] == (3, 2)
     labels, _, first = np.moveaxis(gpu._given(cut, walk, 0).span, -1, 0)
     assert ((labels < 0) == (first == cut.segments * cut.size)).all()  # beyond the target nothing is walked
@@ -162,7 +162,7 @@ def test_a_target_of_any_length_is_walked_in_strips(monkeypatch):
 
 
 def test_the_widest_strip_has_room():
-    for memory in (gpu._inward_memory, gpu._outward_memory):
+    for memory in (gpu._forward_memory, gpu._backward_memory):
         assert gpu._bytes(memory(gpu._MOST_TILES, gpu._LEAST, True)) <= gpu._SHARED
 
 
@@ -170,8 +170,8 @@ def test_the_widest_strip_has_room():
 def test_tiles_beyond_the_target_are_left_out(monkeypatch):
     batch = problem(16, [7, 16], [3, 9])
     walk = walk_of(batch)
-    cut = gpu._Cut.of(walk, gpu._inward_memory)
-    (last,), _ = gpu._walk_inward(gpu._LAST, cut, gpu._given(cut, walk, 0), 1, INTERPRETED)
+    cut = gpu._Cut.of(walk, gpu._forward_memory)
+    (last,), _ = gpu._run_forward(gpu._LAST, cut, gpu._given(cut, walk, 0), 1, INTERPRETED)
     # What is not written has no value.
     np.testing.assert_array_equal(np.isnan(last).any(axis=(1, 2, 3, 4, 6)), [[False, True], [False, False]])
 
@@ -252,7 +252,7 @@ def test_no_barrier_is_missing(monkeypatch, tmp_path, labels):
     walk = jax.eval_shape(walk_of, problem(labels + 10, [labels + 10] * 2, [labels, 3]))
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), walk)
     jax.jit(lambda walk: gpu.posterior(walk, 16)).lower(placed).compile()
-    cut = gpu._Cut.of(walk, gpu._outward_memory)
+    cut = gpu._Cut.of(walk, gpu._backward_memory)
     words = {8: cut.segments * cut.size - 3 * cut.size - 2}  # the third number of a span
     listings = {path.stem: path.read_text() for path in tmp_path.glob("*.ptx")}
     assert len(listings) == 2

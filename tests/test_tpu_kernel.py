@@ -93,9 +93,9 @@ def test_agrees_with_torch(monkeypatch):
     """In double: variable lengths, empty targets, impossible ones, classes and blanks that are impossible."""
     pytest.importorskip("torch")
 
-    def interpreted(walk, size, start, *_, fold):
+    def interpreted(walk, size, start, *_, scatter):
         value, found = posterior(walk, size, start)
-        return value, found._replace(label=fold(found.label))
+        return value, found._replace(label=scatter(found.label))
 
     monkeypatch.setattr(dispatch, "posterior", interpreted)
     batch = problem(21, 4, [21, 20, 9, 12, 3, 21, 17], [4, 0, 3, 4, 4, 2, 3])
@@ -168,7 +168,7 @@ def used(size, steps, columns, rest, **options):
 def assert_all_in_kernels(compiled):
     """One that walks inward, one that walks outward; and no loop around them."""
     text = compiled.as_text()
-    assert re.findall(r"%ctc_([a-z]+).* custom_call_target=\"tpu_custom_call\"", text) == ["inward", "outward"]
+    assert re.findall(r"%ctc_([a-z]+)_pass.* custom_call_target=\"tpu_custom_call\"", text) == ["forward", "backward"]
     assert " while(" not in text
 
 

@@ -4,9 +4,9 @@ A block of threads walks one direction of one sequence, from its own first live 
 while one is walked the scores of the next are copied to shared memory, and before each the states are normalised.
 
 One kernel walks inward and leaves the states before each segment behind; XLA joins the two directions
-(`bidirectional.join_directions`); and one walks outward, from the last segment to the first. There one warpgroup walks each segment
-again and keeps its shares in shared memory, and another, one segment behind, undoes it, step by step. The posterior
-takes the place of the scores. No thread adds to what another has written: results are the same from run to run.
+(`bidirectional.join_directions`); and one walks outward, from the last segment to the first. There one warpgroup
+walks each segment again and keeps its shares in shared memory, and another, one segment behind, undoes it, step by
+step. The posterior takes the place of the scores. No thread adds to what another has written: results are the same from run to run.
 
 Rows of one, two, four, ... tiles are each compiled on their own, and a block takes the narrowest that holds its
 target: columns beyond are not computed. A lattice of more columns than a block has room for is cut into strips, which
@@ -152,8 +152,8 @@ class _Given(NamedTuple):
     the first live step, where beyond the target there is none.
     """
     per_step: Float[Array, "N 2 G E 32"]
-    """Mantissas and exponents of each segment's steps, and room for more: of `ScaledEmissions.blank` and, if there are edges, of
-    what arrives from the strip before.
+    """Mantissas and exponents of each segment's steps, and room for more: of `ScaledEmissions.blank` and, if there are
+    edges, of what arrives from the strip before.
     """
 
 

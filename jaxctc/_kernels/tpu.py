@@ -3,8 +3,8 @@
 A row is one direction of one sequence; rows lie in sublanes, columns in lanes. The grid is blocks of rows, which
 know nothing of each other, by blocks of steps, one after the other: while one is walked the scores of the next
 stream in. One kernel walks inward and leaves behind the states before each block of steps; XLA joins the two
-directions (`bidirectional.join_directions`); and one walks outward, from the last block to the first: each it walks again, keeps
-the shares, and undoes, step by step. The posterior takes the place of the scores.
+directions (`bidirectional.join_directions`); and one walks outward, from the last block to the first: each it walks
+again, keeps the shares, and undoes, step by step. The posterior takes the place of the scores.
 
 Nothing is copied or padded in HBM. A block turns its scores from rows of steps to steps of rows when they are in
 VMEM, and the posterior back. Where it reaches beyond the walk, what is there in a row concerns no other row and is
