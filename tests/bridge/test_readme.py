@@ -104,6 +104,7 @@ def _():
         jaxctc.ctc_loss(ZEROS.numpy(), [[7]], [4], [1])
     with pytest.raises(RuntimeError, match=r"targets\[0, 0\] is 7"):
         bridge.ctc_loss(ZEROS, torch.tensor([[7]]), [4], [1])
+    assert jnp.isnan(jax.jit(lambda targets: jaxctc.ctc_loss(ZEROS.numpy(), targets, *ONE[1:]))(jnp.array([[7]])))
     assert optax_loss(jnp.zeros((1, 4, 3)), jnp.array([[7]]))[0] < 0
     # torch's own is not called: it reads out of bounds, and may take the process with it.
 
@@ -187,6 +188,9 @@ def _():
     torch.testing.assert_close(tangent, torch.tensor(-4.0))
     with pytest.raises(NotImplementedError):
         torch.func.jvp(lambda x: functional.ctc_loss(x, *TORCH_ONE), (ZEROS,), (ones,))
+    array = jnp.zeros((4, 1, 3))
+    _, ours = jax.jvp(lambda x: jaxctc.ctc_loss(x, *ONE), (array,), (array + 1,))
+    np.testing.assert_allclose(ours, -4, rtol=1e-6)
     array = jnp.zeros((1, 4, 3))
     assert jax.jvp(lambda x: optax_loss(x, jnp.array([[1]])), (array,), (array + 1,))[1].shape == (1,)
 
