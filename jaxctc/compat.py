@@ -29,7 +29,7 @@ from jaxctc._autodiff.loss_rule import losses
 from jaxctc._inputs import checks
 from jaxctc._inputs.arguments import canonical_batch
 from jaxctc._inputs.checks import Names
-from jaxctc._reference import forward_variables
+from jaxctc._reference.forward_variables import forward_variables, padding_last
 from jaxctc._types import ArrayLike, Problem, Request
 
 __all__ = [
@@ -48,9 +48,11 @@ def optax_ctc_loss(
     label_paddings: ArrayLike,
     *,
     blank_id: int = 0,
-    log_epsilon: ArrayLike | None = None,
 ) -> Float[Array, " B"]:
     """`optax.losses.ctc_loss`.
+
+    The loss of an infeasible target is +inf, and its gradient 0. In optax it is about 1e5: there `log_epsilon`, which
+    this function does not take, is the finite score of a path that breaks a rule of CTC.
 
     Padded frames may stand anywhere, as with optax: they are as if they were not there. Where they come last the
     logits are taken as they lie; else they are moved, at a cost.
@@ -63,20 +65,13 @@ def optax_ctc_loss(
         labels: Of any integer type, (B, N), padded with anything.
         label_paddings: (B, N), 0 for each label of a target, then 1.
         blank_id: Index of the blank class, within [0, K).
-        log_epsilon: optax's log 0, whose default there is -1e5: what it adds to the score of a path to break a rule,
-            by beginning in another state than the first, or by stepping from a label to an equal one without a blank.
-            An infeasible target then has a finite loss, of about ``-log_epsilon``, and optax's gradient. It goes
-            through the plain recursion (`jaxctc._reference.recursion`), and takes a few times as long. None: no path breaks
-            a rule.
 
     Returns:
-        The losses, (B,). With `log_epsilon` they are optax's, rounding apart (near 1e5 float32 goes in steps of
-        0.008), but for one thing: optax counts each step from a label to a blank ``1 + exp(log_epsilon)`` times,
-        which nobody can see below -20.
+        The losses, (B,).
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: A shape, a padding, a label, `blank_id` or `log_epsilon` is illegal.
+        ValueError: A shape, a padding, a label or `blank_id` is illegal.
 
     Example:
         >>> import jax.numpy as jnp
@@ -86,10 +81,7 @@ def optax_ctc_loss(
         >>> round(float(loss[0]), 4)  # 15 of the 81 paths
         1.6864
     """
-    padded, request = _padded(logits, logit_paddings, labels, label_paddings, blank_id)
-    if log_epsilon is None:
-        return _optax(*padded, request)
-    return forward_variables.forward_probabilities(*padded, _log_epsilon(log_epsilon), request)[0]
+    return _optax(*_padded(logits, logit_paddings, labels, label_paddings, blank_id))
 
 
 def optax_ctc_loss_with_forward_probs(
@@ -99,7 +91,6 @@ def optax_ctc_loss_with_forward_probs(
     label_paddings: ArrayLike,
     *,
     blank_id: int = 0,
-    log_epsilon: ArrayLike | None = None,
 ) -> tuple[Float[Array, " B"], Float[Array, "T B blanks"], Float[Array, "T B labels"]]:
     """`optax.losses.ctc_loss_with_forward_probs`.
 
@@ -109,7 +100,6 @@ def optax_ctc_loss_with_forward_probs(
         labels: Labels of each target.
         label_paddings: Which labels are padding.
         blank_id: Index of the blank class.
-        log_epsilon: What a path pays to break a rule.
 
     Returns:
         The losses, (B,); the log probability of all beginnings of paths that end at frame t in the blank after n
@@ -120,7 +110,7 @@ def optax_ctc_loss_with_forward_probs(
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: A shape, a padding, a label, `blank_id` or `log_epsilon` is illegal.
+        ValueError: A shape, a padding, a label or `blank_id` is illegal.
 
     Example:
         >>> import jax.numpy as jnp
@@ -131,11 +121,8 @@ def optax_ctc_loss_with_forward_probs(
         >>> (9 * jnp.exp(label[:, 0, 0])).round(2).tolist()  # 1 in 3, then 2 in 9: 1 1 and blank 1
         [3.0, 2.0]
     """
-    padded, request = _padded(logits, logit_paddings, labels, label_paddings, blank_id)
-    if log_epsilon is None:
-        _, *states = forward_variables.forward_probabilities(*padded, None, request)
-        return _optax(*padded, request), *states
-    return forward_variables.forward_probabilities(*padded, _log_epsilon(log_epsilon), request)
+    padded = _padded(logits, logit_paddings, labels, label_paddings, blank_id)
+    return _optax(*padded), *forward_variables(*padded)
 
 
 def keras_ctc_loss(
@@ -307,15 +294,15 @@ def _batch(
 
 def _padded(
     logits: ArrayLike, logit_paddings: ArrayLike, labels: ArrayLike, label_paddings: ArrayLike, blank_id: int
-) -> tuple[tuple[Problem, ArrayLike], Request]:
-    """The problem, its frames not yet moved, and which of them are no padding."""
+) -> tuple[Problem, ArrayLike, Request]:
+    """Return the problem, whose frames have not been moved yet, the mask of those that are not padding, the request."""
     scores = _three_axes("logits", logits)
     labels = _two_axes("labels", labels, scores.shape[0])
-    live, frames = _unpadded("logit_paddings", logit_paddings, scores.shape[:2], "logits", anywhere=True)
+    frame_mask, frames = _unpadded("logit_paddings", logit_paddings, scores.shape[:2], "logits", anywhere=True)
     _, counts = _unpadded("label_paddings", label_paddings, labels.shape, "labels", anywhere=False)
     names = Names("labels", "the length by logit_paddings", "the length by label_paddings", "blank_id")
     problem, request = _batch("logits", scores, labels, frames, counts, blank_id, True, names)
-    return (problem, live), request
+    return problem, frame_mask, request
 
 
 def _unpadded(
@@ -346,16 +333,6 @@ def _unpadded(
     return live, live.sum(axis=1)
 
 
-def _log_epsilon(x: ArrayLike) -> ArrayLike:
-    made = checks.as_array("log_epsilon", x, "a number or None")
-    if made.shape != ():
-        raise ValueError(f"log_epsilon must be one number; got an array of shape {made.shape}.")
-    value = checks.host_values(made)
-    if value is not None and not value < 0:
-        raise ValueError(f"log_epsilon is {value}: it must be negative, such as optax's -1e5, or None.")
-    return made
-
-
 # What is computed
 
 
@@ -365,5 +342,5 @@ def _losses(problem: Problem, request: Request) -> Float[Array, " N"]:
 
 
 @functools.partial(jax.jit, static_argnames="request")
-def _optax(problem: Problem, live: Bool[Array, "N T"], request: Request) -> Float[Array, " N"]:
-    return losses(request, *forward_variables.moved(problem, live))
+def _optax(problem: Problem, frame_mask: Bool[Array, "N T"], request: Request) -> Float[Array, " N"]:
+    return losses(request, *padding_last(problem, frame_mask))

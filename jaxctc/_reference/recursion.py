@@ -1,23 +1,23 @@
-"""The CTC recursion, forward, in logarithms, written as it is defined, over whatever sum is wanted.
+"""Run the forward recursion in log space, over any sum and any topology: the generalized form of `ctc`.
 
-A target of L labels has 2 L + 1 states. They are kept as two rows of W columns: `blank[s]` is the
-blank after s labels, `label[s]` is label s (counted from 0), which lies between blank s and
-blank s + 1. One frame is
+A target of L labels has 2 L + 1 states. They are kept as two rows of W columns: column s holds blank state s, the
+blank after s labels, and label state s (counted from 0), which lies between blank s and blank s + 1. With alpha the
+forward variables and (+) the sum, one frame is
 
-    u[s]      = blank[s] (+) label[s - 1]               into blank s
-    w[s]      = u[s] if skip[s] else blank[s]           what may step into label s
-    blank'[s] = u[s] + e_blank[s]
-    label'[s] = ((label[s] + stay) (+) w[s]) + e_label[s]
+    into_blank[s] = alpha.blank[s] (+) alpha.label[s - 1]
+    into_label[s] = into_blank[s] if skip[s] else alpha.blank[s]
+    alpha.blank[s] <- into_blank[s] + emission.blank[s]
+    alpha.label[s] <- ((alpha.label[s] + self_loop_score) (+) into_label[s]) + emission.label[s]
 
-skip[s] says that label s differs from label s - 1. It starts from a virtual blank 0 before the first
-frame, and frames at or beyond a sequence's own length leave its states as they are.
+skip[s] says that label s differs from label s - 1, so that the blank between them may be skipped. Before the first
+frame every path is in blank 0. Frames at or beyond a sequence's length leave its alpha unchanged.
 
-With logaddexp for (+) it sums over all paths: the likelihood. With the maximum it finds the best of them
-(`alignment`). And its derivative in the direction of the emissions is the mean score of a path, for all
-paths: the sum in the expectation semiring (`posterior_rule`).
+With logaddexp as the sum the recursion gives the likelihood, with the maximum the score of the best path (`viterbi`).
+The derivative of the log likelihood in the direction of the emissions is the mean score of a path: the same recursion
+in the expectation semiring (`path_entropy` in `posterior_rule`).
 
-The losses and their gradient come from `bidirectional`, which is tested against this; derivatives above the
-first go through it, by JAX itself.
+The losses and their gradient come from `bidirectional`, which is tested against this module. JAX differentiates this
+module for derivatives above the first.
 """
 
 from collections.abc import Callable
@@ -35,100 +35,92 @@ Sum: TypeAlias = Callable[[Array, Array], Array]
 
 
 class LogStates(NamedTuple):
-    """Of one frame, each (N, W); or what the states emit at each frame, each (T, N, W)."""
+    """Hold one logarithm for each state: alpha at one frame, (N, W) each, or the emissions of all, (T, N, W) each."""
 
     blank: Float[Array, "..."]
-    """Of what is emitted one column is enough: (T, N, 1)."""
+    """Blank states. All of them emit the same, so that emissions have a single column: (T, N, 1)."""
     label: Float[Array, "..."]
+    """Label states."""
 
 
 class Topology(NamedTuple):
-    """Which paths there are, and how they are weighed but for what they emit."""
+    """Describe which paths there are, and what their transitions add to their scores."""
 
     skip: Bool[Array, "N W"]
+    """The blank before label s may be skipped."""
     input_lengths: Int[Array, " N"]
     target_lengths: Int[Array, " N"]
     self_loop_score: Float[Array, "T N"] | float = 0.0
-    """What a label's second and every later frame adds to the score."""
+    """Added to the score of a path at each frame that continues the label of the frame before."""
     begins_anywhere: bool = False
-    """A path may begin at any frame, not only at the first: what comes before costs nothing."""
+    """A path may begin at any frame, not only at the first; the frames before it cost nothing."""
     ends_anywhere: bool = False
-    violation_score: Float[Array, ""] | None = None
-    """What a path that breaks a rule adds to its score: one that begins in another state than blank 0, or that steps
-    from a label to an equal one. No path does where it is None.
-    """
+    """A path may end at any frame, not only at the last; the frames after it cost nothing."""
 
 
 def start(topology: Topology, dtype: jnp.dtype) -> LogStates:
-    """Before the first frame."""
-    impossible = jnp.full(
-        topology.skip.shape, LOG_ZERO if topology.violation_score is None else topology.violation_score, dtype
-    )
-    return LogStates(impossible if topology.begins_anywhere else impossible.at[:, 0].set(0), impossible)
+    """Return alpha before the first frame."""
+    nowhere = jnp.full(topology.skip.shape, LOG_ZERO, dtype)
+    return LogStates(nowhere if topology.begins_anywhere else nowhere.at[:, 0].set(0), nowhere)
 
 
 def step(
-    plus: Sum, states: LogStates, emitted: LogStates, topology: Topology, self_loop_score: Array | float = 0.0
+    plus: Sum, alpha: LogStates, emission: LogStates, topology: Topology, self_loop_score: Array | float = 0.0
 ) -> LogStates:
-    """On by one frame, for sequences that have it."""
-    into_blank = plus(states.blank, from_left(states.label))
-    stepped = (
-        states.blank
-        if topology.violation_score is None
-        else plus(states.blank, from_left(states.label) + topology.violation_score)
-    )
-    into_label = jnp.where(topology.skip, into_blank, stepped)
-    return LogStates(into_blank + emitted.blank, plus(states.label + self_loop_score, into_label) + emitted.label)
+    """Return alpha after one more frame."""
+    stepped = into_blank(plus, alpha)
+    into_label = jnp.where(topology.skip, stepped, alpha.blank)
+    return LogStates(stepped + emission.blank, plus(alpha.label + self_loop_score, into_label) + emission.label)
 
 
-def whole(plus: Sum, states: LogStates) -> Float[Array, "N W"]:
-    """The sum over all paths that spell so many labels: into a virtual last blank."""
-    return plus(states.blank, from_left(states.label))
+def into_blank(plus: Sum, alpha: LogStates) -> Float[Array, "N W"]:
+    """Return the sum over the paths that are in blank s or in label s - 1: those that have spelled s labels."""
+    return plus(alpha.blank, from_left(alpha.label))
 
 
-def last(plus: Sum, states: LogStates, topology: Topology) -> Float[Array, " N"]:
-    """The sum over all paths that have come to their end."""
-    return jnp.take_along_axis(whole(plus, states), topology.target_lengths[:, None], axis=1)[:, 0]
+def last(plus: Sum, alpha: LogStates, topology: Topology) -> Float[Array, " N"]:
+    """Return the sum over the paths that have spelled the whole target."""
+    return jnp.take_along_axis(into_blank(plus, alpha), topology.target_lengths[:, None], axis=1)[:, 0]
 
 
-def log_likelihood(emitted: LogStates, topology: Topology) -> Float[Array, " N"]:
-    """The log likelihood of each target."""
-    (states, ended), _ = _scan(emitted, topology, keep=False)
-    return ended if topology.ends_anywhere else last(logaddexp, states, topology)
+def log_likelihood(emissions: LogStates, topology: Topology) -> Float[Array, " N"]:
+    """Return the log likelihood of each target."""
+    (alpha, ended), _ = _scan(emissions, topology, keep=False)
+    return ended if topology.ends_anywhere else last(logaddexp, alpha, topology)
 
 
-def forward(emitted: LogStates, topology: Topology) -> LogStates:
-    """Before the first frame and after each, (T + 1, N, W): the sum over all beginnings of paths that end there."""
-    _, states = _scan(emitted, topology, keep=True)
-    begin = start(topology, emitted.label.dtype)
-    return LogStates(*(jnp.concatenate([x[None], y]) for x, y in zip(begin, states, strict=True)))
+def forward(emissions: LogStates, topology: Topology) -> LogStates:
+    """Return alpha before the first frame and after each: (T + 1, N, W)."""
+    _, alpha = _scan(emissions, topology, keep=True)
+    begin = start(topology, emissions.label.dtype)
+    return LogStates(*(jnp.concatenate([x[None], y]) for x, y in zip(begin, alpha, strict=True)))
 
 
-def _scan(emitted: LogStates, topology: Topology, *, keep: bool) -> tuple[tuple[LogStates, Array], Any]:
-    """The states after the last frame and the paths ended by then; and the states after every frame, to `keep`."""
-    dtype = emitted.label.dtype
+def _scan(emissions: LogStates, topology: Topology, *, keep: bool) -> tuple[tuple[LogStates, Array], Any]:
+    """Return alpha after the last frame and the sum over the paths that have ended; with `keep` also every alpha."""
+    dtype = emissions.label.dtype
     ended = jnp.full(topology.target_lengths.shape, LOG_ZERO, dtype)
 
     def frame(carry, now):
-        states, ended = carry
-        t, self_loop_score, *emitted = now
-        before = states
+        alpha, ended = carry
+        t, self_loop_score, *emission = now
+        before = alpha
         if topology.begins_anywhere:
-            begun = logaddexp(states.blank[:, :1], jnp.zeros_like(states.blank[:, :1]))
-            before = states._replace(blank=jnp.concatenate([begun, states.blank[:, 1:]], axis=1))
+            begun = logaddexp(alpha.blank[:, :1], jnp.zeros_like(alpha.blank[:, :1]))
+            before = alpha._replace(blank=jnp.concatenate([begun, alpha.blank[:, 1:]], axis=1))
         frame_mask = t < topology.input_lengths
-        after = step(logaddexp, before, LogStates(*emitted), topology, self_loop_score[:, None])
-        states = LogStates(*(jnp.where(frame_mask[:, None], x, y) for x, y in zip(after, states, strict=True)))
+        after = step(logaddexp, before, LogStates(*emission), topology, self_loop_score[:, None])
+        alpha = LogStates(*(jnp.where(frame_mask[:, None], x, y) for x, y in zip(after, alpha, strict=True)))
         if topology.ends_anywhere:
-            ended = jnp.where(frame_mask, logaddexp(ended, last(logaddexp, states, topology)), ended)
-        return (states, ended), states if keep else None
+            ended = jnp.where(frame_mask, logaddexp(ended, last(logaddexp, alpha, topology)), ended)
+        return (alpha, ended), alpha if keep else None
 
-    count = emitted.label.shape[0]
-    self_loop_score = jnp.broadcast_to(jnp.asarray(topology.self_loop_score, dtype), emitted.label.shape[:2])
-    begin = varying_like((emitted, topology.skip), (start(topology, dtype), ended))
-    return lax.scan(frame, begin, (jnp.arange(count, dtype=jnp.int32), self_loop_score, *emitted))
+    count = emissions.label.shape[0]
+    self_loop_score = jnp.broadcast_to(jnp.asarray(topology.self_loop_score, dtype), emissions.label.shape[:2])
+    begin = varying_like((emissions, topology.skip), (start(topology, dtype), ended))
+    return lax.scan(frame, begin, (jnp.arange(count, dtype=jnp.int32), self_loop_score, *emissions))
 
 
 def from_left(x: Float[Array, "N W"]) -> Float[Array, "N W"]:
-    """Column s takes what stood in column s - 1."""
+    """Return the array shifted by one column: column s holds what column s - 1 held."""
     return jnp.concatenate([jnp.full_like(x[:, :1], LOG_ZERO), x[:, :-1]], axis=1)
