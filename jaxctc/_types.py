@@ -1,8 +1,8 @@
-"""The words that every module shares: axis names, the reductions, the options of one call.
+"""Define what every module shares: axis names, the reductions, the description of one call.
 
-Axis names in the annotations: T frames, N sequences, C classes (blank included), S labels of the
-longest target, W = min(S, T) + 1 columns of the lattice. A and B are T and N in the order in which
-the caller keeps them.
+Axis names in the annotations: T frames, N sequences, C classes (the blank included), S labels of the longest target,
+W columns of the lattice: min(S, T) + 2, rounded up to a multiple of `Layout.column_multiple`. A and B are T and N in
+the order in which the caller keeps them.
 """
 
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -13,8 +13,10 @@ from jaxtyping import Array, Integer
 Reduction: TypeAlias = Literal["none", "mean", "sum", "batchmean", "mean_volume"]
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 
-Implementation: TypeAlias = Literal["scan", "pallas"]
+Implementation: TypeAlias = Literal["reference", "xla", "pallas"]
 IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
+REGISTERED: dict[str, Any] = {}
+"""Kernels that `dispatch.register` has added under a name of their own."""
 
 LOG_ZERO = -1e30
 """Stands for log 0. Scores at or below it mean probability zero; a million of them still fit in float32."""
@@ -23,20 +25,32 @@ ArrayLike: TypeAlias = Any
 """What the public functions take: JAX arrays, numpy arrays, nested sequences, plain numbers."""
 
 
+class Layout(NamedTuple):
+    """How lattice and steps are laid out for the implementation that runs them; `dispatch` alone chooses one."""
+
+    platform: str | None = None
+    """The platform whose kernels run, "tpu" or "cuda"; None: XLA's loops."""
+    column_multiple: int = 8
+    """The lattice's columns are a multiple of this: a vector register of a CPU, or a row of a kernel."""
+    segment_steps: int | None = None
+    """The number of steps is a multiple of this; None leaves the choice to the loops."""
+
+
 class Request(NamedTuple):
-    """What is static about one call: hashable, so that it keys a compilation."""
+    """Describe what is static about one call: hashable, so that it keys a compilation. Built once, read by name."""
 
     blank: int = 0
     from_logits: bool = False
     batch_first: bool = False
     frame_axis: str | None = None
-    """The mesh axis that the frames lie along."""
+    """The mesh axis that the frames are sharded over."""
     sequences_at_once: int | None = None
-    """The sequences that are worked on at once; all, if it is not said."""
+    """The number of sequences in one chunk of the batch; None: all."""
     implementation: str | None = None
-    """Who walks the lattice (see `dispatch`)."""
+    """What the caller asked for; None leaves the choice to `dispatch`."""
     sequence_axis: str | tuple[str, ...] | None = None
-    """The mesh axis that the sequences lie along, where that is known: a kernel has to be told."""
+    """The mesh axis that the sequences are sharded over, where it is known: a kernel has to be told."""
+    layout: Layout = Layout()
 
 
 class Problem(NamedTuple):

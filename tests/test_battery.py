@@ -1,6 +1,7 @@
 """What every entry point keeps to, in every floating-point type and layout."""
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,6 @@ import pytest
 from oracles import enumerate_paths, log_softmax
 
 import jaxctc
-from jaxctc._inputs import checks
 from jaxctc._kernels import dispatch
 
 T, N, C, S = 6, 4, 4, 3
@@ -34,8 +34,8 @@ class Entry(NamedTuple):
     function: Callable[..., jax.Array]
     dtype: Any
     batch_first: bool
-    kernels: str | None = None
-    """"tpu" or "gpu", whose are interpreted in the scan's place."""
+    implementation: str | None = None
+    """"tpu" and "gpu" are the kernels for them, interpreted."""
 
     @property
     def from_logits(self) -> bool:
@@ -62,7 +62,7 @@ class Entry(NamedTuple):
             blank=blank,
             reduction=reduction,
             batch_first=self.batch_first,
-            implementation=self.kernels,
+            implementation=self.implementation,
             **options,
         )
 
@@ -89,7 +89,7 @@ class Entry(NamedTuple):
         return results
 
     def static(self, **options: Any) -> tuple[tuple[str, Any], ...]:
-        return (("batch_first", self.batch_first), ("implementation", self.kernels), *options.items())
+        return (("batch_first", self.batch_first), ("implementation", self.implementation), *options.items())
 
 
 # One compilation for each shape and set of options: nearly all the time that these tests take.
@@ -115,11 +115,16 @@ INTERPRETED = [
     Entry(jaxctc.ctc_loss, jnp.float32, False, "tpu"),
     Entry(jaxctc.ctc_loss_with_logits, jnp.bfloat16, True, "tpu"),
 ]
+REFERENCE = [
+    Entry(jaxctc.ctc_loss, jnp.float32, False, "reference"),
+    Entry(jaxctc.ctc_loss_with_logits, jnp.float64, True, "reference"),
+    Entry(jaxctc.ctc_loss_with_logits, jnp.bfloat16, False, "reference"),
+]
 SLOWLY_INTERPRETED = Entry(jaxctc.ctc_loss_with_logits, jnp.float32, False, "gpu")
 
 
 def name(entry: Entry) -> str:
-    words = entry.function.__name__, entry.dtype.__name__, "NTC" if entry.batch_first else "TNC", entry.kernels
+    words = entry.function.__name__, entry.dtype.__name__, "NTC" if entry.batch_first else "TNC", entry.implementation
     return "-".join(filter(None, words))
 
 
@@ -128,25 +133,25 @@ def parameters(entries):
     return [pytest.param(e, id=name(e), marks=pytest.mark.xdist_group(name(e))) for e in entries]
 
 
-@pytest.fixture(params=parameters(ENTRIES + INTERPRETED))
+@pytest.fixture(params=parameters(ENTRIES + REFERENCE + INTERPRETED))
 def entry(request, monkeypatch):
     yield from _set_up(request, monkeypatch)
 
 
-@pytest.fixture(params=parameters([*ENTRIES, *INTERPRETED, SLOWLY_INTERPRETED]))
+@pytest.fixture(params=parameters([*ENTRIES, *REFERENCE, *INTERPRETED, SLOWLY_INTERPRETED]))
 def any_entry(request, monkeypatch):
     yield from _set_up(request, monkeypatch)
 
 
 def _set_up(request, monkeypatch):
-    if request.param.kernels:
-        _interpret(request.param.kernels, monkeypatch)
+    if request.param.implementation in ("tpu", "gpu"):
+        _register_interpreted(request.param.implementation, monkeypatch)
     with jax.enable_x64(request.param.dtype == jnp.float64):
         yield request.param
 
 
-def _interpret(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes of "tpu" and "gpu" implementations of their own: what is traced for one is not taken for another."""
+def _register_interpreted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes of the kernels for TPUs and GPUs, interpreted, implementations of their own."""
     if name == "gpu":
         pytest.importorskip("absl", reason="Pallas's Mosaic GPU needs absl-py")
         from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
@@ -161,17 +166,10 @@ def _interpret(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         from jaxctc._kernels import tpu as kernels
 
         interpret = True
-
-    def likelihood(walk, start, *_):
-        return kernels.likelihood(walk, start, interpret=interpret)
-
-    def posterior(walk, size, start, *_, every_blank=False, fold=lambda label: label):
-        value, found = kernels.posterior(walk, size, start, every_blank=every_blank, interpret=interpret)
-        return value, found._replace(label=fold(found.label))
-
-    monkeypatch.setattr(checks, "implementation", lambda _: None)
-    monkeypatch.setattr(dispatch, "likelihood", likelihood)
-    monkeypatch.setattr(dispatch, "posterior", posterior)
+    likelihood, posterior = (functools.partial(f, interpret=interpret) for f in (kernels.likelihood, kernels.posterior))
+    dispatch.register(
+        name, types.SimpleNamespace(likelihood=likelihood, posterior=posterior, PRECISION=jax.lax.Precision.HIGHEST)
+    )
 
 
 UNROUNDED = [Entry(jaxctc.ctc_loss, jnp.float32, False), Entry(jaxctc.ctc_loss_with_logits, jnp.float64, True)]

@@ -66,9 +66,9 @@ def test_a_gpu_gathers_again_what_it_would_have_to_keep(platform, gathers):
     assert count([jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on) for x in PROBLEM]) == min(gathers, 1)
 
 
-@pytest.mark.parametrize(("implementation", "products"), [("pallas", 1), ("scan", 0)])
+@pytest.mark.parametrize(("implementation", "products"), [("pallas", 1), ("xla", 0)])
 def test_columns_of_one_label_are_added_up_by_tensor_cores_to_the_last_digit(implementation, products):
-    """In six products of half precision; whoever has the scan may have a GPU without them."""
+    """In six products of half precision; the loops run on GPUs without them too."""
     asked = functools.partial(jaxctc.ctc_loss, implementation=implementation)
     text = jax.jit(jax.grad(asked)).trace(*PROBLEM).lower(lowering_platforms=("cuda",)).as_text()
     assert len(re.findall("lhs_precision_type = bf16.*num_primitive_operations = 6", text)) == products
@@ -76,8 +76,8 @@ def test_columns_of_one_label_are_added_up_by_tensor_cores_to_the_last_digit(imp
 
 @LOSSES
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-def test_the_scan_runs_everywhere_else(function, platform):
-    for implementation in (None, "scan"):
+def test_the_loops_run_everywhere_else(function, platform):
+    for implementation in (None, "xla"):
         asked = functools.partial(function, implementation=implementation)
         kernels, loops = parts(jax.grad(asked), PROBLEM, platform)
         assert kernels == 0
@@ -106,7 +106,7 @@ def test_a_kernel_runs_within_shard_map(platform, checked):
 @LOSSES
 def test_a_proven_kernel_runs_unasked_where_it_can(monkeypatch, function):
     """In shapes of their own, for what is traced is remembered."""
-    monkeypatch.setattr(dispatch, "_PROVEN", frozenset({"cuda"}))
+    monkeypatch.setattr(dispatch, "PROVEN", frozenset({"cuda"}))
 
     def problem(frames, labels, dtype=jnp.float32):
         return [jax.ShapeDtypeStruct((frames, 3, C), dtype), jax.ShapeDtypeStruct((3, labels), jnp.int32), *LENGTHS]
@@ -117,9 +117,37 @@ def test_a_proven_kernel_runs_unasked_where_it_can(monkeypatch, function):
     assert parts(jax.grad(unasked), problem(91, 20), "cuda") == (2, 0)
     assert parts(unasked, problem(92, 20), "tpu")[0] == 0
     assert parts(unasked, problem(30_000, 1500), "cuda")[0] == 0
-    assert parts(functools.partial(unasked, implementation="scan"), problem(93, 20), "cuda")[0] == 0
+    assert parts(functools.partial(unasked, implementation="xla"), problem(93, 20), "cuda")[0] == 0
     with jax.enable_x64(True):
         assert parts(unasked, problem(94, 20, jnp.float64), "cuda")[0] == 0
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_a_default_is_program_for_program_what_its_name_gives(monkeypatch, platform):
+    """Were the kernels of a platform the default, what would run is what has been measured."""
+
+    def text(function, implementation, count):
+        shapes = ((80, count, C), jnp.float32), ((count, 20), jnp.int32), ((count,), jnp.int32), ((count,), jnp.int32)
+        asked = functools.partial(function, implementation=implementation)
+        problem = [jax.ShapeDtypeStruct(*x) for x in shapes]
+        return jax.jit(asked).trace(*problem).lower(lowering_platforms=(platform,)).as_text()
+
+    def gradient(*problem, **options):
+        return jax.grad(lambda *x: jaxctc.ctc_loss_with_logits(*x, **options))(*problem)
+
+    for count, function in enumerate((jaxctc.ctc_loss, gradient, jaxctc.ctc_posteriors), start=3):
+        for default, name in ((frozenset(), "xla"), (frozenset({"tpu", "cuda"}), "pallas")):
+            monkeypatch.setattr(dispatch, "PROVEN", default)
+            jax.clear_caches()
+            assert text(function, None, count) == text(function, name, count)
+
+
+def test_the_reference_is_a_scan_over_time_differentiated_by_jax():
+    asked = functools.partial(jaxctc.ctc_loss, implementation="reference")
+    text = jax.jit(asked).trace(*PROBLEM).lower().as_text()
+    assert text.count("stablehlo.while") == 1
+    text = jax.jit(jax.grad(asked)).trace(*PROBLEM).lower().as_text()
+    assert text.count("stablehlo.while") == 2
 
 
 def test_one_program_for_several_platforms():
@@ -127,7 +155,7 @@ def test_one_program_for_several_platforms():
     assert exported.platforms == ("cpu", "cuda", "tpu")
 
 
-def test_the_second_derivative_is_the_scan_s():
+def test_the_second_derivative_is_that_of_the_recursion():
     asked = functools.partial(jaxctc.ctc_loss, implementation="pallas")
 
     def curvature(scores, *rest):
@@ -177,7 +205,7 @@ def test_what_has_no_kernel_is_said():
         ValueError, match=r"kernels for TPUs and NVIDIA GPUs, not for the platform cpu. Leave it to None"
     ):
         jaxctc.ctc_loss(scores, *target, implementation="pallas")
-    with pytest.raises(ValueError, match=r"implementation must be one of 'scan', 'pallas', or None; got 'cuda'"):
+    with pytest.raises(ValueError, match=r"must be one of 'reference', 'xla', 'pallas', or None; got 'cuda'"):
         jaxctc.ctc_loss(scores, *target, implementation="cuda")
     with jax.enable_x64(True), pytest.raises(ValueError, match=r"on tpu, .* float32, .* float64; on cuda, .* float64"):
         jaxctc.ctc_loss(scores.astype(np.float64), *target, implementation="pallas")
@@ -186,7 +214,7 @@ def test_what_has_no_kernel_is_said():
     for function in (jaxctc.ctc_posteriors, jaxctc.ctc_statistics):
         with pytest.raises(ValueError, match=r"not for the platform cpu"):
             function(scores, *target, implementation="pallas")
-        with pytest.raises(ValueError, match=r"must be one of 'scan', 'pallas', or None"):
+        with pytest.raises(ValueError, match=r"must be one of 'reference', 'xla', 'pallas', or None"):
             function(scores, *target, implementation="")
     large = [jax.ShapeDtypeStruct((100_000, 1, 32), jnp.float32), jax.ShapeDtypeStruct((1, 2_000), jnp.int32)]
     asked = functools.partial(jaxctc.ctc_loss, implementation="pallas")

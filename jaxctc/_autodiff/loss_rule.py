@@ -1,8 +1,8 @@
-"""The losses of a batch, one a sequence, and their derivatives of every order.
+"""Give the losses of a batch, one a sequence, and their derivatives of every order.
 
-The losses and their gradient come from the recursion at both ends (`bidirectional`). The gradient's own
-derivative, which few need, comes from `_plain`, the losses written as plainly as can be, which JAX
-differentiates by itself as often as it is asked to.
+Production computes the losses and their gradient by the bidirectional recursion. The gradient's own derivative, which
+few need, is that of `_by_recursion`, the forward recursion in logarithms, which JAX differentiates by itself as often
+as it is asked to. ``implementation="reference"`` uses neither: JAX differentiates the reference.
 """
 
 import functools
@@ -24,14 +24,13 @@ from jaxctc._mesh import sharded_like_scores
 from jaxctc._parallel import frame_blocks
 from jaxctc._parallel.batch_chunks import sliced
 from jaxctc._reference import log_emissions, recursion
+from jaxctc._reference import losses as reference
 from jaxctc._types import LOG_ZERO, Problem, Request
 
 _BLOCK = 16
 """Steps of a loss without a gradient whose scores are fetched at once."""
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-@sharded_like_scores(lambda sequences, _: sequences)
 def losses(
     request: Request,
     scores: Float[Array, "A B C"],
@@ -40,31 +39,15 @@ def losses(
     target_lengths: Integer[Array, " N"],
     frames: Int[Array, ""] | None = None,
 ) -> Float[Array, " N"]:
-    """Minus the log probability of each target: no reduction, no derivative paid for that is not asked for.
+    """Return minus the log probability of each target; without a derivative asked for none is paid for.
 
     `frames`, if given, is no smaller than any input length: frames beyond it cost nothing.
     """
-    count = frames_of(scores, request)
-
-    def held(scores: Array, lattice: Lattice, index: Index | None = None) -> Float[Array, " N"]:
-        batch = _prepare(scores, lattice, request, _BLOCK, frames, index, ends=False)
-        likelihood = dispatch.likelihood(batch.emissions, batch.start, _BLOCK, batch.begin, request)
-        return prepared.losses(
-            frame_blocks.from_middle_device(likelihood, index, request), batch, count, scores.dtype, request
-        )
-
-    lattice = lattices.build(Problem(scores, targets, input_lengths, target_lengths), request)
-    return frame_blocks.divided(sliced(held, request), request, lambda _: P())(scores, lattice)
+    if request.implementation == "reference":
+        return _reference_losses(request, scores, targets, input_lengths, target_lengths)
+    return _losses(request, scores, targets, input_lengths, target_lengths, frames)
 
 
-@losses.defjvp
-def _losses_jvp(request, primals, tangents):
-    value, gradient, counts = losses_and_gradient(request, *primals)
-    return value, _directional_derivative(gradient, counts, tangents[0], request)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-@sharded_like_scores(lambda sequences, scores: (sequences, scores, scores))
 def losses_and_gradient(
     request: Request,
     scores: Float[Array, "A B C"],
@@ -73,26 +56,94 @@ def losses_and_gradient(
     target_lengths: Integer[Array, " N"],
     frames: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, " N"], Float[Array, "A B C"], Bool[Array, "A B C"]]:
-    """The losses, the derivative of each with respect to its own scores, and where that can be other than 0."""
+    """Return the losses, the derivative of each with respect to its own scores, and where that can be other than 0.
+
+    The derivative has the type that is computed in, float32 or float64.
+    """
+    rest = targets, input_lengths, target_lengths
+    if request.implementation != "reference":
+        return _losses_and_gradient(request, scores, *rest, frames)
+    wide = scores.astype(accumulation_dtype(scores.dtype))
+    value, pull_back = jax.vjp(lambda x: _reference_losses(request, x, *rest, dtype=scores.dtype), wide)
+    (gradient,) = pull_back(jnp.ones_like(value))
+    return value, gradient, gradient != 0
+
+
+@sharded_like_scores(lambda sequences, _: sequences)
+def _reference_losses(request: Request, *problem: Array, dtype: jnp.dtype | None = None) -> Float[Array, " N"]:
+    def chunk(scores: Array, lattice: Lattice) -> Float[Array, " N"]:
+        return reference.losses(scores, lattice, request, dtype)
+
+    return sliced(chunk, request)(problem[0], lattices.build(Problem(*problem), request))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@sharded_like_scores(lambda sequences, _: sequences)
+def _losses(
+    request: Request,
+    scores: Float[Array, "A B C"],
+    targets: Integer[Array, "N S"],
+    input_lengths: Integer[Array, " N"],
+    target_lengths: Integer[Array, " N"],
+    frames: Int[Array, ""] | None = None,
+) -> Float[Array, " N"]:
+    problem = Problem(scores, targets, input_lengths, target_lengths)
+    count = frames_of(scores, request)
+
+    def run(request: Request) -> Float[Array, " N"]:
+        def chunk(scores: Array, lattice: Lattice, index: Index | None = None) -> Float[Array, " N"]:
+            batch = _prepare(scores, lattice, request, _BLOCK, frames, index, ends=False)
+            likelihood = dispatch.likelihood(batch.emissions, batch.start, _BLOCK, batch.begin, request)
+            likelihood = frame_blocks.from_middle_device(likelihood, index, request)
+            return prepared.losses(likelihood, batch, count, scores.dtype, request)
+
+        lattice = lattices.build(problem, request)
+        return frame_blocks.divided(sliced(chunk, request), request, lambda _: P())(scores, lattice)
+
+    return dispatch.choose(run, request, problem)
+
+
+@_losses.defjvp
+def _losses_jvp(request, primals, tangents):
+    value, gradient, counts = _losses_and_gradient(request, *primals)
+    return value, _directional_derivative(gradient, counts, tangents[0], request)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@sharded_like_scores(lambda sequences, scores: (sequences, scores, scores))
+def _losses_and_gradient(
+    request: Request,
+    scores: Float[Array, "A B C"],
+    targets: Integer[Array, "N S"],
+    input_lengths: Integer[Array, " N"],
+    target_lengths: Integer[Array, " N"],
+    frames: Int[Array, ""] | None = None,
+) -> tuple[Float[Array, " N"], Float[Array, "A B C"], Bool[Array, "A B C"]]:
+    problem = Problem(scores, targets, input_lengths, target_lengths)
     count, classes, dtype = frames_of(scores, request), scores.shape[2], accumulation_dtype(scores.dtype)
 
-    def held(scores: Array, lattice: Lattice, index: Index | None = None) -> tuple[Array, Array, Array]:
-        size = dispatch.segment_size(frames_of(scores, request), lattice, dtype, request)
-        batch = _prepare(scores, lattice, request, size, frames, index, ends=True)
-        class_scatter = occupancy.class_scatter(lattice, classes, dtype)
-        likelihood, posterior = dispatch.posterior(
-            batch.emissions, size, batch.start, batch.begin, request, scatter=class_scatter.to_classes
-        )
-        likelihood = frame_blocks.from_middle_device(likelihood, index, request)
-        value = prepared.losses(likelihood, batch, count, scores.dtype, request)
-        found = occupancy.class_posterior(posterior, class_scatter, batch.lattice, frames_of(scores, request), request)
-        top = None
-        if request.from_logits:
-            top = occupancy.dominant(posterior, class_scatter, batch.lattice, frames_of(scores, request), request)
-        return value, *_gradient(scores, found, top, value, batch, request)
+    def run(request: Request) -> tuple[Array, Array, Array]:
+        def chunk(scores: Array, lattice: Lattice, index: Index | None = None) -> tuple[Array, Array, Array]:
+            own_frames = frames_of(scores, request)
+            size = dispatch.segment_size(own_frames, lattice, dtype, request)
+            batch = _prepare(scores, lattice, request, size, frames, index, ends=True)
+            class_scatter = occupancy.class_scatter(lattice, classes, dtype)
+            likelihood, posterior = dispatch.posterior(
+                batch.emissions, size, batch.start, batch.begin, request, scatter=class_scatter.to_classes
+            )
+            likelihood = frame_blocks.from_middle_device(likelihood, index, request)
+            value = prepared.losses(likelihood, batch, count, scores.dtype, request)
+            found = occupancy.class_posterior(posterior, class_scatter, batch.lattice, own_frames, request)
+            top = None
+            if request.from_logits:
+                top = occupancy.dominant(posterior, class_scatter, batch.lattice, own_frames, request)
+            return value, *_gradient(scores, found, top, value, batch, request)
 
-    lattice = lattices.build(Problem(scores, targets, input_lengths, target_lengths), request)
-    return frame_blocks.divided(sliced(held, request), request, lambda spec: (P(), spec, spec))(scores, lattice)
+        lattice = lattices.build(problem, request)
+        results = frame_blocks.divided(sliced(chunk, request), request, lambda spec: (P(), spec, spec))
+        return results(scores, lattice)
+
+    return dispatch.choose(run, request, problem)
 
 
 def _prepare(
@@ -105,8 +156,9 @@ def _prepare(
     *,
     ends: bool,
 ) -> PreparedBatch:
-    """Of all frames, or of those that the device of this index holds."""
-    keep = scaled_emissions.stores_scores(frames_of(scores, request), lattice, accumulation_dtype(scores.dtype))
+    """Return the prepared batch of all frames, or of those that the device of this index holds."""
+    dtype = accumulation_dtype(scores.dtype)
+    keep = scaled_emissions.stores_scores(frames_of(scores, request), lattice.labels.size, dtype)
     if index is None:
         return prepared.prepare(scores, lattice, request, size, frames, keep=keep)
     return frame_blocks.build(scores, lattice, request, size, index, keep=keep, ends=ends)
@@ -120,9 +172,9 @@ def _gradient(
     batch: PreparedBatch,
     request: Request,
 ) -> tuple[Float[Array, "A B C"], Bool[Array, "A B C"]]:
-    """And where it can be other than 0."""
+    """Return the derivative of each loss with respect to its own scores, and where it can be other than 0."""
     rows = jnp.stack([jnp.isfinite(value), jnp.isnan(value)])
-    # Where an illegal length hides the live frames, all of them must show that the row is broken.
+    # Where an illegal length hides which frames count, all of them must show that the row is invalid.
     frame_mask = frames_first(batch.frame_mask, request) | ~batch.lattice.legal[None]
     finite, nan = (frames_first(frame_mask & row[None], request)[:, :, None] for row in rows)
     wide = scores.astype(posterior.dtype)
@@ -143,16 +195,16 @@ def _gradient(
     return jnp.where(nan, jnp.nan, gradient), counts | nan
 
 
-@losses_and_gradient.defjvp
+@_losses_and_gradient.defjvp
 def _losses_and_gradient_jvp(request, primals, tangents):
-    value, gradient, counts = losses_and_gradient(request, *primals)
+    value, gradient, counts = _losses_and_gradient(request, *primals)
     scores, *rest, _ = primals
 
     def derivative(scores):
-        return jax.grad(lambda scores: _plain(request, scores, *rest).sum())(scores)
+        return jax.grad(lambda scores: _by_recursion(request, scores, *rest).sum())(scores)
 
     _, change = jax.jvp(derivative, (scores,), (tangents[0],))
-    # What is broken stays so; and nothing but what counts can change.
+    # Rows that are NaN stay NaN; and only what counts can change.
     change = jnp.where(jnp.isnan(gradient), jnp.nan, jnp.where(counts, change.astype(gradient.dtype), 0))
     no_tangent = zero_from_primal(counts)
     return (value, gradient, counts), (
@@ -165,7 +217,7 @@ def _losses_and_gradient_jvp(request, primals, tangents):
 def _directional_derivative(
     gradient: Float[Array, "A B C"], counts: Bool[Array, "A B C"], tangent: Float[Array, "A B C"], request: Request
 ) -> Float[Array, " N"]:
-    """The derivative of each sequence's loss along a tangent of the scores."""
+    """Return the derivative of each sequence's loss along a tangent of the scores."""
     # A product and a sum, no dot: its default precision is low on TPU and GPU. And `where` first:
     # zero times the tangent of a NaN would be NaN.
     terms = gradient * jnp.where(counts, tangent.astype(gradient.dtype), 0)
@@ -173,14 +225,14 @@ def _directional_derivative(
 
 
 @sharded_like_scores(lambda sequences, _: sequences)
-def _plain(
+def _by_recursion(
     request: Request,
     scores: Float[Array, "A B C"],
     targets: Integer[Array, "N S"],
     input_lengths: Integer[Array, " N"],
     target_lengths: Integer[Array, " N"],
 ) -> Float[Array, " N"]:
-    """The losses by the forward recursion alone, right where they are finite."""
+    """Return the losses by the forward recursion in logarithms, right where they are finite."""
     lattice = lattices.build(Problem(scores, targets, input_lengths, target_lengths), request)
     emitted = log_emissions.build(log_emissions.log_probs(scores, lattice, request), lattice, request)
     log_likelihood = recursion.log_likelihood(emitted.states, log_emissions.topology_of(lattice))

@@ -1,7 +1,8 @@
-"""The posterior of every state of the lattice, and of every class, with derivatives of every order.
+"""Give the posterior of every state of the lattice, and of every class, with derivatives of every order.
 
-Values come from the recursion at both ends, as the gradient of the losses does; derivatives from the plain
-one, of whose log likelihood these posteriors are the derivative.
+Production computes values by the bidirectional recursion, as it does the gradient of the losses; derivatives are those
+of `_by_recursion`, the derivative of the log likelihood that the forward recursion in logarithms computes. The latter
+is all there is with ``implementation="reference"``.
 """
 
 import functools
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
+from jaxctc._autodiff.loss_rule import losses
 from jaxctc._forward_backward import occupancy, prepared, scaled_emissions
 from jaxctc._forward_backward.bidirectional import Posterior
 from jaxctc._kernels import dispatch
@@ -20,7 +22,6 @@ from jaxctc._reference.recursion import LogStates
 from jaxctc._types import LOG_ZERO, Problem, Request
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def posteriors(
     request: Request,
     scores: Float[Array, "A B C"],
@@ -28,52 +29,80 @@ def posteriors(
     input_lengths: Integer[Array, " N"],
     target_lengths: Integer[Array, " N"],
 ) -> tuple[Float[Array, "A B states"], Float[Array, "A B C"]]:
-    """Of the 2 S + 1 states, blank and label in turn, and of the classes; 0 where a target has no path."""
+    """Return the posteriors of the 2 S + 1 states, blank and label in turn, and of the classes.
+
+    They are 0 where a target has no path, and NaN where its loss is.
+    """
     problem = Problem(scores, targets, input_lengths, target_lengths)
-    lattice, frames, dtype = (
-        lattices.build(problem, request),
-        frames_of(scores, request),
-        accumulation_dtype(scores.dtype),
-    )
-    size = dispatch.segment_size(frames, lattice, dtype, request)
-    keep = scaled_emissions.stores_scores(frames, lattice, dtype)
-    batch = prepared.prepare(scores, lattice, request, size, keep=keep)
-    posterior_of = functools.partial(dispatch.posterior, batch.emissions, size, batch.start, None, request)
-    class_scatter = occupancy.class_scatter(lattice, scores.shape[2], dtype)
-    likelihood, posterior = posterior_of(every_blank=True)
-    to_classes = posterior._replace(label=class_scatter.to_classes(posterior.label))
-    if not keep:  # whoever uses the classes alone has not to make room for all states
-        likelihood, to_classes = posterior_of(scatter=class_scatter.to_classes)
-    value = prepared.losses(likelihood, batch, frames, scores.dtype, request)
+    if request.implementation == "reference":
+        lattice = lattices.build(problem, request)
+        return _masked(_by_recursion(request, problem), losses(request, *problem), lattice, request)
+    return _posteriors(request, *problem)
 
-    frame_mask = frames_first(batch.frame_mask, request) | ~lattice.legal[None]
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _posteriors(
+    request: Request,
+    scores: Float[Array, "A B C"],
+    targets: Integer[Array, "N S"],
+    input_lengths: Integer[Array, " N"],
+    target_lengths: Integer[Array, " N"],
+) -> tuple[Float[Array, "A B states"], Float[Array, "A B C"]]:
+    problem = Problem(scores, targets, input_lengths, target_lengths)
+    frames, dtype = frames_of(scores, request), accumulation_dtype(scores.dtype)
+
+    def run(request: Request) -> tuple[Array, Array]:
+        lattice = lattices.build(problem, request)
+        size = dispatch.segment_size(frames, lattice, dtype, request)
+        keep = scaled_emissions.stores_scores(frames, lattice.labels.size, dtype)
+        batch = prepared.prepare(scores, lattice, request, size, keep=keep)
+        posterior_of = functools.partial(dispatch.posterior, batch.emissions, size, batch.start, None, request)
+        class_scatter = occupancy.class_scatter(lattice, scores.shape[2], dtype)
+        likelihood, posterior = posterior_of(every_blank=True)
+        to_classes = posterior._replace(label=class_scatter.to_classes(posterior.label))
+        if not keep:  # whoever uses the classes alone has not to make room for all states
+            likelihood, to_classes = posterior_of(scatter=class_scatter.to_classes)
+        value = prepared.losses(likelihood, batch, frames, scores.dtype, request)
+
+        classes = occupancy.class_posterior(to_classes, class_scatter, lattice, frames, request)
+        states = _by_frame(posterior, lattice, frames, targets.shape[1], request)
+        return _masked((states, classes), value, lattice, request)
+
+    return dispatch.choose(run, request, problem, every_blank=True)
+
+
+def _masked(
+    found: tuple[Float[Array, "A B states"], Float[Array, "A B C"]],
+    value: Float[Array, " N"],
+    lattice: Lattice,
+    request: Request,
+) -> tuple[Float[Array, "A B states"], Float[Array, "A B C"]]:
+    """Return the posteriors with 0 in rows whose loss is infinite, and NaN where it is NaN."""
+    frames = found[1].shape[1 if request.batch_first else 0]
+    mask = lattices.frame_mask(lattice.input_lengths, frames) | ~lattice.legal[None]
     finite, nan = (
-        frames_first(frame_mask & row[None], request)[:, :, None] for row in (jnp.isfinite(value), jnp.isnan(value))
+        frames_first(mask & row[None], request)[:, :, None] for row in (jnp.isfinite(value), jnp.isnan(value))
     )
-
-    def shown(x: Float[Array, "A B X"]) -> Float[Array, "A B X"]:
-        return jnp.where(nan, jnp.nan, jnp.where(finite, x, 0))
-
-    classes = occupancy.class_posterior(to_classes, class_scatter, lattice, frames, request)
-    return shown(_by_frame(posterior, lattice, frames, targets.shape[1], request)), shown(classes)
+    states, classes = (jnp.where(nan, jnp.nan, jnp.where(finite, x, 0)) for x in found)
+    return states, classes
 
 
-@posteriors.defjvp
+@_posteriors.defjvp
 def _posteriors_jvp(request, primals, tangents):
-    value = posteriors(request, *primals)
+    value = _posteriors(request, *primals)
     scores, *rest = primals
 
-    def plain(scores):
-        return _plain(request, Problem(scores, *rest))
+    def by_recursion(scores):
+        return _by_recursion(request, Problem(scores, *rest))
 
-    _, change = jax.jvp(plain, (scores,), (tangents[0],))
-    # What is broken stays so; and nothing but what is possible can change.
+    _, change = jax.jvp(by_recursion, (scores,), (tangents[0],))
+    # Rows that are NaN stay NaN; and only what is possible can change.
     return value, tuple(
         jnp.where(jnp.isnan(x), jnp.nan, jnp.where(x == 0, 0, dx)) for x, dx in zip(value, change, strict=True)
     )
 
 
-def _plain(request: Request, problem: Problem) -> tuple[Float[Array, "A B states"], Float[Array, "A B C"]]:
+def _by_recursion(request: Request, problem: Problem) -> tuple[Float[Array, "A B states"], Float[Array, "A B C"]]:
     lattice = lattices.build(problem, request)
 
     def log_likelihood(each: LogStates, log_probs: Float[Array, "T N C"]) -> Float[Array, ""]:

@@ -10,7 +10,7 @@ from jaxctc._forward_backward import bidirectional, scaled_emissions
 from jaxctc._forward_backward.bidirectional import StateBuffers
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._forward_backward.scaled_emissions import Index, ScaledEmissions
-from jaxctc._lattice import lattices
+from jaxctc._lattice import lattices, outcome
 from jaxctc._lattice.lattices import Lattice, frames_first, frames_of
 from jaxctc._types import LOG_ZERO, Request
 
@@ -98,7 +98,7 @@ def prepare(
         frame_map = scaled_emissions.build_frame_map(lattice, frames, steps).until(lengths)
     frame_mask = frames_first(lattices.frame_mask(lengths, frames), request)
     # Where steps are not taken by XLA, a loop that makes their scores would be all there is of loops.
-    block = None if request.implementation == "pallas" else size
+    block = size if request.layout.platform is None else None
     emissions = scaled_emissions.build(scores, lattice, request, frame_map, block, start, keep=keep)
     normaliser, non_finite, removed_nats = None, emissions.non_finite, scaled_emissions.peaks(emissions)
     if request.from_logits:
@@ -127,13 +127,7 @@ def prepare(
 def losses(
     likelihood: Scaled, batch: PreparedBatch, frames: int, dtype: jnp.dtype, request: Request
 ) -> Float[Array, " N"]:
-    """Puts back what was taken out of the scores, so many frames of this type; then infinities, NaN and rounding."""
+    """Return the losses of a batch from its likelihoods; `frames` and `dtype` are those of the caller's scores."""
     loss = -scaled_emissions.log_likelihood(likelihood, batch.removed_nats)
-    if request.from_logits:
-        loss = jnp.where(loss <= 0, 0, loss)
-    else:
-        # Rows that are normalised in the caller's precision may sum to a little more than one.
-        slack = frames * float(jnp.finfo(dtype).eps)
-        loss = jnp.where((loss <= 0) & (loss >= -slack), 0, loss)
-    impossible = batch.infeasible | (likelihood.exponent < LOG_ZERO / 2)
-    return jnp.where(batch.invalid, jnp.nan, jnp.where(impossible, jnp.inf, loss))
+    infeasible = batch.infeasible | (likelihood.exponent < LOG_ZERO / 2)
+    return outcome.finished(loss, batch.invalid, infeasible, request, frames, dtype)

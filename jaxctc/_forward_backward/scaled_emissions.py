@@ -88,9 +88,9 @@ class ScaledEmissions(NamedTuple):
         return (self, first) if self.made is None else (self.cut(first, size), 0)
 
 
-def stores_scores(frames: int, lattice: Lattice, dtype: jnp.dtype) -> bool:
-    """Whether there is room for the scores of all steps."""
-    return frames * lattice.labels.size * dtype.itemsize <= _LARGE
+def stores_scores(frames: int, columns: int, dtype: jnp.dtype) -> bool:
+    """Return whether there is room for the scores of all steps, of so many columns in all sequences together."""
+    return frames * columns * dtype.itemsize <= _LARGE
 
 
 class FrameMap(NamedTuple):
@@ -184,7 +184,7 @@ that has no label has the score of another label of the target, or of the blank.
 
 
 class _Rows(NamedTuple):
-    """What the frames of K steps give beside their scores. The names are `ScaledEmissions`'s, before any sum over steps."""
+    """What the frames of K steps give beside their scores, named as in `ScaledEmissions`, before any sum over steps."""
 
     blank: Float[Array, "N 2 K"]
     """The logarithm to base 2."""

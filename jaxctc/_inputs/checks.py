@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxctc._types import IMPLEMENTATIONS, REDUCTIONS
+from jaxctc._types import IMPLEMENTATIONS, REDUCTIONS, REGISTERED
 
 
 class Form(Enum):
@@ -151,7 +151,7 @@ def reduction(value: Any, legal: tuple[str, ...] = REDUCTIONS) -> None:
 
 
 def implementation(value: Any) -> None:
-    if value is not None and not (isinstance(value, str) and value in IMPLEMENTATIONS):
+    if value is not None and not (isinstance(value, str) and value in (*IMPLEMENTATIONS, *REGISTERED)):
         names = ", ".join(map(repr, IMPLEMENTATIONS))
         raise ValueError(f"implementation must be one of {names}, or None; got {value!r}.")
 

@@ -1,53 +1,91 @@
-"""Who walks the lattice: the scan of `bidirectional`, or a kernel. The choice is made here alone.
+"""Choose the implementation of the bidirectional recursion: XLA's loops, or a platform's kernels. The only place.
 
-What a walk's shape and type decide is known when tracing; the platform is when lowering, so that a program can be
-made for a device that is not there. Unasked, a kernel runs where it has been seen to be right on its own hardware and
-can walk what there is; asked for by name it runs, or why it does not is said.
+Whatever depends on the choice (the multiple of the lattice's columns, the size of a segment, whose functions run) is
+one `Layout`, chosen here before the lattice is built, so that a platform's default is program for program what an
+explicit request runs. Shapes and types are known when tracing, the platform when lowering: both programs are traced
+then, and one is lowered, so that a program can be made for a device that is not there. Unless it is asked for, a kernel
+runs only on platforms in `PROVEN`. An explicit request runs the kernel or raises with the reason.
 """
 
 import functools
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
-from jaxtyping import Array
 
 from jaxctc._forward_backward import bidirectional
 from jaxctc._forward_backward.bidirectional import Posterior, Scatter, StateBuffers
 from jaxctc._forward_backward.scaled import Scaled
-from jaxctc._forward_backward.scaled_emissions import Index, ScaledEmissions
-from jaxctc._lattice.lattices import Lattice
+from jaxctc._forward_backward.scaled_emissions import Index, ScaledEmissions, stores_scores
+from jaxctc._lattice.lattices import Lattice, accumulation_dtype, column_count, frames_of
 from jaxctc._mesh import mapped_over
-from jaxctc._types import Request
+from jaxctc._types import REGISTERED, Layout, Problem, Request
 
-_PROVEN: frozenset[str] = frozenset()
-"""Platforms on whose hardware `make gpu-check`, or its like, has passed: none yet."""
-_WHOLE = 16
-"""Steps, of which kernels for GPUs take a whole number of times; other walks they would have to copy."""
+PROVEN: frozenset[str] = frozenset()
+"""Platforms whose kernels are the default: on whose hardware `make gpu-check` or its like has passed, none yet."""
+
+_COLUMNS = 128
+"""Lanes of a TPU's register, threads of a GPU's warpgroup. Of fewer columns the kernels for GPUs would make a copy."""
+_STEPS = 16
+"""The kernels for GPUs take a multiple of this number of steps; they would have to copy anything else."""
+
+_T = TypeVar("_T")
+
+
+def choose(run: Callable[[Request], _T], request: Request, problem: Problem, *, every_blank: bool = False) -> _T:
+    """Return what `run` gives for the request with the layout of the implementation that serves it.
+
+    `every_blank` says that the posterior of each blank is wanted, for which a TPU's kernel has less room.
+    """
+    if request.implementation in REGISTERED:
+        return run(request._replace(layout=Layout(request.implementation)))
+    xla = functools.partial(run, request._replace(layout=Layout()))
+    asked = request.implementation == "pallas"
+    if not asked and (request.implementation == "xla" or not PROVEN):
+        return xla()
+    objections = _objections(request, problem, every_blank=every_blank)
+    usable = [platform for platform, why in objections.items() if why is None and (asked or platform in PROVEN)]
+    against = tuple((platform, why) for platform, why in objections.items() if why is not None)
+    if asked and not usable:
+        reasons = dict.fromkeys(why for _, why in against)
+        raise _no_kernel_error(
+            next(iter(reasons)) if len(reasons) == 1 else "; ".join(f"on {name}, {why}" for name, why in against)
+        )
+
+    def no_kernel() -> _T:
+        return jax.tree.map(functools.partial(_no_kernel.bind, objections=against), xla())
+
+    chosen = {name: functools.partial(run, request._replace(layout=_layout(name))) for name in usable}
+    return lax.platform_dependent(**chosen, default=no_kernel if asked else xla) if chosen else xla()
+
+
+def register(name: str, kernels: Any) -> None:
+    """Make ``implementation=name`` run these kernels on every platform.
+
+    `kernels` has what the modules of kernels have: `likelihood`, `posterior` and `PRECISION`. It is how the tests run
+    the kernels in Pallas's interpreter, and how to try new ones.
+    """
+    REGISTERED[name] = kernels
 
 
 def segment_size(frames: int, lattice: Lattice, dtype: jnp.dtype, request: Request) -> int:
-    """As `bidirectional.segment_size`; of kernels, whose own segments are what they have room for, any that suits all."""
-    return _WHOLE if request.implementation == "pallas" else bidirectional.segment_size(frames, lattice, dtype)
+    """Return how many steps have their states stored at once."""
+    return request.layout.segment_steps or bidirectional.segment_size(frames, lattice, dtype)
 
 
 def likelihood(
     emissions: ScaledEmissions, start: Index, size: int, begin: StateBuffers | None, request: Request
 ) -> Scaled:
-    """As `bidirectional.likelihood`."""
-
-    def scan() -> Scaled:
+    """Return what `bidirectional.likelihood` returns, by the implementation of the request's layout."""
+    if request.layout.platform is None:
         return bidirectional.likelihood(emissions, start, size, begin)
-
-    def kernel(kernels: ModuleType) -> Scaled:
-        return mapped_over(request.sequence_axis, kernels.likelihood)(emissions, start)
-
-    return _by_platform(scan, kernel, emissions, begin, request)
+    kernels = _kernels(request.layout.platform)
+    return mapped_over(request.sequence_axis, kernels.likelihood)(emissions, start)
 
 
 def posterior(
@@ -60,68 +98,56 @@ def posterior(
     every_blank: bool = False,
     scatter: Scatter = lambda label, *_: label,
 ) -> tuple[Scaled, Posterior]:
-    """As `bidirectional.posterior`."""
-
-    def scan() -> tuple[Scaled, Posterior]:
+    """Return what `bidirectional.posterior` returns, by the implementation of the request's layout."""
+    if request.layout.platform is None:
         return bidirectional.posterior(emissions, size, start, begin, every_blank=every_blank, scatter=scatter)
+    kernels = _kernels(request.layout.platform)
 
-    def kernel(kernels: ModuleType) -> tuple[Scaled, Posterior]:
-        def of(emissions: ScaledEmissions, start: Index) -> tuple[Scaled, Posterior]:
-            return kernels.posterior(emissions, emissions.steps, start, every_blank=every_blank)
+    def run(emissions: ScaledEmissions, start: Index) -> tuple[Scaled, Posterior]:
+        return kernels.posterior(emissions, emissions.steps, start, every_blank=every_blank)
 
-        value, found = mapped_over(request.sequence_axis, of)(emissions, start)
-        return value, found._replace(label=scatter(found.label, kernels.PRECISION))
-
-    return _by_platform(scan, kernel, emissions, begin, request, every_blank=every_blank)
+    value, found = mapped_over(request.sequence_axis, run)(emissions, start)
+    return value, found._replace(label=scatter(found.label, kernels.PRECISION))
 
 
-def _by_platform(
-    scan: Callable[[], Any],
-    kernel: Callable[[ModuleType], Any],
-    emissions: ScaledEmissions,
-    begin: StateBuffers | None,
-    request: Request,
-    *,
-    every_blank: bool = False,
-) -> Any:
-    """What the kernels of the platform give for which the program is lowered, or the scan."""
-    asked = request.implementation == "pallas"
-    if request.implementation == "scan" or not (asked or _PROVEN):
-        return scan()
-    kernels: dict[str, ModuleType] = {}
-    if begin is not None:
-        why = "the frames are on several devices"
-    elif emissions.scores is None:
-        why = "its scores would take more than 512 MB, and only the scan makes them as it goes"
-    else:
-        kernels, objections = _kernels(emissions.scores, every_blank=every_blank)
-        why = "; ".join(f"on {platform}, {why}" for platform, why in objections.items())
-    if asked and not kernels:
-        raise _no_kernel_error(why)
-
-    def none() -> Any:
-        return jax.tree.map(functools.partial(_no_kernel.bind, objections=tuple(objections.items())), scan())
-
-    chosen = {name: functools.partial(kernel, of) for name, of in kernels.items() if asked or name in _PROVEN}
-    return lax.platform_dependent(**chosen, default=none if asked else scan) if chosen else scan()
+def _layout(platform: str) -> Layout:
+    return Layout(platform, _COLUMNS, _STEPS)
 
 
-def _kernels(scores: Array, *, every_blank: bool) -> tuple[dict[str, ModuleType], dict[str, str]]:
-    """Those for a walk of these scores, and why others are not for it, by platform."""
-    from jaxctc._kernels import tpu
+def _kernels(platform: str) -> ModuleType:
+    """Return the module of a platform's kernels; Pallas takes long to import, so that only its users pay for it."""
+    if platform in REGISTERED:
+        return REGISTERED[platform]
+    if platform == "tpu":
+        from jaxctc._kernels import tpu
 
-    found: dict[str, ModuleType] = {"tpu": tpu}
-    objections = {"tpu": tpu.objection(scores.shape, scores.dtype, every_blank=every_blank)}
+        return tpu
+    from jaxctc._kernels import gpu
+
+    return gpu
+
+
+def _objections(request: Request, problem: Problem, *, every_blank: bool) -> dict[str, str | None]:
+    """Return, by platform, why its kernels cannot serve this batch, or None."""
+    scores, longest = problem.scores, problem.targets.shape[1]
+    frames, dtype = frames_of(scores, request), accumulation_dtype(scores.dtype)
+    sequences = min(len(problem.input_lengths), request.sequences_at_once or len(problem.input_lengths))
+    columns = column_count(longest, frames, _layout("tpu"))
+    if request.frame_axis is not None:
+        return dict.fromkeys(("tpu", "cuda"), "the frames are on several devices")
+    if not stores_scores(frames, sequences * columns, dtype):
+        why = "its scores would take more than 512 MB, and only the loops recompute them as they go"
+        return dict.fromkeys(("tpu", "cuda"), why)
+    shape = sequences, 2, bidirectional.even(frames, _STEPS), columns
+    found = {"tpu": _kernels("tpu").objection(shape, dtype, every_blank=every_blank)}
     try:
-        from jaxctc._kernels import gpu
+        gpu = _kernels("cuda")
     except ModuleNotFoundError:
-        objections["cuda"] = "Pallas needs absl-py: install jaxctc[gpu]"
+        found["cuda"] = "Pallas needs absl-py: install jaxctc[gpu]"
     else:
-        found["cuda"] = gpu
         varies = bool(jax.typeof(scores).manual_axis_type.varying)
-        objections["cuda"] = gpu.objection(scores.dtype, varies=varies)
-    against = {platform: why for platform, why in objections.items() if why is not None}
-    return {platform: of for platform, of in found.items() if platform not in against}, against
+        found["cuda"] = gpu.objection(dtype, varies=varies)
+    return found
 
 
 def _no_kernel_error(why: str) -> ValueError:
@@ -131,19 +157,28 @@ def _no_kernel_error(why: str) -> ValueError:
 _no_kernel = Primitive("no_kernel")
 """Stands where the platform has no kernel: it can be traced, and not be lowered."""
 _no_kernel.def_abstract_eval(lambda x, **_: x)
-batching.primitive_batchers[_no_kernel] = lambda arguments, axes, **request: (
-    _no_kernel.bind(*arguments, **request),
+batching.primitive_batchers[_no_kernel] = lambda arguments, axes, **parameters: (
+    _no_kernel.bind(*arguments, **parameters),
     *axes,
 )
 
 
 def _lowered(context: mlir.LoweringRuleContext, *_: Any, objections: tuple[tuple[str, str], ...]) -> Any:
-    platforms = context.module_context.platforms
+    raise _unavailable(context.module_context.platforms, objections)
+
+
+def _unavailable(platforms: Any, objections: tuple[tuple[str, str], ...]) -> ValueError:
     why = [why for platform, why in objections if platform in platforms]
     names = ", ".join(platforms)
-    raise _no_kernel_error(
+    return _no_kernel_error(
         "; ".join(why) or f"there are kernels for TPUs and NVIDIA GPUs, not for the platform {names}"
     )
 
 
+def _evaluated(*_: Any, objections: tuple[tuple[str, str], ...]) -> Any:
+    """Raise the reason outside of `jax.jit` too, where `jax.disable_jit` has the primitive evaluated."""
+    raise _unavailable((jax.default_backend(),), objections)
+
+
 mlir.register_lowering(_no_kernel, _lowered)
+_no_kernel.def_impl(_evaluated)

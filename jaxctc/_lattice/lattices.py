@@ -12,11 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-from jaxctc._types import Problem, Request
-
-_VECTOR = 8
-_KERNEL = 128
-"""Lanes of a TPU's register, threads of a GPU's warpgroup. Of fewer columns the kernels for GPUs would make a copy."""
+from jaxctc._types import Layout, Problem, Request
 
 
 class Lattice(NamedTuple):
@@ -77,8 +73,7 @@ def build(problem: Problem, request: Request) -> Lattice:
     repeats = inside[:, 1:] & (labels[:, 1:] == labels[:, :-1])
     needed = target_lengths + repeats.sum(axis=1, dtype=jnp.int32)
 
-    unit = _KERNEL if request.implementation == "pallas" else _VECTOR
-    columns = -(-(min(longest, frames) + 2) // unit) * unit
+    columns = column_count(longest, frames, request.layout)
     labels = labels[:, : min(longest, frames)]
     labels = jnp.pad(labels, ((0, 0), (0, columns - labels.shape[1])), constant_values=request.blank)
     return Lattice(
@@ -88,6 +83,11 @@ def build(problem: Problem, request: Request) -> Lattice:
         legal=in_range & allowed.all(axis=1),
         feasible=input_lengths >= needed,
     )
+
+
+def column_count(longest: int, frames: int, layout: Layout) -> int:
+    """Return W for targets of up to so many labels, in so many frames."""
+    return -(-(min(longest, frames) + 2) // layout.column_multiple) * layout.column_multiple
 
 
 def frames_of(scores: Float[Array, "A B C"], request: Request) -> int:
