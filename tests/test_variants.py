@@ -229,6 +229,23 @@ def test_focal_at_its_edges():
     assert not slope.any()
 
 
+@pytest.mark.parametrize("name", ["prior", "focal", "wildcards", "star"])
+def test_no_loss_is_a_negative_zero(name):
+    """The target is certain, or it is empty and has no frames."""
+    loss, _ = LOSSES[name]
+    log_probs = np.full((2, 2, C), -np.inf, np.float32)
+    log_probs[:, :, 1] = 0
+    log_probs[1, 0] = [0, -np.inf, -np.inf]  # the label, then the blank
+    problem = [[1], [1]], [2, 0], [1, 0]
+    if name == "prior":
+        loss = partial(variants.prior_ctc_loss, log_priors=np.zeros(C, np.float32))
+    if name == "wildcards":
+        loss = partial(variants.wildcard_ctc_loss, begin=False, end=False)
+    losses = loss(log_probs, *problem, reduction="none")
+    np.testing.assert_array_equal(losses, 0)
+    assert not np.signbit(losses).any()
+
+
 def test_priors():
     rng = np.random.default_rng(6)
     log_probs = np.log(rng.dirichlet(np.ones(C), (T, 2))).astype(np.float32)
@@ -256,6 +273,8 @@ def test_errors_say_what_is_legal():
         variants.wildcard_ctc_loss(*problem, begin="yes")
     with pytest.raises(ValueError, match="reduction must be one of 'none', 'mean', 'sum', 'batchmean', 'mean_volume'"):
         variants.entropy_ctc_loss(*problem, weight=0.1, reduction="average")
+    with pytest.raises(ValueError, match=r"no kernel for this: these paths are not .*. Leave it to None"):
+        variants.star_ctc_loss(*problem, penalty=0.0, implementation="pallas")
     with pytest.raises(ValueError, match="blank is 3, but there are C = 3 classes"):
         variants.star_ctc_loss(*problem, penalty=0.0, blank=3)
 

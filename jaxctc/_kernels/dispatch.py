@@ -182,3 +182,9 @@ def _evaluated(*_: Any, objections: tuple[tuple[str, str], ...]) -> Any:
 
 mlir.register_lowering(_no_kernel, _lowered)
 _no_kernel.def_impl(_evaluated)
+
+
+def require_xla_or_reference(request: Request, why: str) -> None:
+    """Raise the reason if the request asks for a kernel where no platform has one."""
+    if request.implementation == "pallas":
+        raise _no_kernel_error(why)

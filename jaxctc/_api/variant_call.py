@@ -1,0 +1,74 @@
+"""Evaluate a loss function of `variant_losses` on a caller's arguments: checks, canonical batch, reduction."""
+
+import functools
+from typing import TypedDict
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxctc._api.reduction import reduce
+from jaxctc._autodiff.variant_losses import Losses
+from jaxctc._inputs import checks
+from jaxctc._inputs.arguments import canonical_batch
+from jaxctc._lattice.lattices import accumulation_dtype
+from jaxctc._types import ArrayLike, Implementation, Problem, Reduction, Request
+
+
+class Common(TypedDict, total=False):
+    """The keywords that every loss of `jaxctc.variants` takes; they mean what they mean for `jaxctc.ctc_loss`."""
+
+    blank: int
+    """Index of the blank class; 0 unless given."""
+    reduction: Reduction
+    """``"mean"`` unless given."""
+    zero_infinity: bool
+    """Count infinite losses as 0; False unless given."""
+    batch_first: bool
+    """`log_probs` is (N, T, C); False unless given."""
+    max_target_length: int | None
+    """A bound on the target lengths, known when tracing; None unless given."""
+    implementation: Implementation | None
+    """``"reference"``, ``"xla"`` or ``"pallas"``; None, the default, leaves the choice to the library. The delay,
+    wildcard and star losses go through the plain recursion whatever is asked, and raise on ``"pallas"``."""
+
+
+def evaluate(
+    function: Losses,
+    parameters: tuple[float, ...],
+    log_probs: ArrayLike,
+    targets: ArrayLike,
+    input_lengths: ArrayLike,
+    target_lengths: ArrayLike,
+    *,
+    blank: int = 0,
+    reduction: Reduction = "mean",
+    zero_infinity: bool = False,
+    batch_first: bool = False,
+    max_target_length: int | None = None,
+    implementation: Implementation | None = None,
+) -> jax.Array:
+    """Return the reduced losses that a function of `variant_losses` gives for a caller's arguments."""
+    checks.reduction(reduction)
+    checks.implementation(implementation)
+    zero_infinity = checks.flag("zero_infinity", zero_infinity)
+    problem, request, batched = canonical_batch(
+        "log_probs", log_probs, targets, input_lengths, target_lengths, blank, batch_first, max_target_length
+    )
+    request = request._replace(implementation=implementation)
+    dtype = accumulation_dtype(problem.scores.dtype)
+    numbers = tuple(jnp.asarray(x).astype(dtype) for x in parameters)
+    loss = _reduced(function, problem, numbers, request, reduction, zero_infinity)
+    return loss if batched else loss.reshape(())
+
+
+@functools.partial(jax.jit, static_argnames=("function", "request", "reduction", "zero_infinity"))
+def _reduced(
+    function: Losses,
+    problem: Problem,
+    parameters: tuple[Array, ...],
+    request: Request,
+    reduction: Reduction,
+    zero_infinity: bool,
+) -> Float[Array, "..."]:
+    return reduce(function(request, problem, *parameters), problem.target_lengths, reduction, zero_infinity)
