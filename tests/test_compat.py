@@ -142,7 +142,7 @@ def test_optax_arguments_that_only_the_device_sees():
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_no_loss_is_a_negative_zero(compiled):
-    """Of a certain target, and of an empty one without frames."""
+    """The target is certain, or it is empty and has no frames."""
     logits = np.full((2, 2, 3), -np.inf, np.float32)
     logits[:, :, 1] = 0
     target, frames, counts = np.array([[1], [1]]), np.array([2, 0]), np.array([1, 0])
