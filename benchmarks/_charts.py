@@ -17,7 +17,7 @@ INK, PAPER, QUIET, RULE, ACCENT = "#1b1f3b", "#ffffff", "#6f7489", "#dfe1e8", "#
 COLOURS = {
     "jaxctc": ACCENT,
     "bridge": ACCENT,
-    "the scan": "#e3a4ab",
+    "jaxctc xla": "#e3a4ab",
     "bridge, padded": "#e3a4ab",
     "JAX call": QUIET,
     "torch": "#2f6db5",

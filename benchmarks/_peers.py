@@ -115,8 +115,8 @@ def _jaxctc(job: Job, batch: Batch) -> Call:
     return _by_jax(job, batch, _implementation())
 
 
-def _scan(job: Job, batch: Batch) -> Call:
-    return _by_jax(job, batch, "scan")
+def _xla(job: Job, batch: Batch) -> Call:
+    return _by_jax(job, batch, "xla")
 
 
 def _by_jax(job: Job, batch: Batch, implementation: str | None) -> Call:
@@ -218,13 +218,13 @@ def _with_sizes(job: Job, batch: Batch) -> Call:
 def _program(_: Job, batch: Batch) -> Call:
     """What the bridge calls in the end, with JAX's arrays: the rest of its time is the crossing's."""
     from bridge import _programs
-    from jaxctc._types import Options
+    from jaxctc._types import Request
 
-    options = Options(BLANK, implementation=_implementation())
+    request = Request(BLANK, implementation=_implementation())
     scores, labels = jax.device_put((batch.log_probs, batch.targets))
     weights = np.ones((2, batch.shape.N), np.float32)
     lengths = np.stack([batch.input_lengths, batch.target_lengths], axis=1)
-    function = functools.partial(_programs._losses_and_gradient, options, True, weights, scores, labels, lengths)
+    function = functools.partial(_programs._losses_and_gradient, request, True, weights, scores, labels, lengths)
     return lambda: Result(*jax.block_until_ready(function()))
 
 
@@ -284,7 +284,7 @@ _BOTH = (Job.LOSS, Job.GRADIENT)
 PEERS = (
     Peer("jaxctc", "jaxctc", _BOTH, _jaxctc),
     Peer("bridge", "torch", (Job.BRIDGE,), _bridge),
-    Peer("the scan", "jaxctc", _BOTH, _scan, takes=lambda _: _kernels_apply()),
+    Peer("jaxctc xla", "jaxctc", _BOTH, _xla, takes=lambda _: _kernels_apply()),
     Peer("bridge, padded", "torch", (Job.BRIDGE,), _with_sizes, takes=lambda _: on_gpu()),
     Peer("JAX call", "torch", (Job.BRIDGE,), _program, takes=lambda _: on_gpu()),
     Peer("torch", "torch", (*_BOTH, Job.BRIDGE), _torch),

@@ -1,14 +1,14 @@
-"""What the recursion asks of an H100, counted and modelled on a machine that has none.
+"""Count and model what the recursion needs of an H100, on a machine that has none.
 
 Run it with `python -m benchmarks.gpu_model`, where the dependency group `cuda-aot` is installed.
 
-Each shape is compiled ahead of time for CUDA twice: as loops of XLA (`bidirectional`) and as kernels (`_kernels.gpu`);
-from the walk on, for the gathering of the scores is the same for both. Counted are launches, from XLA's own list of
-what it will launch; memory; registers, spills and instructions a frame, from the assembler. Modelled is the rest, of
-which the table says what is assumed: no GPU has measured any of it.
+Each shape is compiled ahead of time for CUDA twice: as loops of XLA (`bidirectional`) and as kernels (`_kernels.gpu`).
+Both begin with the scaled emissions, for gathering the scores is the same for both. Counted are launches, from XLA's
+own list of what it will launch; memory; registers, spills and instructions a frame, from the assembler. The rest is
+modelled; the table says what is assumed. No GPU has measured any of it.
 
-And once as a whole, with kernels: loss and gradient from logits, of which launches, memory and the bytes that pass
-through device memory are counted.
+The whole program with kernels, loss and gradient from logits, is compiled once more; its launches, its memory and the
+bytes that pass through device memory are counted.
 """
 
 import argparse
@@ -38,23 +38,23 @@ LATENCIES = {"LDS": 29, "STS": 12, "LDG": 600, "STG": 12, "FRND": 18, "MUFU": 18
 OTHER = 20
 """Cycles until the result of an instruction that signals its own completion; of others the assembler says it."""
 
-ASSUMED = f"""Figures with a stroke between them are of loops of XLA and of the kernels; with a comma they are of the
-kernels alone, inward and outward. Instructions and cycles are of one frame.
+ASSUMED = f"""Two figures with a stroke between them are those of XLA's loops and of the kernels; with a comma, those
+of the forward and the backward kernel. Instructions and cycles are of one frame.
 
 Counted: launches, temporary memory, registers, instructions; no register is spilled. The memory is what a call needs
-besides the walk, whose rows are of whole 128 columns for the kernels, and its results.
+besides the scaled emissions, whose rows are multiples of 128 columns for the kernels, and its results.
 
 Modelled, and measured by nobody: cycles and microseconds. Instructions are issued in order, each after the stall that
 the assembler wrote into it and after what it waits for; a barrier of a warpgroup takes {BARRIER} cycles, shared memory
 {LATENCIES["LDS"]}, rounding and special functions {LATENCIES["MUFU"]}. A scheduler issues one instruction a cycle for
-all the warps that it has. The clock is {CLOCK / 1e3} GHz, and a launch takes {LAUNCH:g} us in both roads and overlaps
+all the warps that it has. The clock is {CLOCK / 1e3} GHz, and a launch takes {LAUNCH:g} us for both and overlaps
 with nothing.
 """
 
 
-WHOLE = """Loss and gradient from logits, the whole program with kernels. Bytes are those that all that is launched
-reads and writes, as if nothing stayed in a cache, in copies of the scores: each is read and written once. Of what is
-gathered 32 are counted for a number.
+WHOLE = """Loss and gradient from logits, the whole program with kernels. The bytes are those that all launches together
+read and write, as if nothing stayed in a cache, in units of one copy of the scores, which reads and writes each once. A
+gathered number counts as 32 bytes.
 """
 
 
@@ -113,7 +113,7 @@ class Loop(NamedTuple):
 
     frames: int
     barriers: int
-    undoes: bool
+    backward: bool
     instructions: float
     """A frame."""
     cycles: float
@@ -121,7 +121,7 @@ class Loop(NamedTuple):
 
 
 def loops(code: list[Instruction]) -> list[Loop]:
-    """The innermost that have barriers: one a frame, and where segments are undone as a whole one more."""
+    """The innermost that have barriers: one a frame, and where a backward pass takes a segment as a whole, one more."""
     spans = [(x.target, i + 1) for i, x in enumerate(code) if x.target is not None and x.target <= i]
     found: list[tuple[int, int]] = []
     for first, stop in sorted(spans, key=lambda span: span[1] - span[0]):
@@ -134,9 +134,9 @@ def loops(code: list[Instruction]) -> list[Loop]:
 
 def _loop(body: list[Instruction]) -> Loop:
     barriers = sum(x.kind == "BAR" for x in body)
-    undoes = not any(x.kind == "FRND" for x in body)
+    backward = not any(x.kind == "FRND" for x in body)
     frames = barriers - barriers % 2
-    return Loop(frames, barriers, undoes, len(body) / frames, _cycles(body) / frames)
+    return Loop(frames, barriers, backward, len(body) / frames, _cycles(body) / frames)
 
 
 def _cycles(body: list[Instruction]) -> int:
@@ -197,11 +197,11 @@ def launches(thunks: str, trips: list[int]) -> int:
 
 
 class Program(NamedTuple):
-    """One road, compiled for one shape."""
+    """One implementation, compiled for one shape."""
 
     launches: int
     temporary: int
-    """Bytes, besides arguments and results: the walk's scores make room for the posterior."""
+    """Bytes, besides arguments and results: the posterior takes the place of the scores."""
     kernels: list[Kernel]
     cut: Any
     """Of the kernels."""
@@ -313,38 +313,38 @@ class Compiler:
         )
         self.sharding = jax.sharding.SingleDeviceSharding(described.devices[0])
 
-    def __call__(self, road: str, job: str, shape: Shape) -> Program:
-        """Of the roads "loops" and "kernels", and the jobs "loss" and "posterior"."""
+    def __call__(self, implementation: str, job: str, shape: Shape) -> Program:
+        """Compiles "xla" or "kernels", for the job "loss" or "posterior"."""
         import jax
         import jax.numpy as jnp
 
         from jaxctc._forward_backward import bidirectional, scaled_emissions
-        from jaxctc._kernels import gpu
-        from jaxctc._lattice import lattices
-        from jaxctc._types import Problem, Request
+        from jaxctc._kernels import dispatch, gpu
+        from jaxctc._lattice import frame_map, lattices
+        from jaxctc._types import Layout, Problem, Request
 
         _, T, N, C, S = shape
         sizes = jax.ShapeDtypeStruct((N,), jnp.int32)
         problem = Problem(
             jax.ShapeDtypeStruct((T, N, C), jnp.float32), jax.ShapeDtypeStruct((N, S), jnp.int32), sizes, sizes
         )
-        options = Request(implementation="pallas" if road == "kernels" else None)
-        lattice = jax.eval_shape(lambda x: lattices.build(x, options), problem)
-        again = job == "posterior" and road == "loops"
-        size = bidirectional.segment_size(T, lattice, jnp.dtype(jnp.float32)) if again else gpu.ROOM
+        request = Request(layout=dispatch._layout("cuda") if implementation == "kernels" else Layout())
+        lattice = jax.eval_shape(lambda x: lattices.build(x, request), problem)
+        recomputes = job == "posterior" and implementation == "xla"
+        size = bidirectional.segment_size(T, lattice, jnp.dtype(jnp.float32)) if recomputes else gpu.ROOM
         steps = bidirectional.even(T, size)
-        walk = jax.eval_shape(
-            lambda x, y: scaled_emissions.build(x, y, options, scaled_emissions.build_frame_map(y, T, steps)),
+        emissions = jax.eval_shape(
+            lambda x, y: scaled_emissions.build(x, y, request, frame_map.build_frame_map(y, T, steps)),
             problem.scores,
             lattice,
         )
-        walk = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding), walk)
+        emissions = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding), emissions)
 
-        module = {"loops": bidirectional, "kernels": gpu}[road]
-        name = f"{road}_{job}_{'_'.join(map(str, shape[1:]))}"
+        module = {"xla": bidirectional, "kernels": gpu}[implementation]
+        name = f"{implementation}_{job}_{'_'.join(map(str, shape[1:]))}"
 
-        def run(walk):
-            return module.likelihood(walk) if job == "loss" else module.posterior(walk, size)
+        def run(emissions):
+            return module.likelihood(emissions) if job == "loss" else module.posterior(emissions, size)
 
         run.__name__ = name
         own = self.directory / name
@@ -352,12 +352,12 @@ class Compiler:
         own.mkdir()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Some donated buffers were not usable")
-            compiled = jax.jit(run, donate_argnums=0).lower(walk).compile()
+            compiled = jax.jit(run, donate_argnums=0).lower(emissions).compile()
         (thunks,) = self.directory.glob(f"*.jit_{name}.thunk_sequence.txt")
-        cut = gpu._Cut.of(walk, gpu._inward_memory if job == "loss" else gpu._outward_memory)
-        trips = [steps // size, size // 2] if again and size < steps else [steps // 2]
+        cut = gpu._Cut.of(emissions, gpu._forward_memory if job == "loss" else gpu._backward_memory)
+        trips = [steps // size, size // 2] if recomputes and size < steps else [steps // 2]
         return Program(
-            launches(thunks.read_text(), [cut.strips] if road == "kernels" else trips),
+            launches(thunks.read_text(), [cut.strips] if implementation == "kernels" else trips),
             compiled.memory_analysis().temp_size_in_bytes,
             list(_kernels(own)),
             cut,
@@ -410,13 +410,13 @@ def cost(kernel: Kernel, program: Program, shape: Shape) -> Cost:
     from jaxctc._kernels import gpu
 
     cut = program.cut
-    outward = any(loop.undoes for loop in kernel.loops)
-    memory = gpu._outward_memory if outward else gpu._inward_memory
+    has_backward = any(loop.backward for loop in kernel.loops)
+    memory = gpu._backward_memory if has_backward else gpu._forward_memory
     frames = max(cut.size >> (cut.tiles - 1).bit_length(), 2)
     # Of the loops of several widths that take as many frames at once those of the widest have most to do.
     chosen = [
-        max((x for x in kernel.loops if x.frames == frames and x.undoes == undoes), key=lambda x: x.instructions)
-        for undoes in ([False, True] if outward else [False])
+        max((x for x in kernel.loops if x.frames == frames and x.backward == backward), key=lambda x: x.instructions)
+        for backward in ([False, True] if has_backward else [False])
     ]
     issued, latency = sum(x.instructions for x in chosen), max(x.cycles for x in chosen)
     threads = 128 * len(chosen)
@@ -433,18 +433,18 @@ def cost(kernel: Kernel, program: Program, shape: Shape) -> Cost:
     return Cost(kernel.registers, kernel.spilled, issued, latency, rounds * steps * frame / CLOCK)
 
 
-def row(compiler: Compiler, roads: list[str], shape: Shape, job: str) -> dict[str, Any]:
-    """The roads for one shape."""
-    programs = {road: compiler(road, job, shape) for road in roads}
+def row(compiler: Compiler, implementations: list[str], shape: Shape, job: str) -> dict[str, Any]:
+    """Returns the figures of the implementations for one shape."""
+    programs = {name: compiler(name, job, shape) for name in implementations}
     ours = programs["kernels"]
     costs = [cost(kernel, ours, shape) for kernel in ours.kernels]
-    launching = {road: program.launches * LAUNCH for road, program in programs.items()}
+    launching = {name: program.launches * LAUNCH for name, program in programs.items()}
     return {
         "shape": shape.name,
         "sizes": shape.sizes,
         "job": job,
-        "launches": {road: program.launches for road, program in programs.items()},
-        "temporary_bytes": {road: program.temporary for road, program in programs.items()},
+        "launches": {name: program.launches for name, program in programs.items()},
+        "temporary_bytes": {name: program.temporary for name, program in programs.items()},
         "microseconds": launching | {"kernels": launching["kernels"] + sum(x.microseconds for x in costs)},
         "kernels": [
             {"name": kernel.name, "barriers": kernel.barriers, "loops": [x._asdict() for x in kernel.loops]}
@@ -460,10 +460,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for x in rows:
         pairs = [
-            f"{x['launches']['loops']} / {x['launches']['kernels']}",
-            f"{x['temporary_bytes']['loops'] / 1e6:.1f} / {x['temporary_bytes']['kernels'] / 1e6:.1f}",
+            f"{x['launches']['xla']} / {x['launches']['kernels']}",
+            f"{x['temporary_bytes']['xla'] / 1e6:.1f} / {x['temporary_bytes']['kernels'] / 1e6:.1f}",
             *(", ".join(f"{k[name]:.0f}" for k in x["kernels"]) for name in ("registers", "instructions", "cycles")),
-            f"{x['microseconds']['loops']:.0f} / {x['microseconds']['kernels']:.0f}",
+            f"{x['microseconds']['xla']:.0f} / {x['microseconds']['kernels']:.0f}",
         ]
         lines.append(f"| {x['shape']} | {x['sizes']} | {x['job']} | {' | '.join(pairs)} |")
     return "\n".join(lines)
@@ -481,7 +481,7 @@ def main() -> None:
     """Counts, models, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shape", action="append", type=Shape.parse, help="T,N,C,S; may be repeated")
-    parser.add_argument("--roads", default="loops,kernels")
+    parser.add_argument("--implementations", default="xla,kernels")
     parser.add_argument("--jobs", default="loss,posterior")
     parser.add_argument("--target", type=Path, default=TARGET, help="what XLA must know of the GPU")
     parser.add_argument("--json", action="store_true", help="print only that, and write nothing")
@@ -490,7 +490,7 @@ def main() -> None:
         compiler = Compiler(Path(directory), arguments.target)
         shapes = arguments.shape or [*SHAPES, *ACCELERATED]
         rows = [
-            row(compiler, arguments.roads.split(","), shape, job)
+            row(compiler, arguments.implementations.split(","), shape, job)
             for shape in shapes
             for job in arguments.jobs.split(",")
         ]

@@ -1,15 +1,14 @@
-"""What TPUs' compiler makes of the recursion, in kernels and in XLA's loops, on a machine without a TPU.
+"""Count what TPUs' compiler makes of the recursion, as kernels and as XLA's loops, on a machine without a TPU.
 
 Run it with JAX_PLATFORMS=cpu python benchmarks/tpu_model.py; it needs libtpu (pip install --group tpu). It writes
 `results/tpu.json` and `results/tpu.md`.
 
-The programs are those from scores along the lattice, which they make, to the posterior, which they reduce: what comes
-before and after is the same for both roads. Nothing runs. Counted are the bytes that a program asks of HBM beyond its
-arguments and results, those of VMEM that a kernel asks for, and the bundles, one a cycle, that a kernel's loops are
-scheduled in. A cycle count is a model of them: of each loop the bundles or its longest chain of dependences with the
-compiler's own latencies, whichever is more. For XLA's loops it is the sum of XLA's own estimates, which it has for
-fusions and not for what moves data. Neither knows of memory that is not there in time. What XLA finds room for in VMEM
-asks for no HBM.
+The programs compute the scaled emissions and reduce the posterior; what comes before and after is the same for both
+implementations. Nothing runs. Counted are the bytes of HBM that a program allocates beyond its arguments and results,
+the bytes of VMEM that a kernel allocates, and the bundles, one a cycle, that a kernel's loops are scheduled in. A
+cycle count is a model: for each loop of a kernel the number of bundles, or the longest chain of dependences with the
+compiler's own latencies, whichever is larger; for XLA's loops the sum of XLA's own estimates, which it has for fusions
+and not for what moves data. Neither models waiting for memory. What XLA can place in VMEM needs no HBM.
 """
 
 import functools
@@ -43,22 +42,22 @@ from benchmarks._shapes import ACCELERATED, SHAPES, Shape  # noqa: E402
 from jaxctc._forward_backward import bidirectional  # noqa: E402
 from jaxctc._forward_backward.scaled import Scaled  # noqa: E402
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions  # noqa: E402
-from jaxctc._kernels import tpu  # noqa: E402
+from jaxctc._kernels import tpu, tpu_layout  # noqa: E402
 from jaxctc._lattice import lattices  # noqa: E402
 from jaxctc._types import Problem, Request  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 KINDS = "v5e", "v6e"
-ROADS = {"kernels": tpu, "xla": bidirectional}
+IMPLEMENTATIONS = {"kernels": tpu, "xla": bidirectional}
 WANTED = [*SHAPES, Shape("wide and long", 2000, 32, 64, 400), *ACCELERATED]
 _STEPS = {
-    "ctc_inward": {"turn": 8, "a step": 1, "walk": tpu._UNROLLED},
-    "ctc_outward": {
+    "ctc_forward": {"turn": 8, "a step": 1, "forward": tpu_layout.UNROLLED},
+    "ctc_backward": {
         "turn": 8,
         "a step": 1,
-        "walk": tpu._UNROLLED,
-        "undo": tpu._UNROLLED,
-        "undo a step": 1,
+        "recompute": tpu_layout.UNROLLED,
+        "backward": tpu_layout.UNROLLED,
+        "backward a step": 1,
         "turn back": 8,
     },
 }
@@ -66,11 +65,11 @@ _STEPS = {
 
 
 class Figures(NamedTuple):
-    """Of one road on one shape."""
+    """Of one implementation on one shape."""
 
     shape: Shape
     device: str
-    road: str
+    implementation: str
     hbm_bytes: int
     """Temporary: beyond arguments and results."""
     cycles: float
@@ -82,17 +81,21 @@ class Figures(NamedTuple):
     """Of each kernel: cycles a step and register."""
 
 
-def measured(kind: str, road: str, shape: Shape) -> Figures:
+def measured(kind: str, implementation: str, shape: Shape) -> Figures:
     for file in _DUMP.glob("*"):
         file.unlink()
     device = topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:2x2").devices[0]
     arguments, size = _arguments(shape, jax.sharding.SingleDeviceSharding(device))
-    compiled = jax.jit(functools.partial(_program, ROADS[road].posterior, size)).lower(*arguments).compile()
+    compiled = (
+        jax.jit(functools.partial(_program, IMPLEMENTATIONS[implementation].posterior, size))
+        .lower(*arguments)
+        .compile()
+    )
     text, memory = compiled.as_text(), compiled.memory_analysis().temp_size_in_bytes
-    if road == "scan":
-        return Figures(shape, kind, road, memory, _estimated_cycles(text))
+    if implementation == "xla":
+        return Figures(shape, kind, implementation, memory, _estimated_cycles(text))
     steps, columns = arguments[0].shape[2], arguments[1].shape[3]
-    cut = tpu._cut((shape.N, 2, steps, columns), size)
+    cut = tpu_layout.cut((shape.N, 2, steps, columns), size)
     registers = cut.rows * cut.lanes // (8 * 128)
     loops = {}
     for kernel, names in _STEPS.items():
@@ -100,7 +103,9 @@ def measured(kind: str, road: str, shape: Shape) -> Figures:
         loops[kernel] = {name: cycles / count / registers for (name, count), cycles in turns}
     vmem = max(map(int, re.findall(r'tpu_custom_call.*"used_scoped_memory_configs":\[{[^}]*"size":"(\d+)"', text)))
     registers *= cut.grid[0]
-    return Figures(shape, kind, road, memory, registers * sum(map(_of_a_step, loops.values())), vmem, registers, loops)
+    return Figures(
+        shape, kind, implementation, memory, registers * sum(map(_of_a_step, loops.values())), vmem, registers, loops
+    )
 
 
 def _of_a_step(loops: dict[str, float]) -> float:
@@ -114,7 +119,7 @@ def _program(posterior: Any, size: int, steps: jax.Array, columns: jax.Array, re
 
 
 def _arguments(shape: Shape, sharding: Any) -> tuple[tuple[Any, ...], int]:
-    """The scores' factors and the rest of a walk, and the steps of a segment."""
+    """The scores' factors and the rest of the scaled emissions, and the steps of a segment."""
     _, T, N, C, S = shape
 
     def of(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
@@ -122,7 +127,7 @@ def _arguments(shape: Shape, sharding: Any) -> tuple[tuple[Any, ...], int]:
 
     lengths = of(N, dtype=jnp.int32)
     problem = Problem(of(T, N, C), of(N, S, dtype=jnp.int32), lengths, lengths)
-    lattice = jax.eval_shape(functools.partial(lattices.build, options=Request()), problem)
+    lattice = jax.eval_shape(functools.partial(lattices.build, request=Request()), problem)
     size = bidirectional.segment_size(T, lattice, jnp.dtype(jnp.float32))
     M, W = bidirectional.even(T, size), lattice.labels.shape[1]
     blank, counts = Scaled(*[of(N, 2, M + 1)] * 2), [lengths, of(N, 2, dtype=jnp.int32)]
@@ -134,7 +139,7 @@ def _loops(kernel: str) -> list[int]:
     """Cycles that a turn of each innermost loop takes, in the order of the program."""
     bundles = _bundles(_dumped(kernel, "final_bundles"))
     chains = _chains(_dumped(kernel, "critical-path"))
-    # What only copies, where a block reaches beyond the walk, has no chain to speak of.
+    # What only copies, where a block reaches beyond the last step, has no chain to speak of.
     return [max(pair) for pair in zip(bundles, chains, strict=True) if pair[1] > 10]
 
 
@@ -143,9 +148,9 @@ def _dumped(kernel: str, what: str) -> str:
     return file.read_text()
 
 
-def _bundles(build_frame_map: str) -> list[int]:
+def _bundles(schedule: str) -> list[int]:
     """Some bundles are marked: LB where a loop's body begins; and each says how deep in loops it is."""
-    marks = re.findall(r"^ *(?:0x)?[0-9a-f]+ +([A-Z]{2})?:? *(>*) *{", build_frame_map, re.MULTILINE)
+    marks = re.findall(r"^ *(?:0x)?[0-9a-f]+ +([A-Z]{2})?:? *(>*) *{", schedule, re.MULTILINE)
     places = [i for i, (mark, _) in enumerate(marks) if mark]
     deepest = max(depth for _, depth in marks)
     return [end - begin for begin, end in itertools.pairwise(places) if marks[begin] == ("LB", deepest)]
@@ -182,20 +187,22 @@ def table(figures: list[Figures]) -> Table:
 
 _COLUMNS = (
     "HBM, MB: kernels",
-    "scan",
+    "xla",
     "VMEM, MB",
     "cycles a step: kernels",
-    "scan",
-    "cycles a register and step: inward",
-    "outward",
+    "xla",
+    "cycles a register and step: forward",
+    "backward",
 )
 
 
 def _rows(figures: list[Figures]) -> list[list[str]]:
     found = []
     for kind in KINDS:
-        ours, scan = (next(f for f in figures if (f.device, f.road) == (kind, road)) for road in ROADS)
-        inward, outward = map(_of_a_step, ours.loops.values())
+        ours, xla = (
+            next(f for f in figures if (f.device, f.implementation) == (kind, name)) for name in IMPLEMENTATIONS
+        )
+        forward, backward = map(_of_a_step, ours.loops.values())
         shape = ours.shape
         name = shape.sizes if shape.name == shape.sizes else f"{shape.name}: {shape.sizes}"
         found.append(
@@ -203,12 +210,12 @@ def _rows(figures: list[Figures]) -> list[list[str]]:
                 name,
                 kind,
                 f"{ours.hbm_bytes / 1e6:.1f}",
-                f"{scan.hbm_bytes / 1e6:.1f}",
+                f"{xla.hbm_bytes / 1e6:.1f}",
                 f"{ours.vmem_bytes / 1e6:.1f}",
                 f"{ours.cycles:,.0f}",
-                f"{scan.cycles:,.0f}",
-                f"{inward:.1f}",
-                f"{outward:.1f}",
+                f"{xla.cycles:,.0f}",
+                f"{forward:.1f}",
+                f"{backward:.1f}",
             ]
         )
     return found
@@ -226,8 +233,8 @@ def markdown(figures: list[Figures]) -> str:
 
 def main() -> None:
     """Compiles, prints, writes."""
-    cells = list(itertools.product(WANTED, KINDS, ROADS))
-    figures = [measured(kind, road, shape) for shape, kind, road in track(cells, transient=True)]
+    cells = list(itertools.product(WANTED, KINDS, IMPLEMENTATIONS))
+    figures = [measured(kind, implementation, shape) for shape, kind, implementation in track(cells, transient=True)]
     Console(width=150).print(table(figures))
     rows = [f._asdict() | {"shape": f.shape._asdict()} for f in figures]
     versions = {package: version(package) for package in ("jax", "libtpu")}
