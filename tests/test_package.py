@@ -1,5 +1,6 @@
 """What is in the box."""
 
+import ast
 import doctest
 import importlib
 import inspect
@@ -13,7 +14,7 @@ import pytest
 import jaxctc
 
 ROOT = Path(jaxctc.__file__).parents[1]
-FILES = sorted(path for package in ("jaxctc", "bridge") for path in (ROOT / package).glob("*.py"))
+FILES = sorted(path for package in ("jaxctc", "bridge") for path in (ROOT / package).rglob("*.py"))
 MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES]
 
 
@@ -23,6 +24,8 @@ def test_examples_in_docstrings(module):
         pytest.importorskip("torch")
     if module == "jaxctc._api.plot":
         pytest.importorskip("matplotlib")
+    if module.startswith("jaxctc._kernels."):
+        pytest.importorskip("absl", reason="Pallas's Mosaic GPU needs absl-py")
     results = doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS)
     assert not results.failed
 
@@ -59,6 +62,13 @@ def test_importing_starts_no_backend():
     """So that `jax.distributed.initialize` and the platform's configuration can still follow."""
     code = "import jaxctc; from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_readme_shows_the_reference_whole():
+    """All of the file but its docstring, whose formula the README has in its own mathematics."""
+    source = (ROOT / "jaxctc/_reference/ctc.py").read_text(encoding="utf-8")
+    code = "\n".join(source.splitlines()[ast.parse(source).body[0].end_lineno :]).strip()
+    assert f"```python\n{code}\n```" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_version_is_in_one_place():
