@@ -9,7 +9,7 @@ import pytest
 
 import jaxctc
 from jaxctc._forward_backward import bidirectional, scaled_emissions
-from jaxctc._lattice import lattices
+from jaxctc._lattice import frame_map, lattices
 from jaxctc._reference import log_emissions, recursion
 from jaxctc._types import Problem, Request
 
@@ -49,7 +49,7 @@ def both_ends(problem, first=None, size=None, keep=True):
     """Of the steps that there must be, none before `first` is taken."""
     lattice, frames = lattices.build(problem, Request()), len(problem.scores)
     size = size or bidirectional.segment_size(frames, lattice, problem.scores.dtype)
-    plan = scaled_emissions.build_frame_map(lattice, frames, bidirectional.even(frames, size))
+    plan = frame_map.build_frame_map(lattice, frames, bidirectional.even(frames, size))
     walk = scaled_emissions.build(problem.scores, lattice, Request(), plan, size, keep=keep)
     start = 0 if first is None else walk.steps - -(-frames // 2) + first
     alone = bidirectional.likelihood(walk, start, size)
@@ -60,7 +60,7 @@ def both_ends(problem, first=None, size=None, keep=True):
 
 @functools.partial(jax.jit, static_argnums=1)
 def steps(problem, count):
-    return scaled_emissions.steps_of_frames(lattices.build(problem, Request()), len(problem.scores), count)
+    return frame_map.steps_of_frames(lattices.build(problem, Request()), len(problem.scores), count)
 
 
 def by_frame(problem, posterior):

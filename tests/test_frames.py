@@ -12,20 +12,11 @@ from meshes import collectives, mesh_of
 
 import jaxctc
 from jaxctc._forward_backward import scaled_emissions
-from jaxctc._parallel import frame_blocks
 
 T, N, C, S = 64, 4, 5, 6
 STATES = 2 * (8 + 8) * 8
 """Bytes of a sequence's states in one direction: two rows of the columns and a margin, mantissa and exponent."""
 every_function = pytest.mark.parametrize("function", [jaxctc.ctc_loss, jaxctc.ctc_loss_with_logits])
-
-
-@pytest.fixture(params=["walked", "tabulated"])
-def frames(request, monkeypatch):
-    """Of both ways to find what a device begins with: each with a number of its own, or JAX would not trace it."""
-    table = request.param == "tabulated"
-    monkeypatch.setattr(frame_blocks, "tabulates", lambda *_: table)
-    return 96 if table else T
 
 
 def drawn(frames=T):
@@ -65,8 +56,8 @@ def assert_same(got, want):
 
 
 @every_function
-def test_the_same_as_on_one_device(function, frames):
-    problem, mesh = drawn(frames), mesh_of(AxisType.Auto, time=8)
+def test_the_same_as_on_one_device(function):
+    problem, mesh = drawn(), mesh_of(AxisType.Auto, time=8)
     with jax.set_mesh(mesh):
         arguments = placed(mesh, problem)
         compiled = each_and_gradient(function, frame_axis="time").lower(*arguments).compile()
@@ -79,8 +70,8 @@ def test_the_same_as_on_one_device(function, frames):
     assert all(size <= 4 * N * 4 for kind, size in said if kind == "all-reduce"), said
 
 
-def test_over_the_batch_too_and_explicit_axes_need_no_word(frames):
-    problem, mesh = drawn(frames), mesh_of(AxisType.Explicit, data=2, time=4)
+def test_over_the_batch_too_and_explicit_axes_need_no_word():
+    problem, mesh = drawn(), mesh_of(AxisType.Explicit, data=2, time=4)
     arguments = placed(mesh, problem, "data", batch_first=True)
     with jax.set_mesh(mesh):
         function = each_and_gradient(jaxctc.ctc_loss_with_logits, batch_first=True)
@@ -147,13 +138,6 @@ def test_second_derivatives():
         scores, *rest = placed(mesh, (scores, *rest))
         got = jax.jit(functools.partial(along, frame_axis="time"))(scores, jnp.asarray(tangent), *rest)
     np.testing.assert_allclose(got, want, atol=1e-5)
-
-
-def test_a_table_is_for_short_targets_and_many_devices():
-    assert frame_blocks.tabulates(256, 1, 16)
-    assert not frame_blocks.tabulates(8, 1, 408)
-    assert not frame_blocks.tabulates(2, 1, 8)
-    assert not frame_blocks.tabulates(10**9, 64, 1008)  # the table would be too large
 
 
 def test_errors_say_what_to_do():

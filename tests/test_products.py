@@ -14,7 +14,7 @@ from meshes import mesh_of
 import jaxctc
 from jaxctc._autodiff import loss_rule, posterior_rule
 from jaxctc._forward_backward import bidirectional, occupancy, scaled_emissions
-from jaxctc._lattice import indexing, lattices
+from jaxctc._lattice import frame_map, indexing, lattices, products
 from jaxctc._types import LOG_ZERO, Problem, Request
 
 LENGTHS = [(21, 4), (20, 0), (9, 3), (12, 4), (0, 0), (1, 1), (21, 2), (17, 3), (3, 4)]
@@ -57,7 +57,7 @@ def both(monkeypatch):
 
     def call(function, *arguments):
         found = []
-        for choice in (lambda products, _: products(), lambda _, gathers: gathers()):
+        for choice in (lambda multiplied, _: multiplied(), lambda _, gathers: gathers()):
             monkeypatch.setattr(indexing, "on_tpu", choice)
             # A function of its own each time, for what is traced is remembered.
             found.append(jax.tree.map(np.asarray, jax.jit(functools.partial(function))(*arguments)))
@@ -70,12 +70,12 @@ def walk_of(problem, options, keep=True):
     """And the rest that its posterior takes."""
     frames = lattices.frames_of(problem.scores, options)
     lattice = lattices.build(problem, options)
-    plan = scaled_emissions.build_frame_map(lattice, frames, 16)
+    plan = frame_map.build_frame_map(lattice, frames, 16)
     walk = scaled_emissions.build(problem.scores, lattice, options, plan, 4, 0, keep=keep)
     made = None if keep else [walk.made(first, 4) for first in (0, 5, 12)]
     # Beyond the end of a target nothing is skipped to; and where a frame says nothing, so does its peak.
     walk = walk._replace(peak=jnp.where(jnp.abs(walk.peak) < -LOG_ZERO, walk.peak, 0))
-    return walk._replace(made=None, skip=walk.skip & scaled_emissions.exists(lattice)[:, None]), made
+    return walk._replace(made=None, skip=walk.skip & lattices.has_label(lattice)[:, None]), made
 
 
 def turned(batch):
@@ -105,22 +105,22 @@ def test_walks_of_other_types_are_too(dtype, both):
 
 def test_some_are_above_what_the_matrix_unit_takes_apart():
     """What counts as infinite is beyond any score, and the greatest that does not is kept."""
-    assert np.float32(indexing._HUGE) < np.finfo(np.float32).max
-    scores = jnp.array([[[np.finfo(np.float32).max, np.nextafter(np.float32(indexing._HUGE), 0), -jnp.inf]]])
+    assert np.float32(products._HUGE) < np.finfo(np.float32).max
+    scores = jnp.array([[[np.finfo(np.float32).max, np.nextafter(np.float32(products._HUGE), 0), -jnp.inf]]])
     lattice = lattices.build(Problem(scores, *(jnp.array(x) for x in ([[1]], [1], [1]))), Request())
     labels = jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32), (1, 2, 3))
-    found = indexing.emitted(scores, labels, lattice, lambda x: jnp.stack([x, x], axis=1))
-    np.testing.assert_array_equal(found[0, 0, 0], [jnp.inf, scores[0, 0, 1], -indexing._HUGE])
+    found = products.emitted(scores, labels, lattice, lambda x: jnp.stack([x, x], axis=1))
+    np.testing.assert_array_equal(found[0, 0, 0], [jnp.inf, scores[0, 0, 1], -products._HUGE])
 
 
 def posteriors_of(problem, options, keep):
     frames, dtype = lattices.frames_of(problem.scores, options), problem.scores.dtype
     lattice = lattices.build(problem, options)
-    plan = scaled_emissions.build_frame_map(lattice, frames, 16)
+    plan = frame_map.build_frame_map(lattice, frames, 16)
     walk = scaled_emissions.build(problem.scores, lattice, options, plan, 4, keep=keep)
     places = occupancy.class_scatter(lattice, problem.scores.shape[2], dtype)
     _, found = bidirectional.posterior(walk, 4, every_blank=True)
-    folded = found._replace(label=places.folded(found.label))
+    folded = found._replace(label=places.to_classes(found.label))
     live = lattices.frames_first(lattices.frame_mask(lattice.input_lengths, frames), options)[:, :, None]
     classes = occupancy.class_posterior(folded, places, lattice, frames, options)
     states = posterior_rule._by_frame(found, lattice, frames, problem.targets.shape[1], options)

@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 from jaxctc._forward_backward import occupancy, prepared, scaled_emissions
 from jaxctc._forward_backward.occupancy import Dominant
 from jaxctc._forward_backward.prepared import PreparedBatch
-from jaxctc._forward_backward.scaled_emissions import Index
 from jaxctc._kernels import dispatch
 from jaxctc._lattice import lattices
+from jaxctc._lattice.frame_map import Index
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, frames_first, frames_of
 from jaxctc._mesh import sharded_like_scores
 from jaxctc._parallel import frame_blocks

@@ -15,7 +15,8 @@ from jaxctc._autodiff.loss_rule import losses
 from jaxctc._forward_backward import occupancy, prepared, scaled_emissions
 from jaxctc._forward_backward.bidirectional import Posterior
 from jaxctc._kernels import dispatch
-from jaxctc._lattice import indexing, lattices
+from jaxctc._lattice import indexing, lattices, products
+from jaxctc._lattice.frame_map import steps_of_frames
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, frames_first, frames_of, row_of_indices
 from jaxctc._reference import log_emissions, recursion
 from jaxctc._reference.recursion import LogStates
@@ -141,19 +142,17 @@ def _by_frame(
         def found(x: Array, length: Array) -> Array:
             ahead, back = x[:, 0], x[:, 1]
             # Each column once, and those that are beyond the last nowhere.
-            turned = indexing.one_hot(length[:, None] - 1 - row_of_indices(columns), columns)
-            back = indexing.product("nmw,nvw->nmv", back, turned)
+            turned = products.one_hot(length[:, None] - 1 - row_of_indices(columns), columns)
+            back = products.product("nmw,nvw->nmv", back, turned)
             inside = row_of_indices(columns)[None] < length[:, None, None]
-            return scaled_emissions.by_frame(
-                jnp.where(inside[:, None], jnp.stack([ahead, back], axis=1), 0), lattice, frames
-            )
+            return indexing.by_frame(jnp.where(inside[:, None], jnp.stack([ahead, back], axis=1), 0), lattice, frames)
 
         blank, label = found(each_blank, lattice.target_lengths + 1), found(each_label, lattice.target_lengths)
         states = _in_turn(blank, label, longest)
         return states if request.batch_first else jnp.swapaxes(states, 0, 1)
 
     def gathered() -> Array:
-        steps = scaled_emissions.steps_of_frames(lattice, frames, posterior.label.shape[2])
+        steps = steps_of_frames(lattice, frames, posterior.label.shape[2])
         return gather(each_label, each_blank, *steps, lattice.target_lengths)
 
     if posterior.label.size == 0:

@@ -1,47 +1,44 @@
-"""The recursion from both ends of the input at once: scaled numbers inward, probabilities outward.
+"""Run the forward-backward recursion from both ends of the input at once, as loops that XLA compiles.
 
-Both directions walk alike (see `scaled_emissions`). One step of each is
+The two directions are the same program over their own emissions (see `frame_map`); `equations` has one step of each
+pass. States are numbers of a mantissa and an exponent each (`scaled`): no logarithm, no exponential but that of the
+score, no digit lost however small the numbers grow. After M steps the directions meet, and the likelihood is known
+(`join`). From there the backward pass divides each state's posterior among the states that it came from.
 
-    stay      = blank[s] * blank score                  the frame before, its emission included
-    blank'[s] = stay[s] + label[s - 1]                  into blank s, before its emission
-    label'[s] = (label[s] + (blank'[s] if skip[s] else stay[s])) * score[s]
-
-in numbers of a mantissa and an exponent each (`scaled`): no logarithm, no exponential but that of the
-score, no digit lost however small the numbers grow. After M steps the two directions meet, and the
-likelihood is known. What each state had from its first operand is a portion, a probability; the
-posterior at the meeting flows outward through these portions by multiplying and adding alone.
-
-The states of the steps are not all kept: of every segment of steps the first is, and the rest is walked
-again when the posterior arrives there. The posterior takes the place of the scores, step by step.
-
-How it is written follows from what XLA makes of it on a CPU. States live in buffers that each step
-updates in place, those of even and of odd steps in buffers of their own: one that is read and written
-in the same step would be copied as a whole, and a result with no buffer of its own to go to would be
-handed to several threads, which takes longer than computing it. A few columns of zeros before the first
-serve as its left neighbour.
-
-`recursion.log_likelihood` is the same recursion written plainly: what all this is tested against.
+The states of all steps are not stored: of every segment of steps the first is, and the others are recomputed when the
+backward pass arrives there. The posterior takes the place of the scores, step by step. How states are stored follows
+from what XLA makes of it on a CPU (see `buffers`).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Complex, Float
 
-from jaxctc._forward_backward import scaled
-from jaxctc._forward_backward.scaled import Scaled, pack, unpack
-from jaxctc._forward_backward.scaled_emissions import Index, ScaledEmissions
+from jaxctc._forward_backward import equations, scaled
+from jaxctc._forward_backward.buffers import (
+    MARGIN,
+    StateBuffers,
+    empty,
+    initial_states,
+    interleaved,
+    put,
+    read,
+    row_of,
+    write,
+)
+from jaxctc._forward_backward.join import Join as Join
+from jaxctc._forward_backward.join import join_directions as join_directions
+from jaxctc._forward_backward.join import visible
+from jaxctc._forward_backward.scaled import Scaled
+from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
 from jaxctc._lattice import indexing
+from jaxctc._lattice.frame_map import Index
 from jaxctc._lattice.lattices import Lattice
-from jaxctc._mesh import varying_like
-from jaxctc._types import LOG_ZERO
 
-_MARGIN = 8
-"""Columns of zeros before the first; a vector's worth keeps the rest aligned."""
 _SMALL = 1 << 20
 """Bytes of states that are kept rather than walked again."""
 
@@ -50,69 +47,13 @@ Scatter: TypeAlias = Callable[..., Float[Array, "N 2 K X"]]
 _Back: TypeAlias = tuple["_Segment", "_BackwardPass", tuple[Array | None, Array, Array | None]]
 
 
-class StateBuffers(NamedTuple):
-    """Packed states after each of K steps, margins included. The blank's are before their emission."""
-
-    blank: Complex[Array, "K N 2 V"]
-    label: Complex[Array, "K N 2 V"]
-
-    def read(self, name: str, k: Index, shift: int = 0) -> Scaled:
-        rows = getattr(self, name)
-        size = (1, *rows.shape[1:3], rows.shape[3] - _MARGIN)
-        return unpack(_read(rows, (k, 0, 0, _MARGIN + shift), size)[0])
-
-    def write(self, name: str, k: Index, value: Scaled) -> "StateBuffers":
-        return self._replace(**{name: _write(getattr(self, name), pack(value)[None], (k, 0, 0, _MARGIN))})
-
-    def row(self, k: Index) -> "StateBuffers":
-        rows = (_read(x, (k, 0, 0, 0), (1, *x.shape[1:])) for x in self)
-        return lax.optimization_barrier(StateBuffers(*rows))
-
-    def put(self, k: Index, row: "StateBuffers") -> "StateBuffers":
-        return StateBuffers(*(_put(x, y, (k, 0, 0, 0)) for x, y in zip(self, row, strict=True)))
-
-
-def initial_states(emissions: ScaledEmissions, count: int) -> StateBuffers:
-    """Rows that all hold the state before the first frame: in blank 0."""
-    sequences, directions, columns = emissions.skip.shape
-    shape = (count, sequences, directions, _MARGIN + columns)
-    zero = varying_like(emissions.blank, scaled.zeros(shape, emissions.blank.mantissa.dtype))
-    here = lax.broadcasted_iota(jnp.int32, shape, 3) == _MARGIN
-    return StateBuffers(pack(Scaled(zero.mantissa, jnp.where(here, 0, zero.exponent))), pack(zero))
-
-
-def unit(emissions: ScaledEmissions, x: Index) -> StateBuffers:
-    """In one state alone: blank x, or beyond the last column label x - W."""
-    nowhere = initial_states(emissions, 1).label
-    column = lax.broadcasted_iota(jnp.int32, nowhere.shape, 3) - _MARGIN
-    columns = emissions.skip.shape[2]
-    one = jnp.ones_like(nowhere)  # a mantissa of one and an exponent of nought
-    return StateBuffers(jnp.where(column == x, one, nowhere), jnp.where(column == x - columns, one, nowhere))
-
-
-def superposed(weights: StateBuffers, states: StateBuffers) -> StateBuffers:
-    """What many states lead to, (X, 1, N, 2, V), as `unit` counts them, each as probable as `weights` says."""
-
-    def columns(z: Complex[Array, "1 N 2 V"]) -> Complex[Array, "W 1 N 2 1"]:
-        return jnp.moveaxis(z[..., _MARGIN:], 3, 0)[..., None]
-
-    weight = unpack(jnp.concatenate([columns(z) for z in weights]))
-
-    def total(z: Complex[Array, "X 1 N 2 V"]) -> Complex[Array, "1 N 2 V"]:
-        found = scaled.total(unpack(z) * weight, axis=(0,))
-        # Nothing is more impossible than impossible, however often.
-        return pack(Scaled(found.mantissa[0], jnp.maximum(found.exponent[0], LOG_ZERO)))
-
-    return StateBuffers(*map(total, states))
-
-
 def _left(emissions: ScaledEmissions, blank: Scaled, i: Index) -> Scaled:
-    """The blank's states before step i, the emission of the frame before included."""
-    return blank * Scaled(*(_row(x[..., None], i) for x in emissions.blank))
+    """Return the blanks' states before step i with the emission of the frame before."""
+    return blank * Scaled(*(row_of(x[..., None], i) for x in emissions.blank))
 
 
 def _score(emissions: ScaledEmissions, i: Index) -> Scaled:
-    return scaled.exp2(_row(emissions.kept, i))
+    return scaled.exp2(row_of(emissions.kept, i))
 
 
 def _step(
@@ -126,9 +67,10 @@ def _step(
 ) -> StateBuffers:
     """Step i, from row k of the source to row j of the target. In one step a mantissa grows eightfold at most."""
     prev_blank = _left(emissions, source.read("blank", k), i)
-    target = target.write("blank", j, finish(prev_blank + source.read("label", k, -1)))
-    step = scaled.where(emissions.skip, target.read("blank", j), prev_blank)
-    label = (source.read("label", k) + step) * _score(emissions, i)
+    into_blank = equations.into_blank(prev_blank, source.read("label", k, -1))
+    target = target.write("blank", j, finish(into_blank))
+    entering = equations.entering_label(prev_blank, target.read("blank", j), emissions.skip)
+    label = equations.into_label(source.read("label", k), entering) * _score(emissions, i)
     return target.write("label", j, finish(label))
 
 
@@ -215,25 +157,25 @@ class _BackwardPass(NamedTuple):
     ) -> "_BackwardPass":
         """Each state gives back what step k gave it. The state before is row j of this name, row b of `before`."""
         columns, half, rows = emissions.skip.shape[2], self.odd.shape[2], self.label.shape[2]
-        blank = _row(self.odd, j) if name == "even" else _row(self.even, jnp.where(j + 1 == half, 0, j + 1))
-        label = _row(self.label, k)
+        blank = row_of(self.odd, j) if name == "even" else row_of(self.even, jnp.where(j + 1 == half, 0, j + 1))
+        label = row_of(self.label, k)
         into_blank, prev_blank = before.read("label", b, -1), _left(emissions, before.read("blank", b), k)
         step = scaled.where(emissions.skip, after.read("blank", a), prev_blank)
         taken = label * scaled.smaller_fraction(before.read("label", b), step)
-        of_label = _write(self.of_label[name], lax.complex(label, taken), (0, 0, 0))
+        of_label = write(self.of_label[name], lax.complex(label, taken), (0, 0, 0))
         self_loop, entered = scaled.divided(lax.real(x := of_label[:, :, :columns]), lax.imag(x))
 
         # Where the blank may be skipped, what stepped into the label came through it.
         blank_mass = blank + jnp.where(emissions.skip, entered, 0)
         taken = blank_mass * scaled.smaller_fraction(prev_blank, into_blank)
-        of_blank = _write(self.of_blank, lax.complex(blank_mass, taken), (0, 0, 0))
+        of_blank = write(self.of_blank, lax.complex(blank_mass, taken), (0, 0, 0))
         kept, _ = scaled.divided(lax.real(x := of_blank[:, :, :columns]), lax.imag(x))
         _, arriving = scaled.divided(lax.real(x := of_blank[:, :, 1 : columns + 1]), lax.imag(x))
 
         where = jnp.where(k == 0, rows - 1, k - 1)
-        labels = _write(self.label, _visible(self_loop + arriving)[:, :, None], (0, 0, where, 0))
+        labels = write(self.label, visible(self_loop + arriving)[:, :, None], (0, 0, where, 0))
         kept = kept + jnp.where(emissions.skip, 0, entered)
-        blanks = _write(getattr(self, name), _visible(kept)[:, :, None], (0, 0, j, 0))
+        blanks = write(getattr(self, name), visible(kept)[:, :, None], (0, 0, j, 0))
         both = {**self.of_label, name: of_label}
         return self._replace(label=labels, of_label=both, of_blank=of_blank, **{name: blanks})
 
@@ -253,118 +195,24 @@ class _BackwardPass(NamedTuple):
 
     def blanks(self, *, every_blank: bool) -> tuple[Float[Array, "N 2 K"], Float[Array, "N 2 K W"] | None]:
         """Of rows 0 to K - 1: of all blanks together and, if it is wanted, of each."""
-        sums = _in_turn(self.even.sum(axis=3), self.odd.sum(axis=3))
-        return sums, _in_turn(self.even, self.odd) if every_blank else None
+        sums = interleaved(self.even.sum(axis=3), self.odd.sum(axis=3))
+        return sums, interleaved(self.even, self.odd) if every_blank else None
 
     @classmethod
     def begun(cls, join: "Join", size: int, label: Float[Array, "N 2 R W"]) -> "_BackwardPass":
         """With what is after the last step; `label` has it already."""
         columns = join.blank.shape[2]
-        blanks, margin = _empty(join.blank, size // 2, columns), _empty(join.blank, columns + _MARGIN)
-        even = _write(blanks, join.blank[:, :, None], (0, 0, 0, 0))
+        blanks, margin = empty(join.blank, size // 2, columns), empty(join.blank, columns + MARGIN)
+        even = write(blanks, join.blank[:, :, None], (0, 0, 0, 0))
         room = scaled.pack(Scaled(margin, margin))
         return cls(label, even, blanks, {"even": room, "odd": room}, room)
-
-
-def _row(x: Float[Array, "N 2 M W"], i: Index) -> Float[Array, "N 2 W"]:
-    return _read(x, (0, 0, i, 0), (*x.shape[:2], 1, x.shape[3]))[:, :, 0]
-
-
-def _write(buffer: Array, value: Array, where: tuple[Index, ...]) -> Array:
-    """In place. The barrier keeps XLA from computing the value again for each of its readers."""
-    return lax.optimization_barrier(_put(buffer, value, where))
-
-
-def _put(buffer: Array, value: Array, where: tuple[Index, ...]) -> Array:
-    return lax.dynamic_update_slice(buffer, value, _place(where), allow_negative_indices=False)
-
-
-def _read(buffer: Array, where: tuple[Index, ...], size: tuple[int, ...]) -> Array:
-    return lax.dynamic_slice(buffer, _place(where), size, allow_negative_indices=False)
-
-
-def _place(where: tuple[Index, ...]) -> tuple[np.int32 | Array, ...]:
-    """Of one type, whatever the loops have made of each."""
-    return tuple(np.int32(i) if isinstance(i, int) else lax.convert_element_type(i, jnp.int32) for i in where)
-
-
-def _visible(probability: Float[Array, "..."]) -> Float[Array, "..."]:
-    return jnp.where(probability <= scaled.least(probability.dtype), 0, probability)
-
-
-class Join(NamedTuple):
-    """What is known when both directions have met."""
-
-    likelihood: Scaled
-    """Of each sequence, (N,)."""
-    blank: Float[Array, "N 2 W"]
-    label: Float[Array, "N 2 W"]
-    """The posterior after the last step of each direction, in its own order of labels."""
-
-
-def join_directions(blank: Scaled, label: Scaled, emissions: ScaledEmissions) -> Join:
-    """Joins the last forward state, by one more step without an emission, with the last backward state.
-
-    The states are those after the last step, (N, 2, W), the blanks' before their emission.
-    """
-    columns = emissions.skip.shape[2]
-    length = emissions.target_lengths[:, None]
-    column = lax.broadcasted_iota(jnp.int32, (1, columns), 1)
-
-    def direction(a: Scaled, d: int) -> Scaled:
-        return Scaled(*(x[:, d] for x in a))
-
-    def turned(a: Any, last: Array) -> Any:
-        """One array, or two."""
-        there = jnp.maximum(last - column, 0)
-        return indexing.on_tpu(
-            lambda: jax.tree.map(lambda x: indexing.picked(x, last - column), a),
-            lambda: jax.tree.map(lambda x: jnp.take_along_axis(x, there, axis=1), a),
-        )
-
-    def mirrored(a: Array, last: Array) -> Array:
-        return jnp.where(column <= last, turned(a, last), 0)
-
-    def other_way(a: Scaled, last: Array) -> Scaled:
-        zero = scaled.zeros(a.mantissa.shape, a.mantissa.dtype)
-        return scaled.where(column <= last, turned(a, last), zero)
-
-    def from_left(a: Scaled) -> Scaled:
-        zero = scaled.zeros((a.mantissa.shape[0], 1), a.mantissa.dtype)
-        return Scaled(*(jnp.concatenate([x, y[:, :-1]], axis=1) for x, y in zip(zero, a, strict=True)))
-
-    blank = _left(emissions, blank, emissions.steps)
-    skip = emissions.skip[:, 0]
-    prev_blank, kept = direction(blank, 0), direction(label, 0)
-    into_blank = prev_blank + from_left(kept)
-    step = scaled.where(skip, into_blank, prev_blank)
-    into_label = kept + step
-
-    joint_blank = into_blank * other_way(direction(blank, 1), length)
-    joint_label = into_label * other_way(direction(label, 1), length - 1)
-    both = Scaled(*(jnp.concatenate(x, axis=1) for x in zip(joint_blank, joint_label, strict=True)))
-    whole = scaled.total(both, axis=(1,))
-
-    at_blank, at_label = (
-        jnp.where(column <= last, _visible(scaled.fraction(scaled.renormalized(x), whole)), 0)
-        for x, last in ((joint_blank, length), (joint_label, length - 1))
-    )
-    self_loop, entered = scaled.divided(at_label, at_label * scaled.smaller_fraction(kept, step))
-    blank_mass = at_blank + jnp.where(skip, entered, 0)
-    held, left = scaled.divided(blank_mass, blank_mass * scaled.smaller_fraction(prev_blank, from_left(kept)))
-    arriving = jnp.pad(left, ((0, 0), (0, 1)))[:, 1:]
-    return Join(
-        Scaled(whole.mantissa[:, 0], whole.exponent[:, 0]),
-        jnp.stack([_visible(held + jnp.where(skip, 0, entered)), mirrored(at_blank, length)], axis=1),
-        jnp.stack([_visible(self_loop + arriving), mirrored(at_label, length - 1)], axis=1),
-    )
 
 
 def segment_size(frames: int, lattice: Lattice, dtype: jnp.dtype) -> int:
     """Steps whose states are kept at once: all where that takes little memory, about the square root elsewhere."""
     sequences, columns = lattice.labels.shape
     steps = even(frames)
-    row = 4 * sequences * (columns + _MARGIN) * dtype.itemsize * 2
+    row = 4 * sequences * (columns + MARGIN) * dtype.itemsize * 2
     if steps * row <= _SMALL:
         return steps
     return max(int((frames / 2) ** 0.5) // 2 * 2, 2)
@@ -519,35 +367,26 @@ def _backward_pass(
         # The last score has given way to the posterior; the state after it was kept.
         segment = segment._replace(even=segment.even.put(half, kept.row(s + 1)))
         if remade:
-            backward = backward._replace(label=_write(at.kept, backward.label, (0, 0, first + size - 1, 0)))
+            backward = backward._replace(label=write(at.kept, backward.label, (0, 0, first + size - 1, 0)))
         backward = backward.backward_steps(segment, at, first, skipped)
         label = None
         if remade:
             shape = (*backward.label.shape[:2], size, backward.label.shape[3])
-            label = scatter(_read(backward.label, (0, 0, first, 0), shape))
+            label = scatter(read(backward.label, (0, 0, first, 0), shape))
             backward = backward._replace(label=backward.label[:, :, :1])
         new = label, *backward.blanks(every_blank=every_blank)
-        return segment, backward, jax.tree.map(lambda x, y: _put(x, y, (0, 0, s * size, 0)[: x.ndim]), rows, new)
+        return segment, backward, jax.tree.map(lambda x, y: put(x, y, (0, 0, s * size, 0)[: x.ndim]), rows, new)
 
     # The posterior takes the scores' place, if they have one.
     last = join.label[:, :, None]
     backward = _BackwardPass.begun(join, size, last if remade else _with_last(emissions.kept, join))
-    label = _empty(last, emissions.steps, jax.eval_shape(scatter, last).shape[3]) if remade else None
-    each = _empty(last, emissions.steps, last.shape[3]) if every_blank else None
-    carry = segment, backward, (label, _empty(last, emissions.steps), each)
+    label = empty(last, emissions.steps, jax.eval_shape(scatter, last).shape[3]) if remade else None
+    each = empty(last, emissions.steps, last.shape[3]) if every_blank else None
+    carry = segment, backward, (label, empty(last, emissions.steps), each)
     _, backward, (label, *blanks) = lax.fori_loop(0, count - start // size, back, carry)
     return Posterior(scatter(_with_last(backward.label, join)) if label is None else label, *blanks)
 
 
 def _with_last(label: Float[Array, "N 2 R W"], join: Join) -> Float[Array, "N 2 R W"]:
     """The posterior after the last step, put where its scores were, once more in the end."""
-    return _write(label, join.label[:, :, None], (0, 0, label.shape[2] - 1, 0))
-
-
-def _empty(like: Float[Array, "N 2 ..."], *shape: int) -> Float[Array, "N 2 ..."]:
-    return varying_like(like, jnp.zeros((*like.shape[:2], *shape), like.dtype))
-
-
-def _in_turn(even: Float[Array, "N 2 H ..."], odd: Float[Array, "N 2 H ..."]) -> Float[Array, "N 2 K ..."]:
-    sequences, _, half, *rest = even.shape
-    return jnp.stack([even, odd], axis=3).reshape(sequences, 2, 2 * half, *rest)
+    return write(label, join.label[:, :, None], (0, 0, label.shape[2] - 1, 0))

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxctc._forward_backward import scaled_emissions
 from jaxctc._forward_backward.bidirectional import Posterior
-from jaxctc._lattice import indexing
-from jaxctc._lattice.lattices import Lattice, frames_first, row_of_indices
+from jaxctc._lattice import indexing, products
+from jaxctc._lattice.frame_map import steps_of_frames
+from jaxctc._lattice.lattices import Lattice, frames_first, has_label, row_of_indices
 from jaxctc._types import Request
 
 _MOST = 0.75
@@ -64,11 +64,11 @@ def class_posterior(
     is_blank = row_of_indices(classes) == request.blank
 
     def multiplied() -> Array:
-        label = scaled_emissions.by_frame(posterior.label, lattice, frames)
+        label = indexing.by_frame(posterior.label, lattice, frames)
         if label.shape[2] < classes:
             # No column holds anything but its class's home.
-            label = indexing.product("ntw,nwc->ntc", label, indexing.one_hot(lattice.labels, classes))
-        found = jnp.where(is_blank, scaled_emissions.by_frame(posterior.blank, lattice, frames)[:, :, None], label)
+            label = products.product("ntw,nwc->ntc", label, products.one_hot(lattice.labels, classes))
+        found = jnp.where(is_blank, indexing.by_frame(posterior.blank, lattice, frames)[:, :, None], label)
         return found if request.batch_first else jnp.swapaxes(found, 0, 1)
 
     @functools.partial(jax.vmap, out_axes=0 if request.batch_first else 1)
@@ -78,7 +78,7 @@ def class_posterior(
         return jnp.where(is_blank, blanks[:, None], labels)
 
     def gathered() -> Array:
-        steps = scaled_emissions.steps_of_frames(lattice, frames, posterior.blank.shape[2])
+        steps = steps_of_frames(lattice, frames, posterior.blank.shape[2])
         return gather(posterior.label, posterior.blank, *steps, class_scatter.of_class)
 
     return indexing.on_tpu(multiplied, gathered)
@@ -109,20 +109,20 @@ def dominant(
     dtype = posterior.label.dtype
     labels, rest = (x.sum(axis=3) for x in sums(posterior.label, class_scatter.class_of[:, None, None].astype(dtype)))
     blank, without = sums(posterior.blank, jnp.asarray(request.blank, dtype))
-    found = (scaled_emissions.to_frames(x, lattice, frames) for x in (labels + blank - 1, rest + without))
+    found = (indexing.to_frames(x, lattice, frames) for x in (labels + blank - 1, rest + without))
     return Dominant(*(frames_first(x, request) for x in found))
 
 
 def _scatter_matrix(lattice: Lattice, first_column: Int[Array, "N W"], class_scatter: int) -> Bool[Array, "N 2 W K"]:
     """Which column is to be added to which place."""
-    exists = scaled_emissions.exists(lattice)[:, :, None]
+    exists = has_label(lattice)[:, :, None]
 
     def compared() -> Array:
-        return exists[:, None] & indexing.one_hot(indexing.both_ways(first_column, lattice), class_scatter)
+        return exists[:, None] & products.one_hot(indexing.both_ways(first_column, lattice), class_scatter)
 
     def gathered() -> Array:
         scatter = exists & (first_column[:, :, None] == row_of_indices(class_scatter)[None])
-        return scaled_emissions.both_ways(scatter, lattice)
+        return indexing.both_ways(scatter, lattice)
 
     return indexing.on_tpu(compared, gathered)
 
@@ -136,6 +136,6 @@ def _first(lattice: Lattice) -> Int[Array, "N W"]:
 def _places(lattice: Lattice, first_column: Int[Array, "N W"], classes: int) -> Int[Array, "N C"]:
     """The home of each class; the last column, which no target reaches, for those that do not occur."""
     nowhere = jnp.full(classes, first_column.shape[1] - 1, jnp.int32)
-    aim = jnp.where(scaled_emissions.exists(lattice), lattice.labels, classes)
+    aim = jnp.where(has_label(lattice), lattice.labels, classes)
     # Mapped, for a scatter that names its sequences would not stay on the devices that hold them.
     return jax.vmap(lambda aim, first_column: nowhere.at[aim].set(first_column, mode="drop"))(aim, first_column)

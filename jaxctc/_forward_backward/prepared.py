@@ -7,10 +7,11 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxctc._forward_backward import bidirectional, scaled_emissions
-from jaxctc._forward_backward.bidirectional import StateBuffers
+from jaxctc._forward_backward.buffers import StateBuffers
 from jaxctc._forward_backward.scaled import Scaled
-from jaxctc._forward_backward.scaled_emissions import Index, ScaledEmissions
-from jaxctc._lattice import lattices, outcome
+from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
+from jaxctc._lattice import indexing, lattices, outcome
+from jaxctc._lattice.frame_map import Index, build_frame_map
 from jaxctc._lattice.lattices import Lattice, frames_first, frames_of
 from jaxctc._types import LOG_ZERO, Request
 
@@ -91,11 +92,11 @@ def prepare(
     start = _start(steps, scores, longest, request)
     lengths = lattice.input_lengths
     if first is None:
-        frame_map = scaled_emissions.build_frame_map(lattice, frames, steps)
+        frame_map = build_frame_map(lattice, frames, steps)
     else:
         lattice = lattice._replace(input_lengths=jnp.full_like(lengths, frames))
         lengths = lengths - first
-        frame_map = scaled_emissions.build_frame_map(lattice, frames, steps).until(lengths)
+        frame_map = build_frame_map(lattice, frames, steps).until(lengths)
     frame_mask = frames_first(lattices.frame_mask(lengths, frames), request)
     # Where steps are not taken by XLA, a loop that makes their scores would be all there is of loops.
     block = size if request.layout.platform is None else None
@@ -103,8 +104,7 @@ def prepare(
     normaliser, non_finite, removed_nats = None, emissions.non_finite, scaled_emissions.peaks(emissions)
     if request.from_logits:
         peak, best = (
-            frames_first(scaled_emissions.to_frames(x, lattice, frames), request)
-            for x in (emissions.peak, emissions.best)
+            frames_first(indexing.to_frames(x, lattice, frames), request) for x in (emissions.peak, emissions.best)
         )
         counts = frame_mask & scaled_emissions.counts(peak)
         peak, best = jnp.where(counts, peak, 0), jnp.where(counts, best, 0)

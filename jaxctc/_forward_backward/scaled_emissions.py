@@ -1,19 +1,12 @@
-"""The scores along the lattice, as the two directions of the recursion read them.
+"""Scale the emissions of the lattice's states, as the two directions of the recursion read them (see `frame_map`).
 
-Each direction takes M >= T / 2 steps, as many as suit who walks them. The forward one reads the first half
-of a sequence's frames, the backward one the second half from its last frame down, over the labels in
-reverse, so that both walk alike: from column 0 on. They end together, at the middle of each sequence,
-however long it is: a short one starts late, and until then its scores keep it in the state that it starts
-from.
-
-Scores are relative to the best one of their frame: along a path of best scores nothing is rounded, so that a
-confident model's loss keeps its digits.
+Scores are relative to the best one of their frame: along a path of best scores nothing is rounded, so that a confident
+model's loss keeps its digits. A frame that does not count keeps every path in the state that it is in.
 """
 
-import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +16,11 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxctc._forward_backward import scaled
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._lattice import indexing, lattices
-from jaxctc._lattice.lattices import Lattice, accumulation_dtype, row_of_indices
-from jaxctc._mesh import is_xlas_to_divide, varying_like
+from jaxctc._lattice.frame_map import FrameMap, halves
+from jaxctc._lattice.frame_map import Index as Index
+from jaxctc._lattice.indexing import Fetch
+from jaxctc._lattice.lattices import Lattice, accumulation_dtype, has_label
+from jaxctc._mesh import varying_like
 from jaxctc._types import LOG_ZERO, Request
 
 LOG2_E = 1.4426950408889634
@@ -36,8 +32,6 @@ _SMALL = 1 << 20
 """Bytes of scores that are made at once."""
 _LARGE = 1 << 29
 """Bytes of scores that are made again whenever they are read, rather than kept."""
-
-Index: TypeAlias = int | Int[Array, ""]
 
 
 class ScaledEmissions(NamedTuple):
@@ -93,96 +87,6 @@ def stores_scores(frames: int, columns: int, dtype: jnp.dtype) -> bool:
     return frames * columns * dtype.itemsize <= _LARGE
 
 
-class FrameMap(NamedTuple):
-    """Which frame each step of each direction reads."""
-
-    frame: Int[Array, "N 2 M"]
-    live: Bool[Array, "N 2 M"]
-    middle: Int[Array, " N"] | None = None
-    """The frame that the backward direction comes to last and the forward one would next, where both are all that is
-    read and frames follow one another to the first step and beyond.
-    """
-
-    def part(self, first: Index, size: int) -> "FrameMap":
-        frame, live = (lax.dynamic_slice_in_dim(x, first, size, axis=2) for x in self[:2])
-        return FrameMap(frame, live)
-
-    def moved(self, by: Int[Array, "1 2 1"]) -> "FrameMap":
-        """Each direction reads frames so much later."""
-        return FrameMap(self.frame + by, self.live)
-
-    def until(self, lengths: Int[Array, " N"]) -> "FrameMap":
-        """No frame counts at or beyond these."""
-        return self._replace(live=self.live & (self.frame < lengths[:, None, None]))
-
-
-def build_frame_map(lattice: Lattice, frames: int, count: int) -> FrameMap:
-    half, rest = _halves(lattice)
-    step = row_of_indices(count)
-    ahead = step - (count - half)
-    back = lattice.input_lengths[:, None] - 1 - (step - (count - rest))
-    frame = jnp.stack([ahead, back], axis=1)
-    live = jnp.stack([ahead >= 0, back < lattice.input_lengths[:, None]], axis=1)
-    return FrameMap(jnp.clip(frame, 0, max(frames - 1, 0)), live, half[:, 0])
-
-
-def steps_of_frames(lattice: Lattice, frames: int, count: int) -> tuple[Int[Array, "N T"], Int[Array, "N T"]]:
-    """The inverse of `build_frame_map`: direction and step of each live frame."""
-    half, rest = _halves(lattice)
-    frame = row_of_indices(frames)
-    ahead = frame < half
-    step = jnp.where(ahead, frame + count - half, lattice.input_lengths[:, None] - 1 - frame + count - rest)
-    return (~ahead).astype(jnp.int32), jnp.clip(step, 0, max(count - 1, 0))
-
-
-def by_frame(x: Float[Array, "N 2 M *X"], lattice: Lattice, frames: int) -> Float[Array, "N T *X"]:
-    """What each live frame's direction and step have, as a TPU fetches it: beyond a sequence's length whatever."""
-    count = x.shape[2]
-    both = jnp.concatenate([x[:, 0], x[:, 1, ::-1]], axis=1)
-    padded = indexing.padded(both, 0, max(frames - count, 0))
-    return indexing.rows(padded, count - _halves(lattice)[0][:, 0], frames)
-
-
-def to_frames(x: Float[Array, "N 2 M"], lattice: Lattice, frames: int) -> Float[Array, "T N"]:
-    """What each live frame's direction and step have; in other frames whatever."""
-
-    def gathered() -> Array:
-        direction, step = steps_of_frames(lattice, frames, x.shape[2])
-        return jax.vmap(lambda x, *at: x.at[at].get(mode="promise_in_bounds"), out_axes=1)(x, direction, step)
-
-    if x.size == 0:
-        return jnp.zeros((frames, x.shape[0]), x.dtype)
-    return indexing.on_tpu(lambda: by_frame(x, lattice, frames).T, gathered)
-
-
-def _halves(lattice: Lattice) -> tuple[Int[Array, "N 1"], Int[Array, "N 1"]]:
-    """Frames that each direction reads."""
-    half = lattice.input_lengths[:, None] // 2
-    return half, lattice.input_lengths[:, None] - half
-
-
-def both_ways(x: Array, lattice: Lattice) -> Array:
-    """(N, W, ...) by label, to (N, 2, W, ...): as it is, and with the target reversed; beyond its end whatever."""
-    column = lattice.target_lengths[:, None] - 1 - row_of_indices(x.shape[1])
-    reverse = jax.vmap(lambda x, column: x.at[column].get(mode="promise_in_bounds"))
-    return jnp.stack([x, reverse(x, jnp.maximum(column, 0))], axis=1)
-
-
-def labels_both_ways(labels: Int[Array, "N W"], lattice: Lattice) -> Int[Array, "N 2 W"]:
-    return indexing.on_tpu(lambda: indexing.both_ways(labels, lattice), lambda: both_ways(labels, lattice))
-
-
-def exists(lattice: Lattice) -> Bool[Array, "N W"]:
-    """The columns that hold a label."""
-    return row_of_indices(lattice.labels.shape[1]) < lattice.target_lengths[:, None]
-
-
-_Fetch: TypeAlias = Callable[[FrameMap], tuple[Float[Array, "N 2 K W"], Float[Array, "N 2 K"], Float[Array, "N 2 K"]]]
-"""Gives the scores that the steps of a schedule read: those of the labels, the best of them, and the blank's. A column
-that has no label has the score of another label of the target, or of the blank.
-"""
-
-
 class _Rows(NamedTuple):
     """What the frames of K steps give beside their scores, named as in `ScaledEmissions`, before any sum over steps."""
 
@@ -210,23 +114,23 @@ def build(
     known of all frames together is known then, whether their scores are kept or not.
     """
     count, dtype = frame_map.frame.shape[2], accumulation_dtype(scores.dtype)
-    labels = labels_both_ways(lattice.labels, lattice)
-    real = exists(lattice)[:, None, None]
-    gathers = _gathers(scores, labels, request)
-    products = _multiplies(scores, labels, lattice, request)
-    either = _either(products, gathers)
+    labels = indexing.labels_both_ways(lattice.labels, lattice)
+    real = has_label(lattice)[:, None, None]
+    gathers = indexing.fetch_by_gathers(scores, labels, request)
+    products = indexing.fetch_by_products(scores, labels, lattice, request)
+    either = indexing.fetch_by_either(products, gathers)
 
-    def some_of(frame_map: FrameMap, fetch: _Fetch) -> tuple[Array, _Rows]:
+    def some_of(frame_map: FrameMap, fetch: Fetch) -> tuple[Array, _Rows]:
         return _rows(fetch, labels, real, frame_map, request.blank, dtype)
 
-    def some(frame_map: FrameMap, fetch: _Fetch = either) -> tuple[Array | None, _Rows]:
+    def some(frame_map: FrameMap, fetch: Fetch = either) -> tuple[Array | None, _Rows]:
         relative, made = some_of(frame_map, fetch)
         return (relative if keep else None), made
 
     def room(x: jax.ShapeDtypeStruct) -> Array:
         return varying_like((scores, lattice), jnp.zeros((*x.shape[:2], count, *x.shape[3:]), x.dtype))
 
-    def in_blocks(block: int, fetch: _Fetch = either) -> tuple[Array | None, _Rows]:
+    def in_blocks(block: int, fetch: Fetch = either) -> tuple[Array | None, _Rows]:
         def fill(number: Int[Array, ""], made: Any) -> Any:
             first = number * block
             piece = some(frame_map.part(first, block), fetch)
@@ -251,7 +155,7 @@ def build(
         blank=scaled.exp2(jnp.pad(made.blank, ((0, 0), (0, 0), (1, 0)))),
         skip=lattices.skip(labels),
         target_lengths=lattice.target_lengths,
-        first=count - jnp.concatenate(_halves(lattice), axis=1),
+        first=count - jnp.concatenate(halves(lattice), axis=1),
         peak=made.peak,
         best=made.best,
         non_finite=made.non_finite.any(axis=(1, 2)),
@@ -260,91 +164,8 @@ def build(
     )
 
 
-def _either(products: _Fetch, gathers: _Fetch) -> _Fetch:
-    """The one on a TPU, and the other elsewhere."""
-    return lambda frame_map: indexing.on_tpu(lambda: products(frame_map), lambda: gathers(frame_map))
-
-
-def _gathers(
-    scores: Float[Array, "A B C"],
-    labels: Int[Array, "N 2 W"],
-    request: Request,
-) -> _Fetch:
-    sequence_axis = 0 if request.batch_first else 1
-    frames = scores.shape[1 - sequence_axis]
-    gather = functools.partial(_gathered, request.blank, sequence_axis)
-
-    def fetched(frame_map: FrameMap) -> tuple[Array, Array, Array]:
-        def kept() -> tuple[Array, Array, Array]:
-            # What a gather is fused with is no longer done eight at a time.
-            used, blank = lax.optimization_barrier(gather(scores, frame_map.frame, labels))
-            return used, _best(used), blank
-
-        def twice() -> tuple[Array, Array, Array]:
-            # On a GPU it is done as fast as the memory goes that what is kept would have to pass through.
-            used, blank = gather(scores, frame_map.frame, labels)
-            again, _ = gather(scores, lax.optimization_barrier(frame_map.frame), labels)
-            return again, _best(used), blank
-
-        if frames == 0:
-            none = jnp.zeros(frame_map.frame.shape, scores.dtype)
-            return jnp.zeros((*none.shape, labels.shape[2]), scores.dtype), none, none
-        # Classes on several devices would be asked twice as well.
-        return kept() if is_xlas_to_divide(scores) else lax.platform_dependent(cuda=twice, default=kept)
-
-    return fetched
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)  # traced once, however often it is called
-def _gathered(
-    blank: int,
-    sequence_axis: int,
-    scores: Float[Array, "A B C"],
-    frame: Int[Array, "N 2 K"],
-    labels: Int[Array, "N 2 W"],
-) -> tuple[Float[Array, "N 2 K W"], Float[Array, "N 2 K"]]:
-    @functools.partial(jax.vmap, in_axes=(sequence_axis, 0, 0))
-    def gather(scores: Array, frame: Array, labels: Array) -> tuple[Array, Array]:
-        at = scores.at[frame[:, :, None], labels[:, None, :]]
-        return at.get(mode="promise_in_bounds"), scores[:, blank].at[frame].get(mode="promise_in_bounds")
-
-    return gather(scores, frame, labels)
-
-
-def _best(used: Float[Array, "N 2 K W"]) -> Float[Array, "N 2 K"]:
-    return used.astype(accumulation_dtype(used.dtype)).max(axis=3)
-
-
-def _multiplies(
-    scores: Float[Array, "A B C"],
-    labels: Int[Array, "N 2 W"],
-    lattice: Lattice,
-    request: Request,
-) -> _Fetch:
-    """As a TPU does it (see `indexing`)."""
-    axes = (0, 1) if request.batch_first else (1, 0)
-    frames = scores.shape[axes[1]]
-
-    def steps(x: Float[Array, "N T *X"], frame_map: FrameMap) -> Float[Array, "N 2 K *X"]:
-        if frame_map.middle is None:
-            return jax.vmap(lambda x, frame: x.at[frame].get(mode="promise_in_bounds"))(x, frame_map.frame)
-        count = frame_map.frame.shape[2]
-        after = max(frames // 2 + count - frames, 0)
-        both = indexing.rows(indexing.padded(x, count, after), frame_map.middle, 2 * count)
-        return jnp.stack([both[:, :count], both[:, count:][:, ::-1]], axis=1)
-
-    def fetched(frame_map: FrameMap) -> tuple[Array, Array, Array]:
-        every = 2 * frame_map.frame.shape[2] >= frames
-        rows = functools.partial(steps, frame_map=frame_map)
-        used = indexing.emitted(scores.transpose(*axes, 2), labels, lattice, rows, every=every).astype(scores.dtype)
-        # The last column's label is the blank.
-        return used, _best(used), used[..., -1]
-
-    return fetched
-
-
 def _rows(
-    fetch: _Fetch,
+    fetch: Fetch,
     labels: Int[Array, "N 2 W"],
     real: Bool[Array, "N 1 1 W"],
     frame_map: FrameMap,

@@ -19,9 +19,11 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 from jaxctc._forward_backward import bidirectional
-from jaxctc._forward_backward.bidirectional import Posterior, Scatter, StateBuffers
+from jaxctc._forward_backward.bidirectional import Posterior, Scatter
+from jaxctc._forward_backward.buffers import StateBuffers
 from jaxctc._forward_backward.scaled import Scaled
-from jaxctc._forward_backward.scaled_emissions import Index, ScaledEmissions, stores_scores
+from jaxctc._forward_backward.scaled_emissions import ScaledEmissions, stores_scores
+from jaxctc._lattice.frame_map import Index
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, column_count, frames_of
 from jaxctc._mesh import mapped_over
 from jaxctc._types import REGISTERED, Layout, Problem, Request

@@ -1,112 +1,146 @@
-"""What a TPU does in place of gathers: products with one-hot matrices, and long slices.
+"""Fetch what frames, steps, labels and classes have: one function for each operation, whatever the platform.
 
-A TPU gathers element by element, in about ten cycles each, which for a whole batch is a hundred times what its kernel
-takes to walk the lattice. Its matrix unit picks classes out of a frame in next to no time, and adds up those of equal
-labels; and the steps of a direction read consecutive frames, so that a slice of a sequence's frames is all they are.
-
-A product with ones and zeros is exact at the highest precision: it takes a number apart into three of eight digits,
-and puts it together again. But zero times infinity is NaN. What is infinite, or NaN, is something large instead, and
-infinite again where it has been picked: nobody sees what is not.
-
-On every other platform programs are what they would be without this module.
+A TPU gathers element by element, so that it multiplies with one-hot matrices and takes slices (see `products`); every
+other platform gathers. `on_tpu` makes that choice when a program is lowered, here and where an operation has its
+forms beside it.
 """
 
 import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
+from jaxctc._lattice import products
+from jaxctc._lattice.frame_map import FrameMap, halves, steps_of_frames
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, row_of_indices
-
-_HUGE = 2.0**127
-"""The largest power of two of float32 and of bfloat16: whatever is not below it counts as infinite."""
+from jaxctc._mesh import is_xlas_to_divide
+from jaxctc._types import Request
 
 _T = TypeVar("_T")
+Fetch: TypeAlias = Callable[[FrameMap], tuple[Float[Array, "N 2 K W"], Float[Array, "N 2 K"], Float[Array, "N 2 K"]]]
+"""Gives the scores that the steps of a schedule read: those of the labels, the best of them, and the blank's. A column
+that has no label has the score of another label of the target, or of the blank.
+"""
 
 
-def on_tpu(products: Callable[[], _T], elsewhere: Callable[[], _T]) -> _T:
+def on_tpu(multiplied: Callable[[], _T], elsewhere: Callable[[], _T]) -> _T:
     """The first where the program is lowered for a TPU, the second anywhere else."""
-    return lax.platform_dependent(tpu=products, default=elsewhere)
+    return lax.platform_dependent(tpu=multiplied, default=elsewhere)
 
 
-def one_hot(index: Int[Array, "*N W"], count: int) -> Bool[Array, "*N W count"]:
-    return index[..., None] == lax.broadcasted_iota(jnp.int32, (*index.shape, count), index.ndim)
+def to_frames(x: Float[Array, "N 2 M"], lattice: Lattice, frames: int) -> Float[Array, "T N"]:
+    """What each live frame's direction and step have; in other frames whatever."""
+
+    def gathered() -> Array:
+        direction, step = steps_of_frames(lattice, frames, x.shape[2])
+        return jax.vmap(lambda x, *at: x.at[at].get(mode="promise_in_bounds"), out_axes=1)(x, direction, step)
+
+    if x.size == 0:
+        return jnp.zeros((frames, x.shape[0]), x.dtype)
+    return on_tpu(lambda: by_frame(x, lattice, frames).T, gathered)
 
 
-def product(equation: str, x: Float[Array, "..."], ones: Bool[Array, "..."]) -> Float[Array, "..."]:
-    """With a matrix of ones and zeros, at which nothing is rounded but sums."""
-    narrow = x.dtype == jnp.bfloat16
-    # All that there is of a bfloat16 is what the default precision keeps.
-    precision = lax.Precision.DEFAULT if narrow else lax.Precision.HIGHEST
-    found = jnp.einsum(
-        equation, x, ones.astype(x.dtype), precision=precision, preferred_element_type=accumulation_dtype(x.dtype)
-    )
-    return found.astype(x.dtype)
+def by_frame(x: Float[Array, "N 2 M *X"], lattice: Lattice, frames: int) -> Float[Array, "N T *X"]:
+    """What each live frame's direction and step have, as a TPU fetches it: beyond a sequence's length whatever."""
+    count = x.shape[2]
+    both = jnp.concatenate([x[:, 0], x[:, 1, ::-1]], axis=1)
+    padded = products.padded(both, 0, max(frames - count, 0))
+    return products.rows(padded, count - halves(lattice)[0][:, 0], frames)
 
 
-def picked(x: Shaped[Array, "N W"], index: Int[Array, "N W"]) -> Shaped[Array, "N W"]:
-    """The columns of these indices: of few numbers, all are looked at. 0 where there is no such column."""
-    return jnp.where(one_hot(index, x.shape[1]), x[:, None], 0).sum(axis=2, dtype=x.dtype)
+def both_ways(x: Array, lattice: Lattice) -> Array:
+    """(N, W, ...) by label, to (N, 2, W, ...): as it is, and with the target reversed; beyond its end whatever."""
+    column = lattice.target_lengths[:, None] - 1 - row_of_indices(x.shape[1])
+    reverse = jax.vmap(lambda x, column: x.at[column].get(mode="promise_in_bounds"))
+    return jnp.stack([x, reverse(x, jnp.maximum(column, 0))], axis=1)
 
 
-def both_ways(x: Int[Array, "N W"], lattice: Lattice) -> Int[Array, "N 2 W"]:
-    """As `scaled_emissions.both_ways`; what is beyond the target's end is the last column's."""
-    return jnp.stack([x, picked(x, reverse(lattice))], axis=1)
+def labels_both_ways(labels: Int[Array, "N W"], lattice: Lattice) -> Int[Array, "N 2 W"]:
+    return on_tpu(lambda: products.both_ways(labels, lattice), lambda: both_ways(labels, lattice))
 
 
-def reverse(lattice: Lattice) -> Int[Array, "N W"]:
-    """The columns from the target's last to its first; beyond its end the last of all, which no target reaches."""
-    columns = lattice.labels.shape[1]
-    column = lattice.target_lengths[:, None] - 1 - row_of_indices(columns)
-    return jnp.where(column < 0, columns - 1, column)
+def fetch_by_either(multiplied: Fetch, gathered: Fetch) -> Fetch:
+    """The one on a TPU, and the other elsewhere."""
+    return lambda frame_map: on_tpu(lambda: multiplied(frame_map), lambda: gathered(frame_map))
 
 
-def emitted(
-    scores: Float[Array, "N T C"],
+def fetch_by_gathers(
+    scores: Float[Array, "A B C"],
+    labels: Int[Array, "N 2 W"],
+    request: Request,
+) -> Fetch:
+    sequence_axis = 0 if request.batch_first else 1
+    frames = scores.shape[1 - sequence_axis]
+    gather = functools.partial(_gathered, request.blank, sequence_axis)
+
+    def fetched(frame_map: FrameMap) -> tuple[Array, Array, Array]:
+        def kept() -> tuple[Array, Array, Array]:
+            # What a gather is fused with is no longer done eight at a time.
+            used, blank = lax.optimization_barrier(gather(scores, frame_map.frame, labels))
+            return used, _best(used), blank
+
+        def twice() -> tuple[Array, Array, Array]:
+            # On a GPU it is done as fast as the memory goes that what is kept would have to pass through.
+            used, blank = gather(scores, frame_map.frame, labels)
+            again, _ = gather(scores, lax.optimization_barrier(frame_map.frame), labels)
+            return again, _best(used), blank
+
+        if frames == 0:
+            none = jnp.zeros(frame_map.frame.shape, scores.dtype)
+            return jnp.zeros((*none.shape, labels.shape[2]), scores.dtype), none, none
+        # Classes on several devices would be asked twice as well.
+        return kept() if is_xlas_to_divide(scores) else lax.platform_dependent(cuda=twice, default=kept)
+
+    return fetched
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)  # traced once, however often it is called
+def _gathered(
+    blank: int,
+    sequence_axis: int,
+    scores: Float[Array, "A B C"],
+    frame: Int[Array, "N 2 K"],
+    labels: Int[Array, "N 2 W"],
+) -> tuple[Float[Array, "N 2 K W"], Float[Array, "N 2 K"]]:
+    @functools.partial(jax.vmap, in_axes=(sequence_axis, 0, 0))
+    def gather(scores: Array, frame: Array, labels: Array) -> tuple[Array, Array]:
+        at = scores.at[frame[:, :, None], labels[:, None, :]]
+        return at.get(mode="promise_in_bounds"), scores[:, blank].at[frame].get(mode="promise_in_bounds")
+
+    return gather(scores, frame, labels)
+
+
+def _best(used: Float[Array, "N 2 K W"]) -> Float[Array, "N 2 K"]:
+    return used.astype(accumulation_dtype(used.dtype)).max(axis=3)
+
+
+def fetch_by_products(
+    scores: Float[Array, "A B C"],
     labels: Int[Array, "N 2 W"],
     lattice: Lattice,
-    steps: Callable[[Float[Array, "N T X"]], Float[Array, "N 2 K X"]],
-    *,
-    every: bool = True,
-) -> Float[Array, "N 2 K W"]:
-    """The scores of the labels in the frames that `steps` takes, which may be `every` frame.
+    request: Request,
+) -> Fetch:
+    """As a TPU does it (see `indexing`)."""
+    axes = (0, 1) if request.batch_first else (1, 0)
+    frames = scores.shape[axes[1]]
 
-    There is +inf for a NaN, and `-_HUGE` for -inf.
-    """
-    classes, columns = scores.shape[2], labels.shape[2]
-    if scores.dtype == jnp.float16:
-        scores = scores.astype(jnp.float32)
-    # A NaN is not below anything.
-    x = jnp.where(scores < _HUGE, jnp.maximum(scores, -_HUGE), _HUGE)
-    if every and classes > columns:
-        # Only what is left of the classes is moved.
-        x = product("ntc,nwc->ntw", x, one_hot(lattice.labels, classes))
-        straight = jnp.broadcast_to(row_of_indices(columns), lattice.labels.shape)
-        labels = jnp.stack([straight, reverse(lattice)], axis=1)
-    x = product("ndkc,ndwc->ndkw", steps(x), one_hot(labels, x.shape[2]))
-    return jnp.where(x < _HUGE, x, jnp.inf)
+    def steps(x: Float[Array, "N T *X"], frame_map: FrameMap) -> Float[Array, "N 2 K *X"]:
+        if frame_map.middle is None:
+            return jax.vmap(lambda x, frame: x.at[frame].get(mode="promise_in_bounds"))(x, frame_map.frame)
+        count = frame_map.frame.shape[2]
+        after = max(frames // 2 + count - frames, 0)
+        both = products.rows(products.padded(x, count, after), frame_map.middle, 2 * count)
+        return jnp.stack([both[:, :count], both[:, count:][:, ::-1]], axis=1)
 
+    def fetched(frame_map: FrameMap) -> tuple[Array, Array, Array]:
+        every = 2 * frame_map.frame.shape[2] >= frames
+        rows = functools.partial(steps, frame_map=frame_map)
+        used = products.emitted(scores.transpose(*axes, 2), labels, lattice, rows, every=every).astype(scores.dtype)
+        # The last column's label is the blank.
+        return used, _best(used), used[..., -1]
 
-def padded(x: Float[Array, "N R *X"], before: int, after: int) -> Float[Array, "N Q *X"]:
-    """With rows of zeros. XLA pads in a pass of its own, and concatenates where the rows are made."""
-    parts = [jnp.zeros((len(x), size, *x.shape[2:]), x.dtype) for size in (before, after)]
-    return jnp.concatenate([parts[0], x, parts[1]], axis=1)
-
-
-def rows(x: Float[Array, "N R *X"], first: Int[Array, " N"], count: int) -> Float[Array, "N count *X"]:
-    """So many rows of each sequence, from a first one of its own on."""
-    if x.ndim == 2:
-        return _slid(x, first)[:, :count]
-    return jax.vmap(lambda x, first: lax.dynamic_slice_in_dim(x, first, count))(x, first)
-
-
-@functools.partial(jax.jit, inline=True)  # traced once, however often it is called
-def _slid(x: Float[Array, "N R"], by: Int[Array, " N"]) -> Float[Array, "N R"]:
-    """Single numbers lie in lanes, and are moved in the whole batch at once, by one power of two after the other."""
-    for bit in range(x.shape[1].bit_length()):
-        x = jnp.where((by >> bit & 1)[:, None] == 1, jnp.roll(x, -(1 << bit), axis=1), x)
-    return x
+    return fetched

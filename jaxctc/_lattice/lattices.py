@@ -104,6 +104,11 @@ def frames_first(x: jax.Array, request: Request) -> jax.Array:
     return jnp.swapaxes(x, 0, 1) if request.batch_first else x
 
 
+def has_label(lattice: Lattice) -> Bool[Array, "N W"]:
+    """Return which columns hold a label of their target."""
+    return row_of_indices(lattice.labels.shape[1]) < lattice.target_lengths[:, None]
+
+
 def skip(labels: Int[Array, "... W"]) -> Bool[Array, "... W"]:
     """Label s differs from label s - 1, so that the blank between them may be skipped."""
     before = jnp.concatenate([jnp.full_like(labels[..., :1], -1), labels[..., :-1]], axis=-1)

@@ -1,20 +1,15 @@
-"""The frames of a sequence on several devices.
+"""Divide the frames of a sequence among several devices.
 
-Each of D devices holds a block of B consecutive frames, and walks it as one device walks all frames: from
-both ends at once, and the posterior outward again (`bidirectional`). It begins with what its neighbours end
-with, which is passed on before: the first device walks its block and hands its last states to the second,
-and so on; the last device does the same the other way. What is handed over is as small as the states are,
-but only two devices work at any time, for (D - 1) B steps.
-
-Where a target is short, each device first walks its block from every state at once, all devices at the
-same time: B steps of 2 W times the work. What a block makes of any states is then a sum over a table, and
-passing on takes no steps. Where steps take the time that they do because they follow one another, and not
-for their work, this is faster by as much as there are devices.
+Each of D devices holds a block of B consecutive frames, and runs it as one device runs all frames: from both ends at
+once, and then the backward pass. It begins with the states that its neighbours end with, which are passed on
+beforehand: the first device runs its block and hands its last states to the second, and so on; the last device does
+the same the other way. What is handed over is as small as the states are, but only two devices work at any time, for
+(D - 1) B steps.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,30 +18,20 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from jaxctc._forward_backward import bidirectional, prepared, scaled_emissions
-from jaxctc._forward_backward.bidirectional import StateBuffers
+from jaxctc._forward_backward.buffers import StateBuffers, initial_states
 from jaxctc._forward_backward.prepared import PreparedBatch
-from jaxctc._forward_backward.scaled_emissions import Index
+from jaxctc._lattice.frame_map import Index, build_frame_map
 from jaxctc._lattice.lattices import Lattice, frames_of
 from jaxctc._mesh import varying_like
 from jaxctc._types import Request
-
-Through: TypeAlias = Callable[[StateBuffers, Index], StateBuffers]
-"""From what a block begins with to what the next one does, unless the steps that are left out are all."""
-
-_BEGINNING = {"cpu": 128}
-"""States that a step could work on in the time that it takes to begin, as measured by `benchmarks/scaling.py`."""
-_LAUNCH = 1 << 16
-"""The same where a step launches kernels: not measured."""
-_LARGE = 1 << 28
-"""Bytes of states, from every state at once, that are too many."""
 
 
 def divided(
     function: Callable[..., Any], request: Request, results: Callable[[P], Any]
 ) -> Callable[[jax.Array, Lattice], Any]:
-    """A function of scores and their lattice, run by each device on its own frames.
+    """Return a function of scores and their lattice that each device runs on its own frames.
 
-    `results` makes the results' specs of that of the scores.
+    `results` makes the results' partition specs from that of the scores.
     """
     axis = request.frame_axis
     if axis is None:
@@ -74,7 +59,7 @@ def build(
     keep: bool,
     ends: bool,
 ) -> PreparedBatch:
-    """That of the block of one device, and of all frames what is not of one alone.
+    """Return the prepared batch of one device's block; whatever concerns whole sequences in it is that of all blocks.
 
     What a device begins with is known to all devices, or if not to both `ends`, to the one in the middle.
     """
@@ -82,19 +67,19 @@ def build(
     assert axis is not None
     near = prepared.prepare(scores, lattice, request, size, first=index * frames, keep=keep)
     # The half of the block that each direction comes to after its own.
-    frame_map = scaled_emissions.build_frame_map(near.lattice, frames, near.emissions.steps)
+    frame_map = build_frame_map(near.lattice, frames, near.emissions.steps)
     half = jnp.array([frames // 2, -(frames // 2)], jnp.int32)[None, :, None]
     frame_map = frame_map.moved(half).until(lattice.input_lengths - index * frames)
     far = scaled_emissions.build(scores, near.lattice, request, frame_map, size, near.start, keep=keep)
 
-    def forward_steps(begin: StateBuffers, start: Index) -> StateBuffers:
+    def through_block(begin: StateBuffers, start: Index) -> StateBuffers:
+        """Return what the next device begins with, from what this one does, unless all steps are left out."""
         for emissions in (near.emissions, far):
             begin = bidirectional.states_after(emissions, begin, start, size)
         return begin
 
     devices = lax.axis_size(axis)
-    blank_mass = _tabulated(forward_steps, near) if tabulates(devices, *lattice.labels.shape) else forward_steps
-    begin = _passed_on(blank_mass, near, index, axis, devices - 1 if ends else devices // 2)
+    begin = _passed_on(through_block, near, index, axis, devices - 1 if ends else devices // 2)
     total = functools.partial(lax.psum, axis_name=axis)
     return near._replace(
         removed_nats=tuple(map(total, near.removed_nats)),
@@ -105,7 +90,7 @@ def build(
 
 
 def from_middle_device(x: Any, index: Index | None, request: Request) -> Any:
-    """What the device in the middle has found, for all."""
+    """Return on all devices what the device in the middle has."""
     axis = request.frame_axis
     if axis is None or index is None:
         return x
@@ -113,22 +98,14 @@ def from_middle_device(x: Any, index: Index | None, request: Request) -> Any:
     return jax.tree.map(lambda y: lax.psum(jnp.where(here, y, 0), axis), x)
 
 
-def tabulates(devices: int, sequences: int, columns: int) -> bool:
-    """Whether to walk from every state at once: by a model of the time that a frame takes then and else."""
-    beginning = _BEGINNING.get(jax.default_backend(), _LAUNCH)
-    states = 4 * sequences * columns
-    every = 2 * columns * states
-    return every * 8 <= _LARGE and beginning + every < (devices - 1) * (beginning + states)
-
-
-def _tabulated(forward_steps: Through, near: PreparedBatch) -> Through:
-    """The same from where every state leads to."""
-    every = jnp.arange(2 * near.emissions.skip.shape[2], dtype=jnp.int32)
-    table = jax.vmap(lambda x: forward_steps(bidirectional.unit(near.emissions, x), near.start))(every)
-    return lambda begin, _: bidirectional.superposed(begin, table)
-
-
-def _passed_on(blank_mass: Through, near: PreparedBatch, index: Index, axis: str, turns: int) -> StateBuffers:
+def _passed_on(
+    through_block: Callable[[StateBuffers, Index], StateBuffers],
+    near: PreparedBatch,
+    index: Index,
+    axis: str,
+    turns: int,
+) -> StateBuffers:
+    """Return what each device begins with: in each turn two of them run their block and hand on its last states."""
     devices = lax.axis_size(axis)
     ahead = [(d, d + 1) for d in range(devices - 1)]
     back = [(d + 1, d) for d in range(devices - 1)]
@@ -136,10 +113,10 @@ def _passed_on(blank_mass: Through, near: PreparedBatch, index: Index, axis: str
 
     def turn(k: Int[Array, ""], begin: StateBuffers) -> StateBuffers:
         at_work = (k == index) | (k == mirrored)
-        end = jnp.stack(blank_mass(begin, jnp.where(at_work, near.start, near.emissions.steps)))
+        end = jnp.stack(through_block(begin, jnp.where(at_work, near.start, near.emissions.steps)))
         had = jnp.stack(begin)
         forward = jnp.where(k + 1 == index, lax.ppermute(end[..., 0, :], axis, ahead), had[..., 0, :])
         backward = jnp.where(k + 1 == mirrored, lax.ppermute(end[..., 1, :], axis, back), had[..., 1, :])
         return StateBuffers(*jnp.stack([forward, backward], axis=-2))
 
-    return lax.fori_loop(0, turns, turn, bidirectional.initial_states(near.emissions, 1))
+    return lax.fori_loop(0, turns, turn, initial_states(near.emissions, 1))

@@ -1,0 +1,86 @@
+"""Keep the states of the recursion in buffers that XLA updates in place on a CPU.
+
+Each step updates its buffers in place, those of even and of odd steps in buffers of their own: one that is read and
+written in the same step would be copied as a whole, and a result with no buffer of its own to go to would be handed to
+several threads, which takes longer than computing it. A few columns of zeros before the first serve as its left
+neighbour. A state is a complex number, its mantissa and its exponent, so that what is computed once for both is not
+computed twice.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Complex, Float
+
+from jaxctc._forward_backward import scaled
+from jaxctc._forward_backward.scaled import Scaled, pack, unpack
+from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
+from jaxctc._lattice.frame_map import Index
+from jaxctc._mesh import varying_like
+
+MARGIN = 8
+"""Columns of zeros before the first; a vector's worth keeps the rest aligned."""
+
+
+class StateBuffers(NamedTuple):
+    """Packed states after each of K steps, margins included. The blank's are before their emission."""
+
+    blank: Complex[Array, "K N 2 V"]
+    label: Complex[Array, "K N 2 V"]
+
+    def read(self, name: str, k: Index, shift: int = 0) -> Scaled:
+        rows = getattr(self, name)
+        size = (1, *rows.shape[1:3], rows.shape[3] - MARGIN)
+        return unpack(read(rows, (k, 0, 0, MARGIN + shift), size)[0])
+
+    def write(self, name: str, k: Index, value: Scaled) -> "StateBuffers":
+        return self._replace(**{name: write(getattr(self, name), pack(value)[None], (k, 0, 0, MARGIN))})
+
+    def row(self, k: Index) -> "StateBuffers":
+        rows = (read(x, (k, 0, 0, 0), (1, *x.shape[1:])) for x in self)
+        return lax.optimization_barrier(StateBuffers(*rows))
+
+    def put(self, k: Index, row: "StateBuffers") -> "StateBuffers":
+        return StateBuffers(*(put(x, y, (k, 0, 0, 0)) for x, y in zip(self, row, strict=True)))
+
+
+def initial_states(emissions: ScaledEmissions, count: int) -> StateBuffers:
+    """Rows that all hold the state before the first frame: in blank 0."""
+    sequences, directions, columns = emissions.skip.shape
+    shape = (count, sequences, directions, MARGIN + columns)
+    zero = varying_like(emissions.blank, scaled.zeros(shape, emissions.blank.mantissa.dtype))
+    here = lax.broadcasted_iota(jnp.int32, shape, 3) == MARGIN
+    return StateBuffers(pack(Scaled(zero.mantissa, jnp.where(here, 0, zero.exponent))), pack(zero))
+
+
+def row_of(x: Float[Array, "N 2 M W"], i: Index) -> Float[Array, "N 2 W"]:
+    return read(x, (0, 0, i, 0), (*x.shape[:2], 1, x.shape[3]))[:, :, 0]
+
+
+def write(buffer: Array, value: Array, where: tuple[Index, ...]) -> Array:
+    """In place. The barrier keeps XLA from computing the value again for each of its readers."""
+    return lax.optimization_barrier(put(buffer, value, where))
+
+
+def put(buffer: Array, value: Array, where: tuple[Index, ...]) -> Array:
+    return lax.dynamic_update_slice(buffer, value, _place(where), allow_negative_indices=False)
+
+
+def read(buffer: Array, where: tuple[Index, ...], size: tuple[int, ...]) -> Array:
+    return lax.dynamic_slice(buffer, _place(where), size, allow_negative_indices=False)
+
+
+def _place(where: tuple[Index, ...]) -> tuple[np.int32 | Array, ...]:
+    """Of one type, whatever the loops have made of each."""
+    return tuple(np.int32(i) if isinstance(i, int) else lax.convert_element_type(i, jnp.int32) for i in where)
+
+
+def empty(like: Float[Array, "N 2 ..."], *shape: int) -> Float[Array, "N 2 ..."]:
+    return varying_like(like, jnp.zeros((*like.shape[:2], *shape), like.dtype))
+
+
+def interleaved(even: Float[Array, "N 2 H ..."], odd: Float[Array, "N 2 H ..."]) -> Float[Array, "N 2 K ..."]:
+    sequences, _, half, *rest = even.shape
+    return jnp.stack([even, odd], axis=3).reshape(sequences, 2, 2 * half, *rest)

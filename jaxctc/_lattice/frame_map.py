@@ -1,0 +1,65 @@
+"""Map the steps of the two directions of the bidirectional recursion to the frames that they read, and back.
+
+Each direction takes M >= T / 2 steps, as many as suit the implementation. The forward one reads the first half of a
+sequence's frames, the backward one the second half from its last frame down, over the labels in reverse order, so that
+both directions are the same program. They end together, in the middle of each sequence, however long it is: a short
+sequence starts late.
+"""
+
+from typing import NamedTuple, TypeAlias
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Int
+
+from jaxctc._lattice.lattices import Lattice, row_of_indices
+
+Index: TypeAlias = int | Int[Array, ""]
+
+
+class FrameMap(NamedTuple):
+    """Which frame each step of each direction reads."""
+
+    frame: Int[Array, "N 2 M"]
+    live: Bool[Array, "N 2 M"]
+    middle: Int[Array, " N"] | None = None
+    """The frame that the backward direction comes to last and the forward one would next, where both are all that is
+    read and frames follow one another to the first step and beyond.
+    """
+
+    def part(self, first: Index, size: int) -> "FrameMap":
+        frame, live = (lax.dynamic_slice_in_dim(x, first, size, axis=2) for x in self[:2])
+        return FrameMap(frame, live)
+
+    def moved(self, by: Int[Array, "1 2 1"]) -> "FrameMap":
+        """Each direction reads frames so much later."""
+        return FrameMap(self.frame + by, self.live)
+
+    def until(self, lengths: Int[Array, " N"]) -> "FrameMap":
+        """No frame counts at or beyond these."""
+        return self._replace(live=self.live & (self.frame < lengths[:, None, None]))
+
+
+def build_frame_map(lattice: Lattice, frames: int, count: int) -> FrameMap:
+    half, rest = halves(lattice)
+    step = row_of_indices(count)
+    ahead = step - (count - half)
+    back = lattice.input_lengths[:, None] - 1 - (step - (count - rest))
+    frame = jnp.stack([ahead, back], axis=1)
+    live = jnp.stack([ahead >= 0, back < lattice.input_lengths[:, None]], axis=1)
+    return FrameMap(jnp.clip(frame, 0, max(frames - 1, 0)), live, half[:, 0])
+
+
+def steps_of_frames(lattice: Lattice, frames: int, count: int) -> tuple[Int[Array, "N T"], Int[Array, "N T"]]:
+    """The inverse of `build_frame_map`: direction and step of each live frame."""
+    half, rest = halves(lattice)
+    frame = row_of_indices(frames)
+    ahead = frame < half
+    step = jnp.where(ahead, frame + count - half, lattice.input_lengths[:, None] - 1 - frame + count - rest)
+    return (~ahead).astype(jnp.int32), jnp.clip(step, 0, max(count - 1, 0))
+
+
+def halves(lattice: Lattice) -> tuple[Int[Array, "N 1"], Int[Array, "N 1"]]:
+    """Frames that each direction reads."""
+    half = lattice.input_lengths[:, None] // 2
+    return half, lattice.input_lengths[:, None] - half

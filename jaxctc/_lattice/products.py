@@ -1,0 +1,104 @@
+"""What a TPU does in place of gathers: products with one-hot matrices, and long slices.
+
+A TPU gathers element by element, in about ten cycles each, which for a whole batch is a hundred times what its kernel
+takes to walk the lattice. Its matrix unit picks classes out of a frame in next to no time, and adds up those of equal
+labels; and the steps of a direction read consecutive frames, so that a slice of a sequence's frames is all they are.
+
+A product with ones and zeros is exact at the highest precision: it takes a number apart into three of eight digits,
+and puts it together again. But zero times infinity is NaN. What is infinite, or NaN, is something large instead, and
+infinite again where it has been picked: nobody sees what is not.
+
+On every other platform programs are what they would be without this module.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from jaxctc._lattice.lattices import Lattice, accumulation_dtype, row_of_indices
+
+_HUGE = 2.0**127
+"""The largest power of two of float32 and of bfloat16: whatever is not below it counts as infinite."""
+
+
+def one_hot(index: Int[Array, "*N W"], count: int) -> Bool[Array, "*N W count"]:
+    return index[..., None] == lax.broadcasted_iota(jnp.int32, (*index.shape, count), index.ndim)
+
+
+def product(equation: str, x: Float[Array, "..."], ones: Bool[Array, "..."]) -> Float[Array, "..."]:
+    """With a matrix of ones and zeros, at which nothing is rounded but sums."""
+    narrow = x.dtype == jnp.bfloat16
+    # All that there is of a bfloat16 is what the default precision keeps.
+    precision = lax.Precision.DEFAULT if narrow else lax.Precision.HIGHEST
+    found = jnp.einsum(
+        equation, x, ones.astype(x.dtype), precision=precision, preferred_element_type=accumulation_dtype(x.dtype)
+    )
+    return found.astype(x.dtype)
+
+
+def picked(x: Shaped[Array, "N W"], index: Int[Array, "N W"]) -> Shaped[Array, "N W"]:
+    """The columns of these indices: of few numbers, all are looked at. 0 where there is no such column."""
+    return jnp.where(one_hot(index, x.shape[1]), x[:, None], 0).sum(axis=2, dtype=x.dtype)
+
+
+def both_ways(x: Int[Array, "N W"], lattice: Lattice) -> Int[Array, "N 2 W"]:
+    """As `scaled_emissions.both_ways`; what is beyond the target's end is the last column's."""
+    return jnp.stack([x, picked(x, reverse(lattice))], axis=1)
+
+
+def reverse(lattice: Lattice) -> Int[Array, "N W"]:
+    """The columns from the target's last to its first; beyond its end the last of all, which no target reaches."""
+    columns = lattice.labels.shape[1]
+    column = lattice.target_lengths[:, None] - 1 - row_of_indices(columns)
+    return jnp.where(column < 0, columns - 1, column)
+
+
+def emitted(
+    scores: Float[Array, "N T C"],
+    labels: Int[Array, "N 2 W"],
+    lattice: Lattice,
+    steps: Callable[[Float[Array, "N T X"]], Float[Array, "N 2 K X"]],
+    *,
+    every: bool = True,
+) -> Float[Array, "N 2 K W"]:
+    """The scores of the labels in the frames that `steps` takes, which may be `every` frame.
+
+    There is +inf for a NaN, and `-_HUGE` for -inf.
+    """
+    classes, columns = scores.shape[2], labels.shape[2]
+    if scores.dtype == jnp.float16:
+        scores = scores.astype(jnp.float32)
+    # A NaN is not below anything.
+    x = jnp.where(scores < _HUGE, jnp.maximum(scores, -_HUGE), _HUGE)
+    if every and classes > columns:
+        # Only what is left of the classes is moved.
+        x = product("ntc,nwc->ntw", x, one_hot(lattice.labels, classes))
+        straight = jnp.broadcast_to(row_of_indices(columns), lattice.labels.shape)
+        labels = jnp.stack([straight, reverse(lattice)], axis=1)
+    x = product("ndkc,ndwc->ndkw", steps(x), one_hot(labels, x.shape[2]))
+    return jnp.where(x < _HUGE, x, jnp.inf)
+
+
+def padded(x: Float[Array, "N R *X"], before: int, after: int) -> Float[Array, "N Q *X"]:
+    """With rows of zeros. XLA pads in a pass of its own, and concatenates where the rows are made."""
+    parts = [jnp.zeros((len(x), size, *x.shape[2:]), x.dtype) for size in (before, after)]
+    return jnp.concatenate([parts[0], x, parts[1]], axis=1)
+
+
+def rows(x: Float[Array, "N R *X"], first: Int[Array, " N"], count: int) -> Float[Array, "N count *X"]:
+    """So many rows of each sequence, from a first one of its own on."""
+    if x.ndim == 2:
+        return _slid(x, first)[:, :count]
+    return jax.vmap(lambda x, first: lax.dynamic_slice_in_dim(x, first, count))(x, first)
+
+
+@functools.partial(jax.jit, inline=True)  # traced once, however often it is called
+def _slid(x: Float[Array, "N R"], by: Int[Array, " N"]) -> Float[Array, "N R"]:
+    """Single numbers lie in lanes, and are moved in the whole batch at once, by one power of two after the other."""
+    for bit in range(x.shape[1].bit_length()):
+        x = jnp.where((by >> bit & 1)[:, None] == 1, jnp.roll(x, -(1 << bit), axis=1), x)
+    return x
