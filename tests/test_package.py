@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from dataclasses import is_dataclass
@@ -69,6 +70,17 @@ def test_the_readme_shows_the_reference_whole():
     source = (ROOT / "jaxctc/_reference/ctc.py").read_text(encoding="utf-8")
     code = "\n".join(source.splitlines()[ast.parse(source).body[0].end_lineno :]).strip()
     assert f"```python\n{code}\n```" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_page_on_the_architecture_names_what_exists():
+    """`name` in `path`, and every path alone."""
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:jaxctc|bridge|tests)/[\w/]*(?:\.py|/))`", page)
+    assert len(paths) > 50
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    for name, path in re.findall(r"`(\w+)` in `([\w/]+\.py)`", page):
+        defined = rf"^\s*(?:(?:def|class) {name}\b|{name}\s*[:=])"
+        assert re.search(defined, (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), f"{name} in {path}"
 
 
 def test_the_version_is_in_one_place():
