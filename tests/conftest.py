@@ -22,6 +22,8 @@ SHAPED = [
         "_forward_backward",
         "_kernels.step",
         "_kernels.tpu",
+        "_kernels.tpu_layout",
+        "_kernels.tpu_passes",
         "_lattice",
         "_parallel",
         "_reference",

@@ -1,8 +1,8 @@
-"""Leads the 128 threads of a warpgroup through a kernel's PTX, as far as addresses and branches go.
+"""Execute a kernel's PTX for the 128 threads of one warpgroup, to find races between them in shared memory.
 
-Pallas's interpreter takes a warpgroup for one thread. Here every thread has its own registers, and whatever two of
-them touch of shared memory with no barrier in between, one of them writing, is a race. What one warpgroup leaves for
-another is not looked at, nor is any number but those that addresses are made of.
+Pallas's interpreter treats a warpgroup as one thread. Here every thread has its own registers. It is a race if two
+threads access the same word of shared memory without a barrier in between, and at least one of them writes. Only
+integers, which addresses and branches depend on, are computed, and races between warpgroups are not looked for.
 """
 
 import operator
@@ -16,11 +16,11 @@ THREADS = 128
 _WARP = 32
 _WORD = 4
 _PARAMETER = 40
-"""Bits of an address within a parameter of the kernel; above them is the parameter's number, from 1 on."""
+"""An address's lower bits are the offset in a kernel's parameter; the bits above are its number, from 1 on."""
 
 
 class Race(NamedTuple):
-    """Lines that touch the same word."""
+    """Two lines of PTX that access the same word."""
 
     before: str
     after: str
@@ -30,7 +30,7 @@ class Run(NamedTuple):
     races: set[Race]
     barriers: int
     accesses: int
-    """Of shared memory, by instruction."""
+    """How many instructions accessed shared memory."""
 
 
 class _Instruction(NamedTuple):
@@ -71,7 +71,7 @@ _WITHOUT_ADDRESSES = ("mbarrier", "fence", "prefetch", "griddepcontrol", "bar.wa
 
 
 class _Warpgroup:
-    """Its registers, and who has touched what since the last barrier."""
+    """The registers of a warpgroup, and the accesses of its threads since the last barrier."""
 
     def __init__(self, number: int, words: dict[int, int]) -> None:
         self.thread = np.arange(THREADS) + THREADS * number
@@ -102,7 +102,7 @@ class _Warpgroup:
                 self._touch_word(word, thread, line, writes)
 
     def overwrite(self, address: int, line: str) -> None:
-        """By the unit that copies, for the first thread, what was said last to be expected."""
+        """Record a copy engine's write, as the first thread's: of as many bytes as the last `expect_tx` announced."""
         for word in range(address // _WORD, (address + self.expected) // _WORD):
             self._look(word, 0, line, writes=True)
 
@@ -116,7 +116,7 @@ class _Warpgroup:
                 self.races.add(Race(before, line))
 
     def execute(self, x: _Instruction) -> None:
-        """Whatever is not a branch."""
+        """Execute an instruction that is not a branch."""
         name, operands = x.name, x.operands
         if name.startswith("bar.sync"):
             self.barriers += 1
@@ -173,7 +173,7 @@ class _Warpgroup:
 
     @staticmethod
     def _as(x: np.ndarray, kind: str) -> np.ndarray:
-        """In as many bits, with a sign unless it has none."""
+        """Truncate 32-bit numbers to 32 bits, signed or unsigned; leave others as they are."""
         if not kind.endswith("32"):
             return x
         x = x & 0xFFFFFFFF
@@ -181,7 +181,7 @@ class _Warpgroup:
 
 
 def run(text: str, *, warpgroup: int, branch: int, words: dict[int, int]) -> Run:
-    """One of the warpgroups of a block. `branch` is that of the switch, `words` what is at these bytes in memory."""
+    """Execute one of a block's warpgroups, with this branch of the switch and these words at addresses in memory."""
     lines = [line.strip() for line in text.splitlines()]
     labels = {found[1]: i for i, line in enumerate(lines) if (found := re.match(r"(\$L__BB\w+):", line))}
     targets = re.search(r"\.branchtargets(.*?);", text, re.DOTALL)
@@ -204,7 +204,7 @@ def run(text: str, *, warpgroup: int, branch: int, words: dict[int, int]) -> Run
 
 
 def _goes(threads: _Warpgroup, x: _Instruction) -> bool:
-    """All threads, or none. (A label that PTX of our own has stands for waiting, and is not waited at.)"""
+    """Return whether the threads take a branch: all or none. (Labels of inline PTX are loops that wait: not taken.)"""
     if x.predicate is None:
         return True
     taken = threads.value(x.predicate) != (x.negated == "!")

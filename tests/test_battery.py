@@ -159,8 +159,7 @@ def _register_interpreted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         from jaxctc._kernels import gpu as kernels
         from jaxctc._kernels import warpgroup
 
-        for module in (kernels, warpgroup):
-            monkeypatch.setattr(module, "THREADS", 8)
+        monkeypatch.setattr(warpgroup, "THREADS", 8)
         interpret = InterpretGPUParams()
     else:
         from jaxctc._kernels import tpu as kernels

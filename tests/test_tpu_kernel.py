@@ -1,4 +1,4 @@
-"""The kernels for TPUs: interpreted, against the recursion that they repeat; compiled, for a TPU that is not there."""
+"""Test the kernels for TPUs: interpreted, against XLA's loops; and compiled ahead of time for a TPU."""
 
 import functools
 import re
@@ -18,8 +18,8 @@ from jaxctc._autodiff import loss_rule
 from jaxctc._forward_backward import bidirectional, scaled_emissions
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
-from jaxctc._kernels import dispatch, tpu
-from jaxctc._lattice import lattices
+from jaxctc._kernels import dispatch, tpu, tpu_layout, tpu_passes
+from jaxctc._lattice import frame_map, lattices
 from jaxctc._types import LOG_ZERO, Problem, Request
 
 C = 5
@@ -37,64 +37,67 @@ def problem(frames, longest, input_lengths, target_lengths, seed=0):
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def walk_of(problem, steps):
+def emissions_of(problem, steps):
     lattice = lattices.build(problem, Request())
-    plan = scaled_emissions.build_frame_map(lattice, len(problem.scores), steps)
+    plan = frame_map.build_frame_map(lattice, len(problem.scores), steps)
     return scaled_emissions.build(problem.scores, lattice, Request(), plan)
 
 
 def agree(got, want, start=0):
-    """Likelihoods to the last bit; of the posterior only what comes out of the other way of dividing."""
+    """Likelihoods agree to the last bit; posteriors nearly, for the kernels divide in another way."""
     (*values, found), (value_wanted, wanted) = jax.tree.map(np.asarray, (got, want))
-    possible = value_wanted.exponent > LOG_ZERO / 2
+    feasible = value_wanted.exponent > LOG_ZERO / 2
     for value in values:
-        np.testing.assert_array_equal(value.exponent > LOG_ZERO / 2, possible)
+        np.testing.assert_array_equal(value.exponent > LOG_ZERO / 2, feasible)
         for x, y in zip(value, value_wanted, strict=True):
-            np.testing.assert_array_equal(x[possible], y[possible])
+            np.testing.assert_array_equal(x[feasible], y[feasible])
     for x, y in zip(found, wanted, strict=True):
         assert (x is None) == (y is None)
         if x is not None:
-            np.testing.assert_allclose(x[possible, :, start:], y[possible, :, start:], atol=1e-6)
+            np.testing.assert_allclose(x[feasible, :, start:], y[feasible, :, start:], atol=1e-6)
 
 
-def test_agrees_with_both_ends():
-    """More rows and more columns than a register has, more steps than a block; blocks that reach beyond the walk."""
+def test_agrees_with_xla():
+    """More rows and columns than a register has, more steps than a block; blocks reach beyond the arrays."""
     frames, size = 300, 30
     lengths = [(300, 120), (299, 140), (150, 0), (20, 300), (76, 9), (9, 5), (3, 9), (1, 1), (0, 0)]
-    walk = walk_of(problem(frames, 300, *zip(*lengths, strict=True)), bidirectional.even(frames, size))
-    cut = tpu._cut(walk.scores.shape, size)
+    emissions = emissions_of(problem(frames, 300, *zip(*lengths, strict=True)), bidirectional.even(frames, size))
+    cut = tpu_layout.cut(emissions.scores.shape, size)
     assert all(whole % part for whole, part in zip(cut[:3], cut[3:], strict=True))
     for every_blank in (False, True):
         options = {"every_blank": every_blank}
-        got = jax.jit(lambda walk, options=options: posterior(walk, size, **options))(walk)
-        agree(got, jax.jit(lambda walk, options=options: bidirectional.posterior(walk, size, **options))(walk))
+        got = jax.jit(lambda emissions, options=options: posterior(emissions, size, **options))(emissions)
+        agree(
+            got,
+            jax.jit(lambda emissions, options=options: bidirectional.posterior(emissions, size, **options))(emissions),
+        )
 
 
 def test_no_step_before_the_start_is_read():
-    """Wherever it is: in whichever block, at whichever step, even where none is left."""
+    """Whichever block and step the start is in, and even if no step is left."""
     batch = problem(12, 4, [12, 7, 0, 3], [4, 2, 0, 1])
     steps, needed = 38, 6
-    walk = walk_of(batch, steps)
-    kernels = jax.jit(lambda walk, start: (likelihood(walk, start), *posterior(walk, 8, start)))
-    want = jax.jit(bidirectional.posterior, static_argnums=1)(walk, 2)
+    emissions = emissions_of(batch, steps)
+    kernels = jax.jit(lambda emissions, start: (likelihood(emissions, start), *posterior(emissions, 8, start)))
+    want = jax.jit(bidirectional.posterior, static_argnums=1)(emissions, 2)
     for start in range(steps - needed + 1):
         unread = np.arange(steps)[:, None] < start
-        agree(kernels(walk._replace(scores=jnp.where(unread, jnp.nan, walk.scores)), start), want, start)
-    nobody = walk_of(
+        agree(kernels(emissions._replace(scores=jnp.where(unread, jnp.nan, emissions.scores)), start), want, start)
+    nobody = emissions_of(
         batch._replace(input_lengths=0 * batch.input_lengths, target_lengths=0 * batch.target_lengths), steps
     )
-    for mantissa, exponent in kernels(nobody._replace(scores=jnp.full_like(walk.scores, jnp.nan)), steps)[:2]:
+    for mantissa, exponent in kernels(nobody._replace(scores=jnp.full_like(emissions.scores, jnp.nan)), steps)[:2]:
         assert (mantissa == 1).all()
         assert (exponent == 0).all()
 
 
 @pytest.mark.usefixtures("x64")
 def test_agrees_with_torch(monkeypatch):
-    """In double: variable lengths, empty targets, impossible ones, classes and blanks that are impossible."""
+    """In float64: all lengths, empty and infeasible targets, labels and blanks of probability zero."""
     pytest.importorskip("torch")
 
-    def interpreted(walk, size, start, *_, scatter):
-        value, found = posterior(walk, size, start)
+    def interpreted(emissions, size, start, *_, scatter):
+        value, found = posterior(emissions, size, start)
         return value, found._replace(label=scatter(found.label))
 
     monkeypatch.setattr(dispatch, "posterior", interpreted)
@@ -102,17 +105,17 @@ def test_agrees_with_torch(monkeypatch):
     scores = batch.scores.at[5, 5, 2].set(-jnp.inf).at[4:6, 6, 0].set(-jnp.inf).at[8, 3, 0].set(-300)
     value, gradient, _ = jax.jit(lambda *x: loss_rule.losses_and_gradient(Request(), *x))(scores, *batch[1:])
 
-    # Its gradient is NaN where a score is -inf.
+    # PyTorch's gradient is NaN where a score is -inf.
     finite = batch._replace(scores=jnp.maximum(scores, -1e5))
     want, found = torch_float64(*finite)
-    impossible = np.isinf(want)
-    assert list(impossible) == [False] * 4 + [True] + [False] * 2
+    infeasible = np.isinf(want)
+    assert list(infeasible) == [False] * 4 + [True] + [False] * 2
     np.testing.assert_allclose(value, want, rtol=1e-12)
-    np.testing.assert_allclose(gradient, np.where(impossible[:, None], 0, -found), atol=1e-12)
+    np.testing.assert_allclose(gradient, np.where(infeasible[:, None], 0, -found), atol=1e-12)
 
 
-def test_a_portion_is_at_most_one_and_one_if_it_is_all():
-    whole, ratio = jnp.linspace(1, 100, 1000)[None], jax.jit(tpu._ratio)
+def test_a_ratio_is_at_most_one_and_one_of_equals():
+    whole, ratio = jnp.linspace(1, 100, 1000)[None], jax.jit(tpu_passes._ratio)
     assert (whole * (1 / whole) != 1).any()
     for part in (whole, jnp.nextafter(whole, 0), 0.3 * whole, 0 * whole):
         got, exact = ratio(part, whole), np.float64(part) / np.float64(whole)
@@ -121,11 +124,13 @@ def test_a_portion_is_at_most_one_and_one_if_it_is_all():
         assert ((got == 1) >= (exact == 1)).all()
 
 
-def test_maps_over_walks():
-    walks = [walk_of(problem(9, 3, [9, 8], [3, 2], seed), 10) for seed in range(2)]
-    mapped = jax.jit(jax.vmap(lambda walk: posterior(walk, 8)))(jax.tree.map(lambda *x: jnp.stack(x), *walks))
-    for i, walk in enumerate(walks):
-        want = jax.jit(bidirectional.posterior, static_argnums=1)(walk, 2)
+def test_maps_over_batches():
+    batches = [emissions_of(problem(9, 3, [9, 8], [3, 2], seed), 10) for seed in range(2)]
+    mapped = jax.jit(jax.vmap(lambda emissions: posterior(emissions, 8)))(
+        jax.tree.map(lambda *x: jnp.stack(x), *batches)
+    )
+    for i, emissions in enumerate(batches):
+        want = jax.jit(bidirectional.posterior, static_argnums=1)(emissions, 2)
         (value, _), (label, blank, _) = mapped
         np.testing.assert_array_equal(value[i], want[0].mantissa)
         np.testing.assert_allclose(label[i], want[1].label, atol=1e-6)
@@ -137,18 +142,18 @@ def test_maps_over_walks():
     [
         ((4, 2, 10, 8), jnp.float64, "float32"),
         ((0, 2, 10, 8), jnp.float32, "no sequence"),
-        ((4, 2, 10, tpu._widest(False) + 8), jnp.float32, f"room for {tpu._widest(False)}"),
+        ((4, 2, 10, tpu_layout.most_columns(False) + 8), jnp.float32, f"room for {tpu_layout.most_columns(False)}"),
     ],
 )
 def test_says_what_it_does_not_take(shape, dtype, words):
     assert words in tpu.objection(shape, dtype)
-    widest = 4, 2, 10, tpu._widest(False)
+    widest = 4, 2, 10, tpu_layout.most_columns(False)
     assert tpu.objection(widest, jnp.float32) is None
-    assert f"room for {tpu._widest(True)}" in tpu.objection(widest, jnp.float32, every_blank=True)
+    assert f"room for {tpu_layout.most_columns(True)}" in tpu.objection(widest, jnp.float32, every_blank=True)
 
 
 def abstract(sharding, shape):
-    """A walk that is made, and a posterior that is used, on the device itself; the scores' factors come first."""
+    """Return the scores' two factors and the other scaled emissions: `used` makes the scores on the device."""
     N, _, M, W = shape
 
     def of(*shape, dtype=jnp.float32):
@@ -160,21 +165,21 @@ def abstract(sharding, shape):
 
 
 def used(size, steps, columns, rest, **options):
-    walk = rest._replace(scores=steps * columns)
-    value, (label, blank, *each) = tpu.posterior(walk, size, **options)
+    emissions = rest._replace(scores=steps * columns)
+    value, (label, blank, *each) = tpu.posterior(emissions, size, **options)
     return value, blank, *(None if x is None else x.sum(axis=2) for x in (label, *each))
 
 
 def assert_all_in_kernels(compiled):
-    """One that walks inward, one that walks outward; and no loop around them."""
+    """There is a kernel for each pass, and no loop of XLA."""
     text = compiled.as_text()
-    assert re.findall(r"%ctc_([a-z]+)_pass.* custom_call_target=\"tpu_custom_call\"", text) == ["forward", "backward"]
+    assert re.findall(r"%ctc_([a-z]+).* custom_call_target=\"tpu_custom_call\"", text) == ["forward", "backward"]
     assert " while(" not in text
 
 
 @pytest.mark.parametrize("kind", ["v5e", "v6e"])
 def test_compiles_for_a_tpu(kind):
-    """2,000 frames of 32 sequences of 400 labels, in segments as long as VMEM has room for."""
+    """2,000 frames of 32 sequences of 400 labels, in blocks of as many steps as VMEM has room for."""
     shape = sequences, _, steps, columns = 32, 2, 1000, 408
     compiled = (
         jax.jit(functools.partial(used, steps))
@@ -187,24 +192,24 @@ def test_compiles_for_a_tpu(kind):
     assert compiled.memory_analysis().temp_size_in_bytes < 1.1 * scores
 
 
-@pytest.mark.parametrize("columns", [8, tpu._widest(True)])
+@pytest.mark.parametrize("columns", [8, tpu_layout.most_columns(True)])
 def test_there_is_room_for_every_blank(columns):
     on = NamedSharding(Mesh(tpus.devices("v5e")[:1], "n"), P())
-    walked = functools.partial(used, 200, every_blank=True)
-    assert_all_in_kernels(jax.jit(walked).lower(*abstract(on, (16, 2, 200, columns))).compile())
+    run = functools.partial(used, 200, every_blank=True)
+    assert_all_in_kernels(jax.jit(run).lower(*abstract(on, (16, 2, 200, columns))).compile())
 
 
 @pytest.mark.usefixtures("x64")
 def test_compiles_for_sequences_on_several_tpus():
     """Even where 64 bits are the default."""
     mesh = Mesh(np.array(tpus.devices("v5e")), "n")
-    walked = jax.shard_map(functools.partial(used, 8), mesh=mesh, in_specs=P("n"), out_specs=P("n"))
-    compiled = jax.jit(walked).lower(*abstract(NamedSharding(mesh, P("n")), (8, 2, 8, 16))).compile()
+    run = jax.shard_map(functools.partial(used, 8), mesh=mesh, in_specs=P("n"), out_specs=P("n"))
+    compiled = jax.jit(run).lower(*abstract(NamedSharding(mesh, P("n")), (8, 2, 8, 16))).compile()
     assert_all_in_kernels(compiled)
 
 
 def test_a_batch_on_several_tpus_stays_where_it_is():
-    """Where its type says so, mapped or not: each device has its own sequences, and sees no other's."""
+    """With explicit sharding, mapped or not: each device has its own sequences, and nothing is communicated."""
     mesh = Mesh(np.array(tpus.devices("v5e")), "n", axis_types=(AxisType.Explicit,))
     problem, mapped = shapes_of_problems(mesh)
     asked = functools.partial(jaxctc.ctc_loss_with_logits, reduction="sum", implementation="pallas")

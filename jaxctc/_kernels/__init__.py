@@ -1,1 +1,1 @@
-"""The recursion of `bidirectional` as kernels, one for each kind of accelerator."""
+"""The bidirectional recursion as Pallas kernels for TPUs and GPUs, and the choice of an implementation."""

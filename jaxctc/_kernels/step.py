@@ -1,12 +1,24 @@
-"""One step of the recursion, and what undoes it: pure functions of values, which every kernel shares.
+"""One step of the forward pass, and of the backward pass, as all kernels compute it: pure functions of values.
 
-They are the equations at the head of `bidirectional`. What differs from there is what is kept between the way
-in and the way out: of a step that is to be undone only the shares, two numbers a pair of states, which the
-sums yield as they are formed.
+Column s of the lattice holds blank s and label s, the label that follows that blank. A path comes to blank s from
+itself or from label s - 1, and to label s from itself, from blank s or, past that blank, from label s - 1: the last
+only where `skip[s]` says that the two labels differ. With y for the emissions of a frame, and a' for the forward
+variables one frame later, Graves's equations are
 
-A kernel holds the states of some sequences and directions, (R, W), wherever it likes. All it has to provide
-is the shift by one column: `shift_right` gives column s what column s - 1 holds, and column 0 nothing;
-`shift_left` gives column s what column s + 1 holds, and the last column nothing.
+    a'(blank s) = (a(blank s) + a(label s - 1)) y'(blank)
+    a'(label s) = (a(label s) + a(blank s) + a(label s - 1) if skip[s]) y'(label s)
+
+`States` holds a(blank s) without its emission, which the next step multiplies in: then a(blank s) + a(label s - 1) is
+an addend of the second sum too, and each sum has two addends only (see `equations`, which the loops of XLA share).
+
+The backward pass needs no second set of variables. The forward step returns the fraction that the first addend has in
+each sum: given the state after the step, the probability that the path came that way. From the last step to the first,
+`backward_step` divides the occupancy (gamma) of each state by these fractions into the posteriors of the transitions
+(xi), and adds those up to the occupancies one frame earlier.
+
+A kernel holds the states of some sequences and directions, (R, W), wherever it likes. It provides the shift by one
+column: `shift_right` gives column s what column s - 1 holds, and column 0 zero; `shift_left` gives column s what column
+s + 1 holds, and the last column zero.
 """
 
 import operator
@@ -16,38 +28,40 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxctc._forward_backward import scaled
+from jaxctc._forward_backward import equations, scaled
 from jaxctc._forward_backward.scaled import Ratio, Scaled
 
-ROOM = 16
-"""Steps after which the states must have been normalised: a mantissa grows no more than eightfold in one."""
+RENORMALIZE_EVERY = 16
+"""The most steps between two calls of `renormalized`: in one step a mantissa grows no more than eightfold."""
 
 
 class States(NamedTuple):
-    """The likelihoods of all beginnings of paths that end there. The blanks' are before their emission."""
+    """The forward variables (alpha) of each column; the blanks' are without the emission of the last frame."""
 
     blank: Scaled
     label: Scaled
 
 
 class TransitionProbs(NamedTuple):
-    """Of what came into each state in one step, the part that was in it before."""
+    """Given the state after a step, the probability of the first addend in the sum that `step` forms for it."""
 
     blank: Float[Array, "R W"]
+    """The path was in blank s before, not in label s - 1; also given label s, if it was entered by this sum."""
     label: Float[Array, "R W"]
+    """The path was in label s before: the self-loop."""
 
 
 class Occupancy(NamedTuple):
-    """The probabilities of the states, given the target."""
+    """The posterior probabilities of the states (gamma) in one frame, given the target."""
 
     blank: Float[Array, "R W"]
     label: Float[Array, "R W"]
 
 
 def initial_states(column: Array, dtype: jnp.dtype) -> States:
-    """Before the first step: in blank 0. `column` is the number of each column."""
-    nothing = scaled.zeros(column.shape, dtype)
-    return States(nothing._replace(exponent=jnp.where(column == 0, 0, nothing.exponent)), nothing)
+    """Return the states before the first step: all paths are in blank 0. `column` holds each column's number."""
+    zero = scaled.zeros(column.shape, dtype)
+    return States(zero._replace(exponent=jnp.where(column == 0, 0, zero.exponent)), zero)
 
 
 def step(
@@ -59,19 +73,20 @@ def step(
     ratio: Ratio = operator.truediv,
     exp2: Callable[[Array], Scaled] = scaled.exp2,
 ) -> tuple[States, TransitionProbs]:
-    """On by one step. Whoever does not undo it leaves the shares alone, and they are not computed.
+    """Return the states one frame later, not normalized (see `RENORMALIZE_EVERY`), and the step's transitions.
 
-    `blank_score`, (R, #W), is the blank's emission in the frame before; `score` is a logarithm to base 2.
-
-    The results are not normalised (see `ROOM`), which changes no digit of theirs.
+    `blank_score`, (R, #W), is the blank's emission in the frame before this step; `score` is the logarithm to base 2 of
+    each label's emission in the frame of this step. If the caller ignores the transitions, they are dead code.
     """
     prev_blank = states.blank * blank_score
-    into_blank, held = scaled.sum_with_fraction(prev_blank, shift_right(states.label), ratio)
-    into_label, kept = scaled.sum_with_fraction(states.label, scaled.where(skip, into_blank, prev_blank), ratio)
-    return States(into_blank, into_label * exp2(score)), TransitionProbs(held, kept)
+    into_blank, from_prev_blank = scaled.sum_with_fraction(prev_blank, shift_right(states.label), ratio)
+    entering = equations.entering_label(prev_blank, into_blank, skip)
+    into_label, self_loop = scaled.sum_with_fraction(states.label, entering, ratio)
+    return States(into_blank, into_label * exp2(score)), TransitionProbs(from_prev_blank, self_loop)
 
 
 def renormalized(states: States) -> States:
+    """Return the same states with mantissas in [1, 2)."""
     return States(*map(scaled.renormalized, states))
 
 
@@ -81,10 +96,11 @@ def backward_step(
     skip: Bool[Array, "R W"],
     shift_left: Callable[[Array], Array],
 ) -> Occupancy:
-    """Back by one step: each state gives back what it was given."""
-    kept = occupancy.label * transition_probs.label
-    entered = occupancy.label - kept
-    # Where the blank may be skipped, what stepped into the label came through it.
-    blank_mass = occupancy.blank + jnp.where(skip, entered, 0)
-    held = blank_mass * transition_probs.blank
-    return Occupancy(held + jnp.where(skip, 0, entered), kept + shift_left(blank_mass - held))
+    """Return the occupancy one frame earlier: each state's is divided among the states before it."""
+    self_loop = occupancy.label * transition_probs.label
+    entering = occupancy.label - self_loop
+    into_blank = equations.back_into_blank(occupancy.blank, entering, skip)
+    from_prev_blank = into_blank * transition_probs.blank
+    blank = from_prev_blank + jnp.where(skip, 0, entering)
+    from_prev_label = into_blank - from_prev_blank
+    return Occupancy(blank, self_loop + shift_left(from_prev_label))

@@ -1,4 +1,4 @@
-"""The bridge on a GPU, side by side with PyTorch's own kernels."""
+"""Test the bridge on a GPU, side by side with PyTorch's own kernels."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_parity_with_the_native_kernel(dtype, reduction, where, form):
 
 
 def test_parity_with_cudnn():
-    """cuDNN takes float32, blank 0, int32 on the host, end to end; whole inputs only."""
+    """cuDNN takes float32, blank 0, int32 on the host, end to end; all inputs of full length."""
     if not torch.backends.cudnn.is_available():
         pytest.skip("this PyTorch has no cuDNN")
     scores, targets, _, _ = problem()
@@ -86,7 +86,7 @@ def test_nothing_is_copied_where_the_shape_is_a_size(monkeypatch):
 
 
 def test_a_result_is_right_on_another_stream_at_once():
-    """Produced on one stream and consumed on the next, with long work queued before: no event may be missing."""
+    """It is produced on one stream and used on the next, with long work queued before: no event may be missing."""
     scores, *rest = problem()
     expected = value_and_gradient(bridge.ctc_loss, scores, *rest)
     for _ in range(20):
@@ -139,7 +139,7 @@ def test_the_same_bits_every_time(shape):
 
 
 def test_an_illegal_label_on_the_gpu_is_a_nan_in_its_row():
-    """Looking at it would cost a synchronisation."""
+    """Checking labels there would cost a synchronization."""
     scores, targets, *lengths = problem()
     targets = targets.to(DEVICE)
     targets[0, 0] = C
@@ -164,7 +164,7 @@ def test_autocast():
 
 
 def test_alignment_posteriors_and_decoding():
-    """As on the CPU, and on the GPU they stay."""
+    """The results are those on the CPU, and stay on the GPU."""
     scores, targets, frames, counts = problem()
     frames[3] = T  # nothing infeasible
     lattice = targets, frames, counts

@@ -1,4 +1,4 @@
-"""The kernels on a GPU, against the loops that they replace on the same GPU, and against themselves."""
+"""Test the kernels on a GPU: against XLA's loops on the same GPU, and against their own results."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ pytest.importorskip("absl", reason="Pallas's Mosaic GPU needs absl-py")
 import jaxctc
 from jaxctc._forward_backward import bidirectional, scaled_emissions
 from jaxctc._kernels import gpu
-from jaxctc._lattice import lattices
-from jaxctc._types import Problem, Request
+from jaxctc._lattice import frame_map, lattices
+from jaxctc._types import Layout, Problem, Request
 
 pytestmark = pytest.mark.gpu
 
 C = 32
-OPTIONS = Request(implementation="pallas")
+REQUEST = Request(implementation="pallas", layout=Layout("cuda", column_multiple=128, segment_steps=16))
 # T, N, S: rows of one tile, of two, of four, of as many as a strip can have, and two strips.
 SHAPES = [(50, 16, 30), (501, 32, 100), (400, 8, 150), (1200, 4, 500), (2900, 2, 1400), (3000, 2, 1450)]
 
@@ -30,15 +30,15 @@ def _on_a_gpu_that_they_are_for():
 
 
 @jax.jit
-def walk_of(problem):
+def emissions_of(problem):
     frames = len(problem.scores)
-    lattice = lattices.build(problem, OPTIONS)
-    plan = scaled_emissions.build_frame_map(lattice, frames, bidirectional.even(frames, 16))
-    return scaled_emissions.build(problem.scores, lattice, OPTIONS, plan)
+    lattice = lattices.build(problem, REQUEST)
+    plan = frame_map.build_frame_map(lattice, frames, bidirectional.even(frames, 16))
+    return scaled_emissions.build(problem.scores, lattice, REQUEST, plan)
 
 
-def walk(T, N, S, seed=0):
-    """Of all lengths: full, none, too few frames for the target; and of an empty target."""
+def random_emissions(T, N, S, seed=0):
+    """Return a batch of all lengths: full, without a frame, with too few frames, and with an empty target."""
     rng = np.random.default_rng(seed)
     logits = rng.standard_normal((T, N, C)) * 3
     scores = logits - np.logaddexp.reduce(logits, axis=2, keepdims=True)
@@ -50,11 +50,11 @@ def walk(T, N, S, seed=0):
     input_lengths[0], target_lengths[0] = T, min(S, T // 2)
     input_lengths[1], target_lengths[1] = (0, 0) if seed % 2 else (S // 2, S)
     arrays = (jnp.asarray(x, jnp.int32) for x in (targets, input_lengths, target_lengths))
-    return walk_of(Problem(jnp.asarray(scores, jnp.float32), *arrays))
+    return emissions_of(Problem(jnp.asarray(scores, jnp.float32), *arrays))
 
 
 def specified(given, x, value=None):
-    """The rows from the first live step on, and of sequences that are possible."""
+    """Return x with zeros before the first live step and, given their log likelihoods, in infeasible sequences."""
     live = jnp.arange(x.shape[2])[None, None] >= given.first[:, :, None]
     if value is not None:
         live &= (value > -1e29)[:, None, None]
@@ -62,33 +62,33 @@ def specified(given, x, value=None):
 
 
 def run(module):
-    """Log likelihoods, alone and with the posterior, and what is specified of that."""
+    """Return a function that returns the log likelihoods, alone and with the posterior, and what is specified of it."""
 
-    def both(walk):
-        alone = module.likelihood(walk)
-        value, posterior = module.posterior(walk, 16, every_blank=True)
-        taken_out = scaled_emissions.in_parts(scaled_emissions.peaks(walk))
-        alone, value = (scaled_emissions.log_likelihood(x, taken_out) for x in (alone, value))
-        return alone, value, [specified(walk, x) for x in posterior]
+    def both(emissions):
+        alone = module.likelihood(emissions)
+        value, posterior = module.posterior(emissions, 16, every_blank=True)
+        removed_nats = scaled_emissions.in_parts(scaled_emissions.peaks(emissions))
+        alone, value = (scaled_emissions.log_likelihood(x, removed_nats) for x in (alone, value))
+        return alone, value, [specified(emissions, x) for x in posterior]
 
     return jax.jit(both)
 
 
-KERNELS, LOOPS = run(gpu), run(bidirectional)
+KERNELS, XLA = run(gpu), run(bidirectional)
 
 
 @jax.jit
 def equal(a, b):
-    """On the GPU: there is much to compare."""
+    """Compare on the GPU, for there is much to compare."""
     return jax.tree.reduce(jnp.logical_and, jax.tree.map(jnp.array_equal, a, b))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_results_are_those_of_the_loops(shape, seed):
-    given = walk(*shape, seed)
+def test_results_are_those_of_xla(shape, seed):
+    given = random_emissions(*shape, seed)
     alone, value, found = KERNELS(given)
-    _, wanted, expected = LOOPS(given)
+    _, wanted, expected = XLA(given)
     np.testing.assert_array_equal(alone, value)
     np.testing.assert_allclose(value, wanted, rtol=2e-6)
     for ours, theirs in zip(found, expected, strict=True):
@@ -97,7 +97,7 @@ def test_results_are_those_of_the_loops(shape, seed):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_frame_sums_to_one(shape):
-    given = walk(*shape)
+    given = random_emissions(*shape)
     _, value, found = KERNELS(given)
     label, blank, blanks = (specified(given, x, value) for x in found)
     expected = specified(given, jnp.ones_like(blank), value)
@@ -108,10 +108,10 @@ def test_every_frame_sums_to_one(shape):
 @pytest.mark.parametrize("copies", [1, 32])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_no_thread_is_ever_too_early(shape, copies):
-    """Bit for bit the same, however many blocks share the GPU, in whatever order they run."""
-    given = jax.tree.map(lambda x: jnp.concatenate([x] * copies), walk(*shape))
+    """Results are the same bit for bit, however many blocks share the GPU, in whatever order they run."""
+    given = jax.tree.map(lambda x: jnp.concatenate([x] * copies), random_emissions(*shape))
     once = KERNELS(given)
-    # Whatever was compiled for so many sequences around the kernels: each copy is as the first.
+    # XLA compiles the rest for so many sequences in a way of its own: the copies agree with one another.
     first, last = (jax.tree.map(lambda x, i=i: x[i : i + shape[1]], once) for i in (0, (copies - 1) * shape[1]))
     assert equal(first, last)
     same = [equal(once, KERNELS(given)) for _ in range(50)]
@@ -119,16 +119,16 @@ def test_no_thread_is_ever_too_early(shape, copies):
 
 
 def test_a_mapped_batch_is_one_batch():
-    walks = [walk(50, 16, 30, seed) for seed in range(3)]
-    mapped = jax.vmap(KERNELS)(jax.tree.map(lambda *x: jnp.stack(x), *walks))
-    for k, given in enumerate(walks):
+    batches = [random_emissions(50, 16, 30, seed) for seed in range(3)]
+    mapped = jax.vmap(KERNELS)(jax.tree.map(lambda *x: jnp.stack(x), *batches))
+    for k, given in enumerate(batches):
         for x, y in zip(jax.tree.leaves(mapped), jax.tree.leaves(KERNELS(given)), strict=True):
             np.testing.assert_allclose(x[k], y, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(50, 16, 30), (501, 32, 100), (3000, 2, 1450)])
 def test_losses_and_gradients_from_logits(shape):
-    """Through the public function, and by the scan in float64 on the CPU."""
+    """By the public function, against XLA's loops in float64 on the CPU."""
     T, N, S = shape
     rng = np.random.default_rng(2)
     logits, targets = rng.standard_normal((T, N, C)), rng.integers(1, C, (N, S))
