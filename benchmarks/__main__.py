@@ -74,7 +74,7 @@ def _cells(options: argparse.Namespace) -> list[tuple[Job, Shape]]:
     if options.sweeps:
         return [(Job.GRADIENT, shape) for axis in _sweeps.SIZES for shape in _sweeps.along(axis, options.quick)]
     shapes = options.shape or ((*SHAPES, *ACCELERATED) if on_gpu() else SHAPES)
-    # What is judged comes first: a GPU may be at hand for minutes only, and compiling for it takes long.
+    # What is judged comes first: a GPU may be available for minutes only, and compiling for it takes long.
     jobs = (Job.GRADIENT, Job.BRIDGE, Job.LOSS) if on_gpu() else Job
     cells = [(job, shape) for job in jobs for shape in shapes]
     return cells if options.shape else [*cells, (Job.GRADIENT, LONGEST)]
@@ -89,7 +89,7 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _stem(options: argparse.Namespace) -> Path:
-    """Where to write, less the suffix: what is not the whole benchmark does not go where the whole goes."""
+    """Returns the path to write to, without the suffix; a partial benchmark gets a name of its own."""
     traits = {
         "sweeps": options.sweeps,
         "ragged": options.ragged,
@@ -141,7 +141,7 @@ def _shape(text: str) -> Shape:
 def _rivals(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     if unknown := set(names).difference(RIVALS):
-        raise argparse.ArgumentTypeError(f"nobody here is called {', '.join(sorted(unknown))}")
+        raise argparse.ArgumentTypeError(f"there is no implementation called {', '.join(sorted(unknown))}")
     return names
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 QUIET = 0.05
-"""The part of the processors that others may take, and figures still be worth keeping."""
+"""The largest part of the processors that others may take if the figures are to be kept."""
 
 
 PACKAGES = (
@@ -55,26 +55,26 @@ def describe() -> dict[str, str | int | float]:
 
 
 def _cuda() -> dict[str, str | int]:
-    """As PyTorch has it."""
+    """Returns the name that PyTorch gives the device."""
     import torch
 
     return {"cuda": torch.version.cuda or "none", "cudnn": torch.backends.cudnn.version() or "none"}
 
 
 class Watch:
-    """Over processors that others use meanwhile."""
+    """Watches how much of the processors other processes use."""
 
     def __init__(self):
         self._start = self._others(), time.monotonic()
 
     def others_share(self) -> float:
-        """Of all processors of this machine, since the watch began."""
+        """Returns the part that others used of all processors, since the watch began."""
         others, start = self._start
         return max((self._others() - others) / (time.monotonic() - start) / os.cpu_count(), 0.0)
 
     @staticmethod
     def _others() -> float:
-        """Seconds of processor time that neither this process and its children took nor nobody."""
+        """Returns the seconds of processor time that were neither idle nor taken by this process and its children."""
         user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
         busy = (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
         return busy - sum(os.times()[:4])

@@ -1,4 +1,4 @@
-"""Memory that a job takes beyond its inputs and the gradient that it returns, at its peak.
+"""Measure the peak of the memory that a job takes beyond its inputs and the gradient that it returns.
 
 Each implementation is measured in a process of its own. Imports, compilation and what an implementation keeps for good
 are not the job's: the job runs once before it is measured. On the CPU the figure is the high-water mark of resident
@@ -23,13 +23,13 @@ from benchmarks._shapes import Batch, Shape, draw
 RESOLUTION = 256 << 10
 """Bytes: the kernel counts resident pages for each processor apart, and adds them up now and then."""
 _REPEATS = 10
-# XLA lets go of a call's buffers a little after the call.
+# XLA frees a call's buffers a little after the call.
 _REST = 0.05
 
 
 def peaks(peer: Peer, work: Sequence[tuple[Job, Shape]], ragged: bool = False) -> Iterator[int]:
     """Bytes, for each job on each shape, as they come."""
-    # JAX's allocator on a GPU remembers its highest mark for good.
+    # JAX's allocator on a GPU never resets its highest mark.
     for part in [[item] for item in work] if on_gpu() else [work]:
         command = [sys.executable, "-m", __name__, json.dumps([peer.name, part, ragged])]
         environment = os.environ | {

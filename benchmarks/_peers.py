@@ -70,7 +70,7 @@ def _swapped(scores: np.ndarray) -> np.ndarray:
 
 
 def installed(job: Job) -> list[Peer]:
-    """Ours first, then whom this machine has to compare with."""
+    """Returns ours first, then the other implementations that this machine has."""
     return [peer for peer in PEERS if job in peer.jobs and importlib.util.find_spec(peer.package)]
 
 
@@ -79,7 +79,7 @@ def on_gpu() -> bool:
 
 
 def _kernels_apply() -> bool:
-    """Whether ours are for the GPU of this machine."""
+    """Returns whether our kernels support the GPU of this machine."""
     if not on_gpu():
         return False
     from jaxctc._kernels import gpu
@@ -88,7 +88,7 @@ def _kernels_apply() -> bool:
 
 
 def _implementation() -> str | None:
-    """Of ours, the one that is meant for this machine."""
+    """Returns which of our implementations is meant for this machine."""
     return "pallas" if _kernels_apply() else None
 
 
@@ -195,7 +195,7 @@ def _torch(job: Job, batch: Batch) -> Call:
 
 
 def _bridge(job: Job, batch: Batch) -> Call:
-    """As its page says for batches of one shape on a GPU, where what is padded would be copied."""
+    """Turns padding off on a GPU, as docs/pytorch.md recommends for batches of one shape: padding would copy them."""
     import bridge
 
     call = _with_sizes(job, batch)
@@ -216,7 +216,7 @@ def _with_sizes(job: Job, batch: Batch) -> Call:
 
 
 def _program(_: Job, batch: Batch) -> Call:
-    """What the bridge calls in the end, with JAX's arrays: the rest of its time is the crossing's."""
+    """Calls the program that the bridge calls, with JAX's arrays: the difference is the time of the bridge itself."""
     from bridge import _programs
     from jaxctc._types import Request
 
@@ -238,7 +238,7 @@ def _padded(losses: Callable[..., Any], job: Job, batch: Batch) -> Call:
 
 
 def _cudnn(job: Job, batch: Batch) -> Call:
-    """With what PyTorch hands on to cuDNN: 32-bit labels end to end, and everything but the scores on the host."""
+    """Passes what PyTorch hands on to cuDNN: 32-bit labels end to end, and everything but the scores on the host."""
     import torch
 
     targets = batch.targets[np.arange(batch.shape.S) < batch.target_lengths[:, None]]

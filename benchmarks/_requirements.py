@@ -1,4 +1,4 @@
-"""How far ahead the library means to be, and whether it is."""
+"""State how fast, exact and small the library is to be beside others, and judge whether it is."""
 
 import math
 import statistics

@@ -1,4 +1,4 @@
-"""What a run has measured."""
+"""Hold what a run has measured."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from benchmarks._shapes import Shape
 
 @dataclasses.dataclass
 class Measurement:
-    """One implementation at one job on one shape; None is what was not measured."""
+    """One implementation at one job on one shape; None stands for what was not measured."""
 
     job: Job
     shape: Shape

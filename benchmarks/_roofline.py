@@ -21,7 +21,7 @@ from benchmarks._peers import Job, on_gpu
 from benchmarks._shapes import Batch
 
 _SECONDS = 0.25
-"""To look for the fastest of many short calls, which even a busy machine leaves undisturbed now and then."""
+"""Seconds to look for the fastest of many short calls: even on a busy machine some run undisturbed."""
 _FLOAT_BYTES = 4
 
 

@@ -1,4 +1,4 @@
-"""Jobs on shapes, measured: times and errors of all peers in turns, then the memory of each in a process of its own."""
+"""Measure jobs on shapes: times and errors of all peers in turns, then the memory of each in a process of its own."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -13,14 +13,14 @@ from benchmarks._shapes import LONGEST, Batch, Shape, draw
 
 
 class Plan(NamedTuple):
-    """How thoroughly to measure, and whom."""
+    """How thoroughly to measure, and which peers."""
 
     seconds: float
-    """To spend on the times of one job on one shape, if as many rounds as must be take no longer."""
+    """Seconds to spend on the times of one job on one shape, unless the least number of rounds takes longer."""
     rounds: int
     ragged: bool = False
     rivals: tuple[str, ...] | None = None
-    """Names of those to compare with; everybody who is installed if None."""
+    """Names of the peers to compare with; None: all that are installed."""
 
     def chosen(self, job: Job) -> list[Peer]:
         return [peer for peer in installed(job) if self.rivals is None or peer.name in (*OURS, *self.rivals)]
@@ -54,7 +54,7 @@ def _of_cell(job: Job, shape: Shape, plan: Plan, roofline: Roofline) -> Iterator
 
 
 def _working(peer: Peer, measurement: Measurement, batch: Batch) -> Call | None:
-    """The peer, made ready; where it fails, which one may do and others not, the reason is kept in its place."""
+    """Returns the prepared peer, or the reason why preparing it failed."""
     try:
         call = peer.prepare(measurement.job, batch)
         call()

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
-# A turn shorter than this says more about the clock and the caches than about the work.
+# A shorter turn would measure the clock and the caches more than the work.
 _TURN = 0.010
 # Before its turn a peer runs untimed: threads of the previous one may still spin, and caches are not its own.
 _SETTLE = 0.005

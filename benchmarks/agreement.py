@@ -1,4 +1,4 @@
-"""Every function against its oracle: how many cases, and the largest difference.
+"""Compare every function with its oracle: the number of cases, and the largest difference.
 
     JAX_PLATFORMS=cpu python -m benchmarks.agreement [--seeds 20]
 
@@ -102,7 +102,7 @@ def _variants(seeds: range) -> Iterator[tuple[str, str, Found]]:
             yield tests.N, _difference(loss(*problem, reduction="none"), want)
 
     for name in tests.LOSSES:
-        yield f"variants: {name}", "every path, weighted as the paper says", compare(name)
+        yield f"variants: {name}", "every path, weighted as in the paper", compare(name)
 
 
 def _decoding(seeds: range) -> Iterator[tuple[str, str, Found]]:

@@ -36,7 +36,7 @@ MULTIPROCESSORS, SCHEDULERS, THREADS, REGISTERS, SHARED = 132, 4, 2048, 65536, 2
 BARRIER = 24
 LATENCIES = {"LDS": 29, "STS": 12, "LDG": 600, "STG": 12, "FRND": 18, "MUFU": 18, "SHFL": 23, "SYNCS": 20}
 OTHER = 20
-"""Cycles until the result of an instruction that signals its own completion; of others the assembler says it."""
+"""Cycles until the result of an instruction that signals its own completion; the assembler gives that of all others."""
 
 ASSUMED = f"""Two figures with a stroke between them are those of XLA's loops and of the kernels; with a comma, those
 of the forward and the backward kernel. Instructions and cycles are of one frame.
@@ -319,7 +319,7 @@ class Compiler:
         import jax.numpy as jnp
 
         from jaxctc._forward_backward import bidirectional, scaled_emissions
-        from jaxctc._kernels import dispatch, gpu
+        from jaxctc._kernels import dispatch, gpu, gpu_layout, gpu_passes, step
         from jaxctc._lattice import frame_map, lattices
         from jaxctc._types import Layout, Problem, Request
 
@@ -331,7 +331,7 @@ class Compiler:
         request = Request(layout=dispatch._layout("cuda") if implementation == "kernels" else Layout())
         lattice = jax.eval_shape(lambda x: lattices.build(x, request), problem)
         recomputes = job == "posterior" and implementation == "xla"
-        size = bidirectional.segment_size(T, lattice, jnp.dtype(jnp.float32)) if recomputes else gpu.ROOM
+        size = bidirectional.segment_size(T, lattice, jnp.dtype(jnp.float32)) if recomputes else step.RENORMALIZE_EVERY
         steps = bidirectional.even(T, size)
         emissions = jax.eval_shape(
             lambda x, y: scaled_emissions.build(x, y, request, frame_map.build_frame_map(y, T, steps)),
@@ -354,7 +354,8 @@ class Compiler:
             warnings.filterwarnings("ignore", "Some donated buffers were not usable")
             compiled = jax.jit(run, donate_argnums=0).lower(emissions).compile()
         (thunks,) = self.directory.glob(f"*.jit_{name}.thunk_sequence.txt")
-        cut = gpu._Cut.of(emissions, gpu._forward_memory if job == "loss" else gpu._backward_memory)
+        memory = gpu_passes.forward_memory if job == "loss" else gpu_passes.backward_memory
+        cut = gpu_layout.Cut.of(emissions, memory)
         trips = [steps // size, size // 2] if recomputes and size < steps else [steps // 2]
         return Program(
             launches(thunks.read_text(), [cut.strips] if implementation == "kernels" else trips),
@@ -407,12 +408,12 @@ class Cost(NamedTuple):
 
 def cost(kernel: Kernel, program: Program, shape: Shape) -> Cost:
     """In the rows that hold the whole target."""
-    from jaxctc._kernels import gpu
+    from jaxctc._kernels import gpu_layout, gpu_passes
 
     cut = program.cut
     has_backward = any(loop.backward for loop in kernel.loops)
-    memory = gpu._backward_memory if has_backward else gpu._forward_memory
-    frames = max(cut.size >> (cut.tiles - 1).bit_length(), 2)
+    memory = gpu_passes.backward_memory if has_backward else gpu_passes.forward_memory
+    frames = max(cut.segment_size >> (cut.tiles - 1).bit_length(), 2)
     # Of the loops of several widths that take as many frames at once those of the widest have most to do.
     chosen = [
         max((x for x in kernel.loops if x.frames == frames and x.backward == backward), key=lambda x: x.instructions)
@@ -421,7 +422,7 @@ def cost(kernel: Kernel, program: Program, shape: Shape) -> Cost:
     issued, latency = sum(x.instructions for x in chosen), max(x.cycles for x in chosen)
     threads = 128 * len(chosen)
     resident = min(
-        SHARED // (gpu._bytes(memory(cut.tiles, cut.size, cut.edges)) + 1024),
+        SHARED // (gpu_layout.bytes_of(memory(cut.tiles, cut.segment_size, cut.has_edges)) + 1024),
         REGISTERS // (threads * -(-kernel.registers // 8) * 8),
         THREADS // threads,
     )
@@ -429,7 +430,7 @@ def cost(kernel: Kernel, program: Program, shape: Shape) -> Cost:
     together = min(resident, -(-blocks // MULTIPROCESSORS))
     rounds = -(-blocks // (MULTIPROCESSORS * resident))
     frame = max(latency, together * issued)
-    steps = cut.strips * cut.segments * cut.size
+    steps = cut.strips * cut.segments * cut.segment_size
     return Cost(kernel.registers, kernel.spilled, issued, latency, rounds * steps * frame / CLOCK)
 
 

@@ -1,4 +1,4 @@
-"""Aligns a recording of 100,000 frames and 20,000 labels: how long it takes, and how much memory.
+"""Align a recording of 100,000 frames and 20,000 labels, and measure time and memory.
 
 python -m benchmarks.long_alignment [--frames 100000] [--labels 20000] [--classes 29]
 """

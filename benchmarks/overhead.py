@@ -1,8 +1,8 @@
-"""The bridge beside PyTorch's own loss, on the example of PyTorch's documentation: forward and backward.
+"""Time the bridge beside PyTorch's own loss, on the example of PyTorch's documentation: forward and backward.
 
 Run it with JAX_PLATFORMS=cpu python benchmarks/overhead.py.
 
-Both take turns, so that whatever else the machine does slows both; medians, in microseconds.
+Both take turns, so that other work of the machine slows both; medians, in microseconds.
 """
 
 import time
@@ -32,7 +32,7 @@ def main() -> None:
         scores.grad = None
 
     def without_the_core():
-        """All of the bridge's own work, with the answer at hand."""
+        """Does all of the bridge's own work; JAX's result is prepared."""
         _programs._losses_and_gradient = lambda *_: answers["kept"]
         try:
             step(bridge.ctc_loss)

@@ -1,4 +1,4 @@
-"""How often 2,000 batches of random shapes compile, and how much of what is computed is padding.
+"""Count how many programs 2,000 batches of random shapes compile, and how much of the computation is padding.
 
 Run it with JAX_PLATFORMS=cpu python benchmarks/recompilation.py [batches].
 

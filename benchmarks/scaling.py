@@ -1,4 +1,4 @@
-"""What does not fit at once: recordings of 100,000 frames, large batches, and what several devices would take.
+"""Measure recordings of 100,000 frames and large batches, and model several devices.
 
 python -m benchmarks.scaling [--part NAME ...]
 
@@ -34,7 +34,7 @@ from benchmarks._timing import interleave
 from jaxctc._forward_backward import scaled_emissions
 
 LINK = 25e9
-"""Bytes a second between two devices: assumed for what is projected, and so is the next."""
+"""Bytes a second between two devices: assumed for the model, as the next."""
 HOP = 10e-6
 """Seconds until the first of them has arrived."""
 DEVICES = (8, 256, 4096)
@@ -60,7 +60,7 @@ def recording() -> dict[str, float]:
 
 
 def remade() -> dict[str, float]:
-    """Scores made again instead of kept: times as long, at a size where both can be had."""
+    """Returns how many times as long recomputed scores take as stored ones, at a size where both are possible."""
     problem = _problem(draw(BOTH_FIT))
     calls = {}
     for name, large in (("kept", sys.maxsize), ("remade", 0)):
@@ -129,7 +129,7 @@ def crowd(at_once: int | None) -> dict[str, float]:
 
 
 def single() -> dict[str, float]:
-    """Seconds on one device, of what is projected."""
+    """Returns the seconds that the shapes of the model take on one device."""
     calls = {}
     for shape in (DEVICE, WIDE, EXACT, SHORT):
         problem = _problem(draw(shape))
@@ -163,9 +163,9 @@ PARTS: dict[str, Callable[[], dict[str, float]]] = {
 
 
 def projected(single: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Seconds for loss and gradient on many devices, and the part of the time that each is at work on what is its own.
+    """Models the seconds for loss and gradient on many devices.
 
-    A model: the measured time of one device for what each does, and for what is said between them `LINK` and `HOP`.
+    The computation is the measured time of one device; the communication is assumed, with `LINK` and `HOP`.
     """
 
     def reduced(size: float, devices: int) -> float:
@@ -182,8 +182,8 @@ def projected(single: dict[str, float]) -> dict[str, dict[str, float]]:
         found["batch"][str(devices)] = lattice + reduced(4, devices)
         talk = reduced(emissions, devices) + reduced(4 * DEVICE.T * DEVICE.N, devices)
         found["classes"][str(devices)] = lattice + classes / devices + talk
-        walked = 2 * single[f"{EXACT.name} loss"] * (1 - 1 / devices) + single[f"{EXACT.name} gradient"] / devices
-        found["frames"][str(devices)] = walked + (devices - 1) * (HOP + states / LINK)
+        in_turn = 2 * single[f"{EXACT.name} loss"] * (1 - 1 / devices) + single[f"{EXACT.name} gradient"] / devices
+        found["frames"][str(devices)] = in_turn + (devices - 1) * (HOP + states / LINK)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Many calls over random shapes: resident memory, file handles and threads must stay what they are after warm-up.
+"""Call the bridge on many random shapes: resident memory, file handles and threads must stay as after warm-up.
 
 JAX_PLATFORMS=cpu python benchmarks/soak.py [calls]
 """

@@ -149,7 +149,7 @@ def _dumped(kernel: str, what: str) -> str:
 
 
 def _bundles(schedule: str) -> list[int]:
-    """Some bundles are marked: LB where a loop's body begins; and each says how deep in loops it is."""
+    """A mark LB says where a loop's body begins; each bundle has the depth of its loop."""
     marks = re.findall(r"^ *(?:0x)?[0-9a-f]+ +([A-Z]{2})?:? *(>*) *{", schedule, re.MULTILINE)
     places = [i for i, (mark, _) in enumerate(marks) if mark]
     deepest = max(depth for _, depth in marks)
@@ -222,7 +222,7 @@ def _rows(figures: list[Figures]) -> list[list[str]]:
 
 
 def markdown(figures: list[Figures]) -> str:
-    """The table, and what it says."""
+    """Returns the table and its explanation in Markdown."""
     header = ["shape: T, N, C, S", "TPU", *_COLUMNS]
     lines = [header, ["---"] * 2 + ["---:"] * len(_COLUMNS)]
     for _, rows in itertools.groupby(figures, key=lambda f: f.shape):

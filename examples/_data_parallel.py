@@ -1,7 +1,7 @@
-"""What each process of distributed.py runs: the training of handwritten_lines.py, over the devices of them all.
+"""The training of handwritten_lines.py over the devices of all processes: what each process of distributed.py runs.
 
-Every process draws the same batch and places its own rows of it on the global mesh; every device has all weights. What
-devices say to each other is written nowhere: the loss is a mean over the global batch, and XLA sums its gradient.
+Every process draws the same batch and places its own rows of it on the global mesh; every device has all weights. The
+program has no explicit communication: the loss is a mean over the global batch, and XLA sums its gradient.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 HEARTBEAT = 10
-"""Seconds of silence after which a process counts as lost. One whose connections are closed is missed at once."""
+"""Seconds without a heartbeat after which a process counts as lost. Closed connections are noticed at once."""
 
 
 def work(process: int, processes: int, address: str, options: argparse.Namespace, folder: Path) -> None:
@@ -77,7 +77,7 @@ def train(options: argparse.Namespace, folder: Path, losses: list[float]) -> Non
         total=steps, initial=len(losses), unit="step", file=sys.stdout, mininterval=0.5, disable=not leads
     ) as bar:
         while len(losses) < steps:
-            # Of this step alone, so that a restart draws what would have come.
+            # Seeded by the step alone, so that a restart draws the same batch.
             batch = compose(training, BATCH, np.random.default_rng((seed, len(losses))))
             batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x, x.shape), batch)
             weights, state, value = step(weights, state, batch)

@@ -18,7 +18,7 @@ SPEAKERS = {
     "validation": ("theo",),
     "test": ("yweweler",),
 }
-"""In the order of the alphabet, which nobody chose for its results."""
+"""In alphabetical order, so that no speaker was chosen for the results."""
 
 BLANK = 10
 CLASSES = 11
@@ -82,7 +82,7 @@ def _from_clone(path: Path):
 
 
 def compose(speakers: Sequence[Takes], count: int, rng: np.random.Generator, *, vary: bool = False) -> Speech:
-    """Draws `count` utterances; with `vary`, of voices and in noise that were never recorded."""
+    """Draws `count` utterances; with `vary`, with artificial voices and noise."""
     features = np.zeros((count, FRAMES, MELS), np.float32)
     frames = np.zeros(count, np.int32)
     targets = np.full((count, MOST_DIGITS), BLANK, np.int32)
@@ -127,7 +127,7 @@ def _pause(rng: np.random.Generator) -> np.ndarray:
 
 
 def _faster(samples: np.ndarray, factor: float) -> np.ndarray:
-    """Played at another speed, which also moves the pitch and the formants: another speaker, nearly."""
+    """Plays it at another speed, which also moves pitch and formants, as if another speaker spoke."""
     return np.interp(np.arange(0, len(samples) - 1, factor), np.arange(len(samples)), samples).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Says when each word of an utterance was spoken, from the emission of a CTC acoustic model and the transcript.
+"""Prints when each word of an utterance was spoken, from the emission of a CTC acoustic model and the transcript.
 
     python examples/align_words.py --data EMISSION.npz [--picture PATH]
 

@@ -86,7 +86,7 @@ def wait(workers: list[BaseProcess]) -> float:
 
 
 def fate(status: int | None) -> str:
-    """What an exit status tells; there is none of a process that is still there."""
+    """Describes an exit status; None is that of a process that still runs."""
     if status is None:
         return f"still there after {PATIENCE} s, and now killed"
     if status >= 0:
@@ -97,7 +97,7 @@ def fate(status: int | None) -> str:
 
 
 def compare(one: dict[str, np.ndarray], several: dict[str, np.ndarray]) -> None:
-    """Prints both runs side by side; ends with an error if they are not one."""
+    """Prints both runs side by side; ends with an error if they differ."""
     difference = np.abs(several["losses"] - one["losses"])
     print(f"\n{'step':>8}{'one process':>16}{'several':>16}{'difference':>14}")
     for i in np.unique(np.geomspace(1, len(difference), 12).astype(int)) - 1:

@@ -1,7 +1,8 @@
 """Trains a reader of handwritten lines with `jaxctc.ctc_loss_with_logits`, and draws what it has learnt.
 
 A small convolutional network looks at a line of digits and gives, for each pair of image columns, a
-score to every digit and to the blank. It is never told where a digit stands: the loss finds that out.
+score to every digit and to the blank. The training data do not tell where a digit stands: the
+loss sums over all positions.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """The reader of handwritten lines in PyTorch, trained with PyTorch's own CTC loss and with the bridge's.
 
-The same weights, the same batches, two losses: the curves must be one.
+Weights and batches are the same for both losses: the two curves must be the same.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Trains a recogniser of spoken digit strings, and tests it on a voice that it has never heard.
+"""Trains a recogniser of spoken digit strings, and tests it on a held-out speaker.
 
-Four speakers of the Free Spoken Digit Dataset train it, a fifth shows how it gets on, and the sixth is kept for
-the end. A small convolutional network gives every 40 ms a score to each digit and to the blank. It is never told
-where a digit begins or ends: `jaxctc.ctc_loss_with_logits` finds that out, and `jaxctc.forced_align` shows it.
+Four speakers of the Free Spoken Digit Dataset are for training, a fifth for validation, and the sixth for the test.
+A small convolutional network gives every 40 ms a score to each digit and to the blank. The training data do not tell
+where a digit begins or ends: the loss sums over all positions, and `jaxctc.forced_align` finds the best.
 """
 
 import argparse
@@ -27,7 +27,7 @@ CONTEXT = {"context 1": 1, "context 2": 1, "context 3": 2}
 """The layers that look at a frame's neighbours, and how many frames apart these are."""
 DROPOUT = 0.2
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "blank"]
-WHERE = """It needs the Free Spoken Digit Dataset (3,000 recordings, CC BY-SA 4.0). Fetch it, and say where it is:
+WHERE = """It needs the Free Spoken Digit Dataset (3,000 recordings, CC BY-SA 4.0). Fetch it, and pass its path:
 
     git clone --depth 1 https://github.com/Jakobovski/free-spoken-digit-dataset
     python examples/spoken_digits.py --data free-spoken-digit-dataset"""
@@ -52,7 +52,7 @@ def init(key: jax.Array) -> Weights:
 
 
 def listen(weights: Weights, features: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    """Logits (N, T, C) of features (N, FRAMES, MELS); with a key, as in training, some channels fall silent."""
+    """Logits (N, T, C) of features (N, FRAMES, MELS); with a key, as in training, some channels are dropped."""
     x = jax.nn.relu(_convolve(features[..., None], weights["onset"], stride=2))
     x = jax.nn.relu(_convolve(x, weights["formant"], stride=2))
     x = jax.nn.relu(_convolve(x.reshape(*x.shape[:2], -1), weights["frame"]))
@@ -75,7 +75,7 @@ def _normalise(x: jax.Array) -> jax.Array:
 
 
 def _drop(x: jax.Array, key: jax.Array | None, layer: int) -> jax.Array:
-    """Drops channels of the whole utterance (Tompson et al., 2015): single frames would tell what is missing."""
+    """Drops channels of the whole utterance (Tompson et al., 2015): neighbours would reveal a dropped frame."""
     if key is None:
         return x
     kept = jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - DROPOUT, (x.shape[0], 1, x.shape[2]))
@@ -162,7 +162,7 @@ def draw(path: Path, log_probs: jax.Array, batch: Speech, speaker: str) -> None:
     posteriors = jaxctc.ctc_posteriors(scores, target, frames, len(target), blank=BLANK).classes
     figure = jaxctc.plot_alignment(
         scores, spans, posteriors, blank=BLANK, label_names=NAMES, seconds_per_frame=SECONDS_PER_FRAME,
-        title=f"{spell(target)}, spoken by {speaker}, whom the model had never heard",
+        title=f"{spell(target)}, spoken by {speaker}, a held-out speaker",
     )  # fmt: skip
     figure.savefig(path, dpi=150)
 
@@ -196,7 +196,7 @@ def main() -> None:
     (speaker,) = SPEAKERS["test"]
     draw(picture, log_probs, test, speaker)
     found = errors(log_probs, test)
-    print(f"\npicture: {picture}\nlabel error rate on {speaker}, whom it had never heard: {found}")
+    print(f"\npicture: {picture}\nlabel error rate on {speaker}, the held-out speaker: {found}")
     print(f"with a beam of 16: {count_errors(beam(log_probs, test), test.truths)}")
     if not options.fast and found.rate >= 0.25:
         sys.exit("The label error rate is 25% or more: something is wrong.")
