@@ -1,4 +1,4 @@
-"""The best path, against every path there is, and against a plain reading of the recursion."""
+"""Compare the best path with all paths, and with a plain implementation of the recursion."""
 
 import itertools
 
@@ -9,13 +9,15 @@ import pytest
 from oracles import log_softmax, paths_by_target
 
 import jaxctc
+from jaxctc._lattice import lattices
 from jaxctc._reference import viterbi
+from jaxctc._types import Problem, Request
 
 T, N, C, S = 6, 48, 3, 3
 
 
 def batch(seed=0, blank=0, draw=None):
-    """Targets of every length that fits, each sequence of another length."""
+    """Return a batch with targets of every length that fits, and with sequences of different lengths."""
     rng = np.random.default_rng(seed)
     scores = np.log(rng.dirichlet(np.ones(C), (T, N))) if draw is None else draw(rng)
     labels = [c for c in range(C) if c != blank]
@@ -29,7 +31,7 @@ def batch(seed=0, blank=0, draw=None):
 
 
 def oracle(scores, target, blank):
-    """One sequence in float64; of equal ways the one that stays, then the one from the nearest state."""
+    """Align one sequence in float64; among equal predecessors prefer the state itself, then the nearest state."""
     states = [blank]
     for label in target:
         states += [label, blank]
@@ -67,7 +69,7 @@ def test_no_path_is_better(blank):
         assert not found[n, t:].any()
 
 
-def test_ties_go_to_what_stays_and_then_to_what_is_nearest():
+def test_ties_go_to_the_state_itself_and_then_to_the_nearest():
     scores, targets, frames, counts = batch(1, draw=lambda rng: rng.integers(-2, 1, (T, N, C)))
     labels, _ = jaxctc.forced_align(scores, targets, frames, counts)
     for n, (t, length) in enumerate(zip(frames, counts, strict=True)):
@@ -94,20 +96,25 @@ def test_the_same_as_torchaudio(layout):
         np.testing.assert_allclose([x.score for x in ours], [x.score for x in spans], rtol=1e-6)
 
 
-def test_frames_walked_again_give_the_same(monkeypatch):
+@pytest.mark.parametrize("segment_frames", [1, 34, 75])
+def test_recomputed_frames_give_the_same_path(segment_frames):
     rng = np.random.default_rng(3)
-    scores = rng.normal(size=(75, 2, 5)).astype(np.float32)
-    problem = scores, rng.integers(1, 5, (2, 20)).astype(np.int32), [75, 61], [20, 17]
-    want = jaxctc.forced_align(*problem)
-    monkeypatch.setattr(viterbi, "_SMALL", 0)
-    # Another shape, so that the program of the first is not taken.
-    labels, found = jaxctc.forced_align(np.pad(scores, ((0, 1), (0, 0), (0, 0))), *problem[1:])
-    np.testing.assert_array_equal(labels[:, :75], want.labels)
-    np.testing.assert_array_equal(found[:, :75], want.scores)
-    assert viterbi._size(76, 2 * 24) == 34
+    scores = jnp.asarray(rng.normal(size=(75, 2, 5)), jnp.float32)
+    arrays = rng.integers(1, 5, (2, 20)), [75, 61], [20, 17]
+    problem, request = Problem(scores, *(jnp.asarray(x, jnp.int32) for x in arrays)), Request()
+    lattice = lattices.build(problem, request)
+    want, score = viterbi.best_path(scores, lattice, request)
+    path, recomputed = viterbi.best_path(scores, lattice, request, segment_frames)
+    np.testing.assert_array_equal(path, want)
+    np.testing.assert_array_equal(recomputed, score)
 
 
-def test_what_cannot_be_aligned_is_named():
+def test_backpointers_of_long_inputs_are_not_all_stored():
+    assert viterbi.segment_size(1000, 1000) == 1000
+    assert viterbi.segment_size(1_000_000, 1000) == 4000
+
+
+def test_an_infeasible_target_is_named():
     scores = np.zeros((4, 2, 3), np.float32)
     with pytest.raises(ValueError, match=r"targets\[1\] cannot be aligned: 3 labels, 1 of them equal .* take 4 frames"):
         jaxctc.forced_align(scores, [[1, 2, 1], [1, 1, 2]], [4, 3], [3, 3])
@@ -115,11 +122,11 @@ def test_what_cannot_be_aligned_is_named():
         jaxctc.forced_align(scores[:, 0], [1, 2], 1, 2)
 
 
-def test_lost_rows_touch_no_others():
+def test_rows_without_a_path_touch_no_others():
     scores, targets, frames, counts = batch(4)
     frames[:], counts[:5], targets[:5] = T, 2, [1, 2, 0]
     want = jaxctc.forced_align(scores, targets, frames, counts)
-    scores[:, 0, 1] = -np.inf  # no path but through -inf
+    scores[:, 0, 1] = -np.inf  # every path has a score of -inf
     scores[2, 1, 2] = np.nan
     targets[2, 0], frames[3], frames[4] = 9, 1, T + 1  # an illegal label, too few frames, an illegal length
     scores[0, 3] = np.nan
@@ -145,7 +152,7 @@ def test_one_sequence_and_other_layouts():
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_scores_are_of_the_type_that_was_given(dtype):
+def test_scores_have_the_dtype_of_the_input(dtype):
     scores, targets, frames, counts = batch(6)
     labels, found = jaxctc.forced_align(jnp.asarray(scores, dtype), targets, frames, counts)
     assert found.dtype == dtype

@@ -1,4 +1,4 @@
-"""Forced alignment: which label each frame belongs to."""
+"""Align targets with frames: the best path of each target, and the spans of its labels."""
 
 import functools
 from collections.abc import Iterator
@@ -20,17 +20,18 @@ from jaxctc._types import ArrayLike, Problem, Request
 
 
 class Alignment(NamedTuple):
-    """The best path of each target, frame by frame."""
+    """Hold the best path of each target, frame by frame."""
 
     labels: Int[Array, "N T"]
-    """Of each frame, blanks included; the blank beyond a sequence's length; -1 if no path spells the target."""
+    """The class of each frame, blanks included; the blank beyond a sequence's length; -1 if no path spells the target.
+    """
     scores: Float[Array, "N T"]
     """The log probability of that class at that frame; 0 beyond a sequence's length."""
 
 
 @dataclass(frozen=True)
 class TokenSpan:
-    """Where one label of a target lies."""
+    """Hold the frames of one label of a target."""
 
     token: int
     """The label's class."""
@@ -42,7 +43,7 @@ class TokenSpan:
     """The mean score of its frames."""
 
     def __len__(self) -> int:
-        """In frames."""
+        """Return the number of frames."""
         return self.end - self.start
 
 
@@ -56,20 +57,20 @@ def forced_align(
     batch_first: bool = False,
     max_target_length: int | None = None,
 ) -> Alignment:
-    """The most probable path that spells each target: forced alignment, by the Viterbi recursion on CTC's states.
+    """Return the most probable path that spells each target, by the Viterbi algorithm on CTC's states.
 
-    Of equally good ways into a state it takes the one that stays, then the one from the state before, as
-    torchaudio does. (Where both ways forward are equal and better than staying, torchaudio stays all the same,
-    and leaves the best path; this does not.)
+    Among equally good predecessors of a state it takes the state itself, then the nearest one, as torchaudio does.
+    (Where the two other predecessors are equal and better than the state itself, torchaudio still takes the state
+    itself, and so leaves the best path. This function does not.)
 
-    Long inputs need no band: the states are kept every few hundred frames, and those between found again on the
-    way back, so that memory grows with the square root of T.
+    Long inputs need no band: the states are stored every few hundred frames and recomputed in between, so that
+    memory grows with the square root of T.
 
     Shapes: T frames, N sequences, C classes with the blank, S labels of the longest target.
 
     Args:
         log_probs: Log probabilities, floating point, (T, N, C), or (T, C) for one sequence. They need not be
-            normalised: logits give the same labels.
+            normalized: logits give the same labels.
         targets: Labels: (N, S), padded with anything; or one-dimensional, end to end; or (S,) for one sequence.
         input_lengths: Frames of each sequence, within [0, T]: (N,), a sequence of ints, or one int for all.
         target_lengths: Labels of each target, within [0, S]; the same forms.
@@ -78,10 +79,10 @@ def forced_align(
         max_target_length: A bound on the target lengths, known when tracing (see `ctc_loss`).
 
     Returns:
-        `Alignment`: labels, (N, T), and their scores, (N, T), of the type of `log_probs`; (T,) for one sequence.
-        A target that only paths through -inf spell has the labels -1 and the scores -inf. So has, under
-        `jax.jit`, one that needs more frames than there are. A NaN or +inf score that counts, or an illegal
-        length or label under `jax.jit`, gives the labels -1 and the scores NaN.
+        `Alignment`: labels, (N, T), and their scores, (N, T), of the dtype of `log_probs`; (T,) for one sequence.
+        A target all of whose paths have a score of -inf gets the labels -1 and the scores -inf. So does, under
+        `jax.jit`, a target that needs more frames than there are. A NaN or +inf score that the target uses, or an
+        illegal length or label under `jax.jit`, gives the labels -1 and the scores NaN.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -101,7 +102,13 @@ def forced_align(
         Speech Recognition", SPECOM 2020; the names are those of `torchaudio.functional.forced_align`.
     """
     problem, request, batched = canonical_batch(
-        "log_probs", log_probs, targets, input_lengths, target_lengths, blank, batch_first, max_target_length
+        log_probs,
+        targets,
+        input_lengths,
+        target_lengths,
+        blank,
+        batch_first=batch_first,
+        max_target_length=max_target_length,
     )
     targets, frames, counts = (checks.host_values(x) for x in problem[1:])
     if not (targets is None or frames is None or counts is None):
@@ -111,7 +118,7 @@ def forced_align(
 
 
 def check_feasible(targets: np.ndarray, frames: np.ndarray, counts: np.ndarray, batched: bool) -> None:
-    """Raises ValueError for a target, (N, S), that so many frames, (N,), are too few for."""
+    """Raise ValueError if a target, a row of (N, S), needs more frames than its sequence has."""
     inside = np.arange(1, targets.shape[1]) < counts[:, None]
     repeats = (inside & (targets[:, 1:] == targets[:, :-1])).sum(axis=1)
     bad = np.flatnonzero(frames < counts + repeats)
@@ -130,6 +137,7 @@ def check_feasible(targets: np.ndarray, frames: np.ndarray, counts: np.ndarray, 
 @functools.partial(jax.jit, static_argnums=0)
 @sharded_like_scores(lambda sequences, _: Alignment._make([sequences] * 2))
 def align(request: Request, *arrays: jax.Array) -> Alignment:
+    """Return the alignment of a problem in canonical form."""
     problem = Problem(*arrays)
     lattice = lattices.build(problem, request)
     log_probs = log_emissions.log_probs(problem.scores, lattice, request)
@@ -138,29 +146,30 @@ def align(request: Request, *arrays: jax.Array) -> Alignment:
     label = jnp.take_along_axis(lattice.labels, states // 2, axis=1, mode="promise_in_bounds")
     label = jnp.where(states % 2 == 1, label, request.blank)
 
-    live = lattices.frame_mask(lattice.input_lengths, label.shape[1]).T
-    label = jnp.where(live, label, request.blank)
+    frame_mask = lattices.frame_mask(lattice.input_lengths, label.shape[1]).T
+    label = jnp.where(frame_mask, label, request.blank)
     scores = frames_first(problem.scores, request).swapaxes(0, 1)
     scores = jnp.take_along_axis(scores, label[:, :, None], axis=2, mode="promise_in_bounds")[:, :, 0]
     invalid = ~lattice.legal | (lattice.feasible & ~(score < jnp.inf))
-    lost = invalid | ~lattice.feasible | viterbi.impossible(score)
+    without_path = invalid | ~lattice.feasible | viterbi.zero_probability(score)
     instead = jnp.where(invalid, jnp.nan, -jnp.inf).astype(scores.dtype)
-    live = live | ~lattice.legal[:, None]
-    scores = jnp.where(live, jnp.where(lost[:, None], instead[:, None], scores), 0)
-    return Alignment(jnp.where(lost[:, None], -1, label), scores)
+    # An illegal row has no length that could be trusted: all its frames are marked.
+    frame_mask = frame_mask | ~lattice.legal[:, None]
+    scores = jnp.where(frame_mask, jnp.where(without_path[:, None], instead[:, None], scores), 0)
+    return Alignment(jnp.where(without_path[:, None], -1, label), scores)
 
 
 def merge_tokens(tokens: ArrayLike, scores: ArrayLike, blank: int = 0) -> list[Any]:
-    """The spans of the labels on a path: equal neighbours become one, blanks none.
+    """Return the spans of the labels on a path: equal neighbours are merged, and blanks have no span.
 
     Args:
         tokens: Labels of the frames, as `forced_align` returns them: (T,), or (N, T).
-        scores: Their scores, of the same shape: log probabilities, or whatever is to be averaged over a span.
+        scores: Their scores, of the same shape: log probabilities, or anything else to be averaged over a span.
         blank: Index of the blank class.
 
     Returns:
-        A list of `TokenSpan`, in the order of time; of (N, T) a list of such lists. A label of -1, of a target
-        that cannot be aligned, has no span.
+        A list of `TokenSpan`, in the order of time; for (N, T) a list of such lists. Labels of -1, which stand
+        for a target that cannot be aligned, have no span.
 
     Raises:
         ValueError: The shapes differ, or are of another rank.

@@ -1,4 +1,4 @@
-"""What the states of the lattice emit at each frame, as the plain recursion reads it."""
+"""Compute what the states of the lattice emit at each frame, in log space."""
 
 from typing import NamedTuple
 
@@ -13,23 +13,23 @@ from jaxctc._types import LOG_ZERO, Request
 
 
 class Emissions(NamedTuple):
-    """In float32 or float64, no less than `LOG_ZERO`; 0 in frames beyond a sequence's length."""
+    """Hold the emissions in the accumulation dtype, with log 0 as `LOG_ZERO`; 0 beyond a sequence's length."""
 
     states: LogStates
-    """blank (T, N, 1), label (T, N, W)."""
+    """Blank (T, N, 1) and label (T, N, W), relative to the peak of their frame."""
     peak: Float[Array, "T N"]
-    """What was taken out of all states of a frame, so that sums over paths stay small and keep their digits."""
+    """The best emission of each frame, which is subtracted so that sums over paths stay small and keep their digits."""
 
 
 def log_probs(scores: Float[Array, "A B C"], lattice: Lattice, request: Request) -> Float[Array, "T N C"]:
-    """Of all classes; 0 in frames beyond a sequence's length, whatever stood there."""
-    kept = frames_first(frame_mask(lattice.input_lengths, frames_of(scores, request)), request)[:, :, None]
-    # Padding must not only be left out: a NaN in it would find its way into the derivative.
-    made = jnp.where(kept, scores.astype(accumulation_dtype(scores.dtype)), 0)
+    """Return the log probabilities of all classes, no smaller than `LOG_ZERO`; 0 beyond a sequence's length."""
+    mask = frames_first(frame_mask(lattice.input_lengths, frames_of(scores, request)), request)[:, :, None]
+    # Padding is replaced before it is used: masking the result alone would let a NaN into the derivative.
+    made = jnp.where(mask, scores.astype(accumulation_dtype(scores.dtype)), 0)
     if request.from_logits:
         peak = jax.lax.stop_gradient(made.max(axis=2, keepdims=True))
         made = made - peak
-        # What a confident model leaves to all classes but the best is small, and would lose its digits beside one.
+        # A confident model leaves little to the other classes: added to 1 it would lose its digits.
         best = jnp.arange(made.shape[2])[None, None] == jnp.argmax(made, axis=2, keepdims=True)
         above_one = jnp.where(best, jnp.expm1(made), jnp.exp(made)).sum(axis=2, keepdims=True)
         made = made - jnp.log1p(above_one)
@@ -44,20 +44,21 @@ def build(
     relative: bool = True,
     feasible: Bool[Array, " N"] | None = None,
 ) -> Emissions:
-    """Relative to each frame's best, unless paths need not pass through all frames.
+    """Return the emissions of all states.
 
-    Of sequences that are not possible, by the lattice's word if nothing else is given, the scores are not read: a
-    NaN among them would find its way into the derivative.
+    Without `relative` the peak is 0, for topologies whose paths need not pass through all frames. The scores of
+    infeasible rows are not read, since a NaN among them would reach the derivative; `feasible`, if given, replaces the
+    lattice's own.
     """
     label = jnp.take_along_axis(log_probs, lattice.labels[None], axis=2, mode="promise_in_bounds")
     blank = log_probs[:, :, request.blank, None]
-    kept = (
-        frame_mask(lattice.input_lengths, len(log_probs)) & (lattice.feasible if feasible is None else feasible)[None]
-    )
+    feasible = lattice.feasible if feasible is None else feasible
+    mask = frame_mask(lattice.input_lengths, len(log_probs)) & feasible[None]
     peak = jax.lax.stop_gradient(jnp.maximum(label.max(axis=2), blank[:, :, 0]))
-    peak = jnp.where(kept & relative, peak, 0)
-    return Emissions(LogStates(*(jnp.where(kept[:, :, None], x - peak[:, :, None], 0) for x in (blank, label))), peak)
+    peak = jnp.where(mask & relative, peak, 0)
+    return Emissions(LogStates(*(jnp.where(mask[:, :, None], x - peak[:, :, None], 0) for x in (blank, label))), peak)
 
 
 def topology_of(lattice: Lattice) -> Topology:
+    """Return the topology of CTC."""
     return Topology(lattices.skip(lattice.labels), lattice.input_lengths, lattice.target_lengths)

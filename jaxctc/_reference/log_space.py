@@ -1,17 +1,17 @@
-"""Adding probabilities that are kept as logarithms.
+"""Add probabilities that are kept as logarithms.
 
-Inside the recursion log 0 is a large finite number, `LOG_ZERO`, so that no difference of two
-logarithms is ever NaN; whoever reads a result turns what is below `LOG_ZERO / 2` back into a true zero.
+Inside the recursion log 0 is a large finite number, `LOG_ZERO`, so that no difference of two logarithms is NaN. Code
+that reads a result takes everything below `LOG_ZERO / 2` as probability zero.
 
-| a        | b        | log(e^a + e^b)        | share of a | share of b |
-| -------- | -------- | --------------------- | ---------- | ---------- |
-| finite   | finite   | between max and +ln 2 | e^(a - .)  | e^(b - .)  |
-| finite   | LOG_ZERO | a                     | 1          | 0          |
-| LOG_ZERO | finite   | b                     | 0          | 1          |
-| LOG_ZERO | LOG_ZERO | LOG_ZERO              | 1/2        | 1/2        |
+| a        | b        | log(e^a + e^b)        | derivative in a | derivative in b |
+| -------- | -------- | --------------------- | --------------- | --------------- |
+| finite   | finite   | between max and +ln 2 | e^(a - .)       | e^(b - .)       |
+| finite   | LOG_ZERO | a                     | 1               | 0               |
+| LOG_ZERO | finite   | b                     | 0               | 1               |
+| LOG_ZERO | LOG_ZERO | LOG_ZERO              | 1/2             | 1/2             |
 
-The shares are the derivatives. Those of the last row are never seen: whatever flows into two
-impossible states is itself zero.
+The derivatives are the fractions of the sum that a and b contribute. Those of the last row have no effect: the gradient
+that arrives at a sum of probability zero is zero.
 """
 
 import jax
@@ -20,11 +20,11 @@ from jaxtyping import Array, Float
 
 
 def logaddexp(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """log(e^a + e^b), differentiable to every order by JAX itself, also where a equals b.
+    """Return log(e^a + e^b), which JAX itself can differentiate to every order, also where a equals b.
 
-    The sum does not depend on what is taken out of both, so that nothing is lost by holding it fixed;
-    the kinks of `maximum` and `abs` at a == b, of which second derivatives would know, are gone. (A
-    `custom_jvp` does not do: a scan that is differentiated twice forgets it.)
+    The result does not depend on the peak that is subtracted from both operands, so that the derivative is right while
+    the peak is held fixed. Without `stop_gradient` second derivatives would see the kink of `maximum` at a == b. (A
+    `custom_jvp` would not help: a scan that is differentiated twice loses it.)
     """
     peak = jax.lax.stop_gradient(jnp.maximum(a, b))
     return peak + jnp.log(jnp.exp(a - peak) + jnp.exp(b - peak))

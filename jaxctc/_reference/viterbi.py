@@ -1,14 +1,15 @@
-"""The best path of each target: the recursion with the maximum for its sum, and the way back.
+"""Find the best path of each target: the recursion with the maximum as its sum, then a trace through backpointers.
 
-What each state came from is kept in two bits, of K frames at a time. Before every K frames the states
-themselves are kept; the way back walks those frames once more. So nothing is given up for long inputs, no
-path is out of reach, but up to twice the time; and scores are fetched frame by frame, so that nothing is as
-large as all states at all frames.
+A backpointer says, in two bits for each state, how many states back the best predecessor lies. For short inputs all
+backpointers are stored. For long ones the frames are cut into segments: the recursion stores alpha before each segment,
+and the trace recomputes the backpointers of one segment at a time. The search stays exact, takes up to twice the time,
+and memory grows with the square root of T. Emissions are gathered frame by frame, so that no array holds all states of
+all frames.
 """
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from jaxctc._lattice.lattices import Lattice
 from jaxctc._reference import recursion
@@ -16,37 +17,38 @@ from jaxctc._reference.log_emissions import topology_of
 from jaxctc._reference.recursion import LogStates, Topology, from_left
 from jaxctc._types import LOG_ZERO, Request
 
-_SMALL = 1 << 24
-"""Bytes of moves that are kept rather than found again."""
+_STORED_BYTES = 1 << 24
+"""Up to so many bytes the backpointers of all frames are stored."""
 
 
 def best_path(
-    log_probs: Float[Array, "T N C"], lattice: Lattice, request: Request
+    log_probs: Float[Array, "T N C"], lattice: Lattice, request: Request, segment_frames: int | None = None
 ) -> tuple[Int[Array, "T N"], Float[Array, " N"]]:
-    """The state of each frame, 2 s for blank s and 2 s + 1 for label s, and the score of the whole path.
+    """Return the state of each frame, 2 s for blank s and 2 s + 1 for label s, and the score of the whole path.
 
-    Of equal ways into a state the one that stays is taken, then the one from the state before; of equal ends the
-    last label. Frames beyond a sequence's length repeat its last state.
+    Among equally good predecessors of a state the state itself is taken, then the nearest one; among equally good ends
+    the last label. Frames beyond a sequence's length repeat its last state. `segment_frames` is the number of frames
+    whose backpointers are stored at once; None chooses it.
     """
     frames, sequences, classes = log_probs.shape
     topology = topology_of(lattice)
-    size = _size(frames, sequences * lattice.labels.shape[1])
+    size = segment_frames or segment_size(frames, sequences * lattice.labels.shape[1])
     count = -(-frames // size)
     time = jnp.arange(count * size, dtype=jnp.int32).reshape(count, size)
     padded = jnp.pad(log_probs, ((0, count * size - frames), (0, 0), (0, 0)))
     segments = time, padded.reshape(count, size, sequences, classes)
 
     def frame(carry, now):
-        states, score = carry
+        alpha, score = carry
         t, row = now
         label = jnp.take_along_axis(row, lattice.labels, axis=1, mode="promise_in_bounds")
         blank = row[:, request.blank, None]
-        # Without each frame's best score sums stay small, and float32 tells one path from another.
+        # Relative to each frame's best emission sums stay small, and float32 tells one path from another.
         peak = jnp.maximum(label.max(axis=1, keepdims=True), blank)
         frame_mask = (t < topology.input_lengths)[:, None]
-        after = recursion.step(jnp.maximum, states, LogStates(blank - peak, label - peak), topology)
-        after = LogStates(*(jnp.where(frame_mask, x, y) for x, y in zip(after, states, strict=True)))
-        backpointers = jnp.where(frame_mask, _backpointers(states, topology), jnp.uint8(0))
+        after = recursion.step(jnp.maximum, alpha, LogStates(blank - peak, label - peak), topology)
+        after = LogStates(*(jnp.where(frame_mask, x, y) for x, y in zip(after, alpha, strict=True)))
+        backpointers = jnp.where(frame_mask, _backpointers(alpha, topology), jnp.uint8(0))
         return (after, score + jnp.where(frame_mask, peak, 0)[:, 0]), _pack(backpointers)
 
     def back(state, backpointers):
@@ -57,38 +59,42 @@ def best_path(
 
     begin = recursion.start(topology, log_probs.dtype), jnp.zeros(sequences, log_probs.dtype)
     if count == 1:
-        (states, score), backpointers = lax.scan(frame, begin, (time[0], padded))
-        _, path = trace(_end(states, topology), backpointers)
+        (alpha, score), backpointers = lax.scan(frame, begin, (time[0], padded))
+        _, path = trace(_end(alpha, topology), backpointers)
     else:
 
-        def ahead(carry, segment):
+        def advance(carry, segment):
             after, _ = lax.scan(lambda carry, now: (frame(carry, now)[0], None), carry, segment)
             return after, carry
 
-        def again(state, segment):
+        def recompute_and_trace(state, segment):
             carry, *rows = segment
             _, backpointers = lax.scan(frame, carry, tuple(rows))
             return trace(state, backpointers)
 
-        (states, score), kept = lax.scan(ahead, begin, segments)
-        _, path = lax.scan(again, _end(states, topology), (kept, *segments), reverse=True)
-    return path.reshape(count * size, sequences)[:frames], score + recursion.last(jnp.maximum, states, topology)
+        (alpha, score), stored = lax.scan(advance, begin, segments)
+        _, path = lax.scan(recompute_and_trace, _end(alpha, topology), (stored, *segments), reverse=True)
+    return path.reshape(count * size, sequences)[:frames], score + recursion.last(jnp.maximum, alpha, topology)
 
 
-def _size(frames: int, columns: int) -> int:
-    """Frames whose moves are kept at once: the moves of so many take as much memory as the states before each."""
-    if frames * columns <= 2 * _SMALL:
+def segment_size(frames: int, columns: int) -> int:
+    """Return the number of frames whose backpointers are stored at once: all, or 4 sqrt(T).
+
+    A frame's backpointers take half a byte a column, its alpha 8 bytes. With 4 sqrt(T) frames in a segment the stored
+    backpointers take as much memory as the stored alphas.
+    """
+    if frames * columns <= 2 * _STORED_BYTES:
         return max(frames, 1)
     return int(4 * frames**0.5)
 
 
-def _backpointers(states: LogStates, topology: Topology) -> UInt8[Array, "N W"]:
-    """How many states back each one's best predecessor lies: of blank s in the lower two bits, of label s above."""
-    stepped = from_left(states.label) > states.blank
+def _backpointers(alpha: LogStates, topology: Topology) -> UInt8[Array, "N W"]:
+    """Return the backpointers of one frame: that of blank s in the two low bits, that of label s above them."""
+    stepped = from_left(alpha.label) > alpha.blank
     skipped = topology.skip & stepped
-    left = jnp.where(skipped, from_left(states.label), states.blank) > states.label
-    of_label = jnp.where(left, jnp.where(skipped, 2, 1), 0)
-    return jnp.where(stepped, 4 * of_label + 1, 4 * of_label).astype(jnp.uint8)
+    left = jnp.where(skipped, from_left(alpha.label), alpha.blank) > alpha.label
+    into_label = jnp.where(left, jnp.where(skipped, 2, 1), 0)
+    return jnp.where(stepped, 4 * into_label + 1, 4 * into_label).astype(jnp.uint8)
 
 
 def _pack(backpointers: UInt8[Array, "N W"]) -> UInt8[Array, "N half"]:
@@ -103,15 +109,15 @@ def _read(packed: UInt8[Array, "N half"], state: Int[Array, " N"]) -> Int[Array,
     return (byte.astype(jnp.int32) >> (4 * (column // half) + 2 * (state % 2))) & 3
 
 
-def _end(states: LogStates, topology: Topology) -> Int[Array, " N"]:
-    """The better one of the last blank and the last label."""
+def _end(alpha: LogStates, topology: Topology) -> Int[Array, " N"]:
+    """Return the better one of the last blank and the last label."""
     last = topology.target_lengths[:, None]
-    blank = jnp.take_along_axis(states.blank, last, axis=1)
-    label = jnp.take_along_axis(from_left(states.label), last, axis=1)
+    blank = jnp.take_along_axis(alpha.blank, last, axis=1)
+    label = jnp.take_along_axis(from_left(alpha.label), last, axis=1)
     state = jnp.where((blank > label) | (last == 0), 2 * last, 2 * last - 1)
     return state[:, 0]
 
 
-def impossible(score: Float[Array, " N"]) -> Array:
-    """No path, or none but through scores of -inf."""
+def zero_probability(score: Float[Array, " N"]) -> Bool[Array, " N"]:
+    """Return whether there is no path, or none that avoids scores of -inf."""
     return score < LOG_ZERO / 2
