@@ -1,19 +1,19 @@
-"""CTC as other libraries spell it: their names, their order of arguments, their shapes.
+"""CTC with the signatures of other libraries: their names, their order of arguments, their shapes.
 
-To move over, change the import. Each function says what it does otherwise than the original.
+To move to this library, change the import. Each docstring says how its function differs from the original.
 
 | function | instead of |
 | --- | --- |
 | `optax_ctc_loss` | `optax.losses.ctc_loss` |
 | `optax_ctc_loss_with_forward_probs` | `optax.losses.ctc_loss_with_forward_probs` |
 | `keras_ctc_loss` | `keras.ops.ctc_loss` |
-| `tensorflow_ctc_loss` | `tf.nn.ctc_loss`, of dense labels |
+| `tensorflow_ctc_loss` | `tf.nn.ctc_loss` with dense labels |
 | `torchaudio_forced_align` | `torchaudio.functional.forced_align` |
 
-All losses are of logits, one a sequence, in float64 for float64 and in float32 otherwise. A target that no path spells
-has the loss +inf and the gradient 0. The originals give it a finite loss, of about 1e5 in optax and Keras and 700 in
-TensorFlow, and the gradient of paths that do not spell it. An illegal length or label raises where it can be
-seen, and makes its sequence NaN under `jax.jit`.
+All losses take logits and return one loss a sequence, in float64 for float64 and in float32 otherwise. A target that no
+path spells has the loss +inf and the gradient 0. The originals give it a finite loss, about 1e5 in optax and Keras and
+700 in TensorFlow, and the gradient of paths that do not spell it. An illegal length or label raises where its value
+can be read, and makes the loss of its sequence NaN under `jax.jit`.
 """
 
 import functools
@@ -49,20 +49,20 @@ def optax_ctc_loss(
     *,
     blank_id: int = 0,
 ) -> Float[Array, " B"]:
-    """`optax.losses.ctc_loss`.
+    """Return the losses of `optax.losses.ctc_loss`.
 
     The loss of an infeasible target is +inf, and its gradient 0. In optax it is about 1e5: there `log_epsilon`, which
     this function does not take, is the finite score of a path that breaks a rule of CTC.
 
-    Padded frames may stand anywhere, as with optax: they are as if they were not there. Where they come last the
-    logits are taken as they lie; else they are moved, at a cost.
+    Padded frames may stand anywhere, as with optax, and are ignored. Where they do not come last, they are moved there,
+    which takes a copy of the logits.
 
     Shapes: B sequences, T frames, K classes with the blank, N labels of the longest target.
 
     Args:
-        logits: Unnormalised scores, floating point, (B, T, K).
-        logit_paddings: (B, T), 1 where a frame is padding and 0 elsewhere, of any type.
-        labels: Of any integer type, (B, N), padded with anything.
+        logits: Unnormalized scores, floating point, (B, T, K).
+        logit_paddings: (B, T), 1 where a frame is padding and 0 elsewhere, of any dtype.
+        labels: Labels of any integer dtype, (B, N), padded with anything.
         label_paddings: (B, N), 0 for each label of a target, then 1.
         blank_id: Index of the blank class, within [0, K).
 
@@ -92,21 +92,20 @@ def optax_ctc_loss_with_forward_probs(
     *,
     blank_id: int = 0,
 ) -> tuple[Float[Array, " B"], Float[Array, "T B blanks"], Float[Array, "T B labels"]]:
-    """`optax.losses.ctc_loss_with_forward_probs`.
+    """Return what `optax.losses.ctc_loss_with_forward_probs` returns: losses and forward variables.
 
     Args:
-        logits: As for `optax_ctc_loss`, and so are all the others.
-        logit_paddings: Which frames are padding.
-        labels: Labels of each target.
-        label_paddings: Which labels are padding.
+        logits: Unnormalized scores, floating point, (B, T, K).
+        logit_paddings: (B, T), 1 where a frame is padding and 0 elsewhere.
+        labels: Labels, (B, N), padded with anything.
+        label_paddings: (B, N), 0 for each label of a target, then 1.
         blank_id: Index of the blank class.
 
     Returns:
-        The losses, (B,); the log probability of all beginnings of paths that end at frame t in the blank after n
-        labels, (T, B, N + 1), and in label n, (T, B, N). As with optax, padded frames repeat the frame before them,
-        the last frame of the blanks has the last label added, and states beyond a target's own labels are those of
-        its padding; padding that is no class counts as the blank, where optax takes its probability for 1. What is
-        impossible is -inf.
+        The losses, (B,); alpha of the blank after n labels, (T, B, N + 1), and of label n, (T, B, N), at each frame.
+        As with optax, padded frames repeat the frame before them, the last frame of the blank after n labels includes
+        label n - 1, and states beyond a target's own labels are those of its padding. A padding label that is no class
+        counts as the blank; optax gives it the probability 1. Probability zero is -inf.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -118,7 +117,7 @@ def optax_ctc_loss_with_forward_probs(
         >>> loss, blank, label = compat.optax_ctc_loss_with_forward_probs(
         ...     jnp.zeros((1, 2, 3)), jnp.zeros((1, 2)), jnp.array([[1]]), jnp.zeros((1, 1))
         ... )
-        >>> (9 * jnp.exp(label[:, 0, 0])).round(2).tolist()  # 1 in 3, then 2 in 9: 1 1 and blank 1
+        >>> (9 * jnp.exp(label[:, 0, 0])).round(2).tolist()  # 1/3, then 2/9: the paths 1 1 and blank 1
         [3.0, 2.0]
     """
     padded = _padded(logits, logit_paddings, labels, label_paddings, blank_id)
@@ -128,13 +127,13 @@ def optax_ctc_loss_with_forward_probs(
 def keras_ctc_loss(
     target: ArrayLike, output: ArrayLike, target_length: ArrayLike, output_length: ArrayLike, mask_index: int = 0
 ) -> Float[Array, " N"]:
-    """`keras.ops.ctc_loss`.
+    """Return the losses of `keras.ops.ctc_loss`.
 
     Lengths beyond the arrays raise; Keras cuts them off.
 
     Args:
-        target: Labels of any integer type, (N, S), padded with anything.
-        output: Logits, floating point, (N, T, C): Keras normalises them, and so does this.
+        target: Labels of any integer dtype, (N, S), padded with anything.
+        output: Logits, floating point, (N, T, C). This function normalizes them, as Keras does.
         target_length: Labels of each target, within [0, S]: (N,).
         output_length: Frames of each sequence, within [0, T]: (N,).
         mask_index: Index of the blank class, within [0, C).
@@ -167,21 +166,21 @@ def tensorflow_ctc_loss(
     blank_index: int | None = None,
     name: str | None = None,
 ) -> Float[Array, " N"]:
-    """`tf.nn.ctc_loss`, of dense labels.
+    """Return the losses of `tf.nn.ctc_loss` with dense labels.
 
-    There is no `unique`: with TensorFlow it changes the speed on a TPU, and here it would change nothing.
+    There is no `unique`: in TensorFlow it changes the speed on a TPU, and here it would change nothing.
 
     Args:
-        labels: Of any integer type, (N, S), padded with anything; no ``SparseTensor``.
-        logits: Unnormalised scores, floating point, (T, N, C).
+        labels: Labels of any integer dtype, (N, S), padded with anything; no ``SparseTensor``.
+        logits: Unnormalized scores, floating point, (T, N, C).
         label_length: Labels of each target, within [0, S]: (N,).
         logit_length: Frames of each sequence, within [0, T]: (N,).
         logits_time_major: False: `logits` is (N, T, C).
         blank_index: Index of the blank class, within [-C, C), where -1 is the last one; None is 0.
-        name: Of the operations, as profiles show them (`jax.named_scope`); None is "ctc_loss_dense".
+        name: The name of the operations in profiles (`jax.named_scope`); None is "ctc_loss_dense".
 
     Returns:
-        The losses, (N,), of half-precision logits too in float32.
+        The losses, (N,); in float32 for half-precision logits too.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -216,14 +215,14 @@ def torchaudio_forced_align(
     target_lengths: ArrayLike | None = None,
     blank: int = 0,
 ) -> Alignment:
-    """`torchaudio.functional.forced_align`, of any number of sequences: torchaudio takes one.
+    """Return what `torchaudio.functional.forced_align` returns, for any number of sequences: torchaudio takes one.
 
-    Of several best paths it may take another one, and where torchaudio leaves the best path it does not: see
-    `jaxctc.forced_align`, which this is.
+    It calls `jaxctc.forced_align`. Where several paths are best it may take another one than torchaudio, which in one
+    case leaves the best path: see there.
 
     Args:
         log_probs: Log probabilities, floating point, (N, T, C).
-        targets: Labels of any integer type, (N, S), padded with anything, the blank included.
+        targets: Labels of any integer dtype, (N, S), padded with anything, the blank included.
         input_lengths: Frames of each sequence, within [0, T]: (N,); None: T.
         target_lengths: Labels of each target, within [0, S]: (N,); None: S.
         blank: Index of the blank class, within [0, C).
@@ -250,7 +249,7 @@ def torchaudio_forced_align(
     return alignment.forced_align(scores, labels, frames, counts, blank, batch_first=True)
 
 
-# What is checked, in the caller's words
+# Checks, in the words of the library that the caller comes from
 
 
 def _three_axes(name: str, x: ArrayLike) -> jax.Array:
@@ -283,13 +282,20 @@ def _batch(
     batch_first: bool,
     names: Names,
 ) -> tuple[Problem, Request]:
-    """Of logits."""
+    """Return the problem and the request of a batch of logits."""
     scores = _three_axes(name, scores)
     labels = _two_axes(names.targets, labels, scores.shape[0 if batch_first else 1])
     problem, request, _ = canonical_batch(
-        name, scores, labels, input_lengths, target_lengths, blank, batch_first, None, names
+        scores,
+        labels,
+        input_lengths,
+        target_lengths,
+        blank,
+        from_logits=True,
+        batch_first=batch_first,
+        names=names._replace(scores=name),
     )
-    return problem, request._replace(from_logits=True)
+    return problem, request
 
 
 def _padded(
@@ -308,32 +314,32 @@ def _padded(
 def _unpadded(
     name: str, paddings: ArrayLike, shape: tuple[int, ...], of: str, *, anywhere: bool
 ) -> tuple[ArrayLike, ArrayLike]:
-    """Where there is no padding, and how much of a sequence that is; -1 if it cannot be so."""
+    """Return the mask of what is not padding, and its count in each sequence; the count is -1 for an illegal row."""
     made = checks.as_array(name, paddings, "an array of 0 and 1")
     if made.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, as {of} has on its first two axes; got {made.shape}.")
     values = checks.host_values(made)
     padding = (made if values is None else values).astype(np.float32)
     wrong = (padding != 0) & (padding != 1)
-    back = (padding[:, 1:] == 0) & (padding[:, :-1] != 0)
-    live = padding == 0
+    resumed = (padding[:, 1:] == 0) & (padding[:, :-1] != 0)
+    mask = padding == 0
     if values is None:
-        legal = ~wrong.any(axis=1) & (anywhere | ~back.any(axis=1))
-        return live, jnp.where(legal, live.sum(axis=1, dtype=jnp.int32), -1)
+        legal = ~wrong.any(axis=1) & (anywhere | ~resumed.any(axis=1))
+        return mask, jnp.where(legal, mask.sum(axis=1, dtype=jnp.int32), -1)
     for row, position in np.argwhere(wrong):
         raise ValueError(
             f"{name}[{row}, {position}] is {values[row, position]}: it must be 0, or 1 where {of} is padding."
         )
-    for row, position in np.argwhere(back):
+    for row, position in np.argwhere(resumed):
         if not anywhere:
             raise ValueError(
                 f"{name}[{row}] is 0 at {position + 1}, behind a 1: padding must come last, so that the labels of a "
                 "target stand together. Move it there."
             )
-    return live, live.sum(axis=1)
+    return mask, mask.sum(axis=1)
 
 
-# What is computed
+# Computations
 
 
 @functools.partial(jax.jit, static_argnames="request")

@@ -63,8 +63,8 @@ def label_priors(log_probs: ArrayLike, input_lengths: ArrayLike, *, batch_first:
         >>> jnp.exp(priors).round(4).tolist()
         [0.5, 0.5]
     """
-    scores, request, batched = canonical_scores("log_probs", log_probs, 0, batch_first)
-    frames = canonical_frames("log_probs", input_lengths, scores, request, batched)
+    scores, request, batched = canonical_scores(log_probs, 0, batch_first)
+    frames = canonical_frames(input_lengths, scores, request, batched)
     return variant_losses.label_priors(scores, frames, request)
 
 

@@ -1,4 +1,4 @@
-"""Each function beside the one whose signature it has."""
+"""Compare each function with the one whose signature it has."""
 
 import functools
 import os
@@ -15,11 +15,11 @@ from jaxctc import compat
 
 N, T, C, S = 12, 9, 5, 4
 FEW, REPEATS = 0, 1
-"""The first rows, that no path spells: they have too few frames, one by the repeats alone."""
+"""The first two rows are infeasible: the second has too few frames because of its repeats alone."""
 
 
 def batch(blank=0, dtype=np.float32):
-    """Sequences of every length, the empty ones among them, and labels that repeat."""
+    """Return sequences of every length, with empty targets and repeated labels among them."""
     rng = np.random.default_rng(blank)
     logits = (2 * rng.normal(size=(N, T, C))).astype(dtype)
     labels = rng.choice([c for c in range(C) if c != blank][:3], (N, S)).astype(np.int32)
@@ -35,7 +35,7 @@ def paddings(lengths, most):
 
 
 def padded(blank=0, dtype=np.float32, *, holes=False):
-    """A batch as optax wants it; with `holes` the padded frames stand anywhere."""
+    """Return a batch with the arguments of optax; with `holes` the padded frames stand anywhere."""
     logits, labels, frames, counts = batch(blank, dtype)
     of_frames = paddings(frames, T)
     if holes:
@@ -45,22 +45,22 @@ def padded(blank=0, dtype=np.float32, *, holes=False):
 
 @contextmanager
 def as_peers_like_it():
-    """They promote what they please, and warn of what is theirs."""
+    """Allow what the other libraries need: implicit promotions, and warnings of their own."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-SPELLED = np.arange(N) > REPEATS
+FEASIBLE = np.arange(N) > REPEATS
 OURS = np.linspace(1, 2, N, dtype=np.float32)
-"""What each loss is weighted by, so that it is seen to reach its own gradient."""
-THEIRS = np.where(SPELLED, OURS, 0)
-"""Without what the original makes of a target that no path spells."""
+"""The weight of each loss in the sum, so that a gradient in the wrong row shows."""
+THEIRS = np.where(FEASIBLE, OURS, 0)
+"""The weights without infeasible rows, of which the originals have gradients of their own."""
 
 
 @functools.cache
 def with_gradient(function, **options):
-    """Compiled once for each function, whatever it is given: logits, other arrays, and a weight for each loss."""
+    """Return a function of logits, other arrays and a weight for each loss, which JAX compiles once."""
 
     def total(logits, others, weights):
         losses = function(logits, *others, **options)
@@ -70,9 +70,9 @@ def with_gradient(function, **options):
 
 
 def same(ours, theirs):
-    """Losses and gradients, but of what no path spells: there they are inf and 0."""
+    """Compare losses and gradients; those of infeasible rows must be inf and 0."""
     (gradient, losses), (slope, want) = ours, theirs
-    np.testing.assert_allclose(losses, np.where(SPELLED, want, np.inf), rtol=2e-6)
+    np.testing.assert_allclose(losses, np.where(FEASIBLE, want, np.inf), rtol=2e-6)
     np.testing.assert_allclose(gradient, slope, atol=4e-6)
 
 
@@ -87,7 +87,7 @@ def test_optax(holes):
 
 @pytest.mark.parametrize("holes", [False, True])
 def test_optax_forward_probabilities(holes, x64):
-    """Those of infeasible targets as well, such as one that is longer than the input."""
+    """Infeasible targets have forward variables as well, such as one that is longer than the input."""
     del x64
     most = T - 4
     logits, of_frames, labels, of_labels = padded(1, np.float64, holes=holes)
@@ -101,27 +101,27 @@ def test_optax_forward_probabilities(holes, x64):
     gradient, found = _through_states(compat.optax_ctc_loss_with_forward_probs)(*arguments, weights)
     np.testing.assert_allclose(gradient, slope, atol=1e-11)
     for x, y in zip(found, want, strict=True):
-        np.testing.assert_allclose(x, jnp.where(jnp.abs(y) < IMPOSSIBLE, y, jnp.sign(y) * jnp.inf), rtol=1e-12)
+        np.testing.assert_allclose(x, jnp.where(jnp.abs(y) < LARGE, y, jnp.sign(y) * jnp.inf), rtol=1e-12)
     assert np.isposinf(found[0][:2]).all()
 
 
-IMPOSSIBLE = 5e4
-"""Optax's logarithms of zero are beyond this."""
+LARGE = 5e4
+"""The magnitude beyond which a score of optax stands for probability zero."""
 
 
 @functools.cache
 def _through_states(function):
-    """The gradient of the states alone: that of the losses is tested in `test_optax`."""
+    """Return the gradient of the states alone: `test_optax` tests that of the losses."""
 
     def total(logits, of_frames, labels, of_labels, weights):
         found = function(logits, of_frames, labels, of_labels, blank_id=1)
         pairs = zip(found[1:], weights, strict=True)
-        return sum((jnp.where(jnp.abs(x) < IMPOSSIBLE, x, 0) * weight).sum() for x, weight in pairs), found
+        return sum((jnp.where(jnp.abs(x) < LARGE, x, 0) * weight).sum() for x, weight in pairs), found
 
     return jax.jit(jax.grad(total, has_aux=True))
 
 
-def test_optax_arguments_that_only_the_device_sees():
+def test_illegal_optax_arguments_under_jit_make_their_rows_nan():
     arguments = padded()
 
     @jax.jit
@@ -196,7 +196,7 @@ def test_tensorflow(blank_index, time_major):
     with as_peers_like_it(), tf.GradientTape() as tape:
         leaf = tf.Variable(logits)
         want = tf.nn.ctc_loss(labels, leaf, counts, frames, **options)
-        slope = tape.gradient(tf.where(SPELLED, THEIRS * want, 0), leaf).numpy()
+        slope = tape.gradient(tf.where(FEASIBLE, THEIRS * want, 0), leaf).numpy()
 
     def ours(logits):
         return compat.tensorflow_ctc_loss(labels, logits, counts, frames, **options)
@@ -205,14 +205,14 @@ def test_tensorflow(blank_index, time_major):
 
 
 @pytest.mark.parametrize(("name", "shown"), [(None, "ctc_loss_dense"), ("speech", "speech")])
-def test_tensorflow_name_is_what_profiles_show(name, shown):
+def test_profiles_show_the_tensorflow_name(name, shown):
     logits, labels, frames, counts = batch()
     function = functools.partial(compat.tensorflow_ctc_loss, logits_time_major=False, name=name)
     assert f"/{shown}/" in jax.jit(function).lower(labels, logits, counts, frames).as_text(debug_info=True)
 
 
-def test_the_three_losses_are_one():
-    """Where the originals are not installed the order of the arguments is still known; so is that of other types."""
+def test_the_three_losses_agree():
+    """This tests the order of the arguments, and other dtypes, where the originals are not installed."""
     logits, labels, frames, counts = batch()
     kinds = jnp.asarray(paddings(frames, T), bool), labels, jnp.asarray(paddings(counts, S), jnp.float16)
 
@@ -245,7 +245,7 @@ def test_torchaudio():
             np.testing.assert_array_equal(ours[n, : frames[n]], want[0])
 
 
-def test_torchaudio_lengths_are_those_of_the_arrays_unless_given():
+def test_torchaudio_lengths_default_to_those_of_the_arrays():
     scores, labels, *_ = batch()
 
     def total(scores):

@@ -1,4 +1,4 @@
-"""The decoders against every path there is, a plain search, and those of others."""
+"""Compare the decoders with all paths, with a plain search, and with other libraries."""
 
 import functools
 import math
@@ -28,14 +28,14 @@ def draw(seed: int, shape=(T, N, C), *, holes: bool = False) -> np.ndarray:
 
 
 def search(log_probs, lengths=LENGTHS, blank=0, **options):
-    """In float64, dead frames NaN."""
-    dead = np.arange(len(log_probs))[:, None] >= lengths
+    """Search in float64, with NaN in the padded frames."""
+    padding = np.arange(len(log_probs))[:, None] >= lengths
     with jax.enable_x64(True):
-        return jaxctc.beam_search_decode(np.where(dead[..., None], np.nan, log_probs), lengths, blank, **options)
+        return jaxctc.beam_search_decode(np.where(padding[..., None], np.nan, log_probs), lengths, blank, **options)
 
 
 def readout(beams) -> list[tuple[tuple[int, ...], float]]:
-    """Of one sequence: labels and log probability of each place that is in use, the best first."""
+    """Return labels and log probability of each used place in the beam of one sequence, the best first."""
     rows = [np.asarray(x) for x in (beams.labels, beams.lengths, beams.log_probs)]
     used = rows[2] > -np.inf
     assert (np.diff(rows[2][used]) <= 0).all()
@@ -47,13 +47,13 @@ def readout(beams) -> list[tuple[tuple[int, ...], float]]:
 
 
 def sequences(results):
-    """A batch of results, one by one, in numpy: JAX would compile each slice."""
+    """Return the results of a batch one by one, in numpy: JAX would compile each slice."""
     results = jax.tree.map(np.asarray, results)
     return [jax.tree.map(lambda x, n=n: x[n], results) for n in range(len(results.lengths))]
 
 
 def assert_same(got, want) -> None:
-    """The same labels, the same probabilities; equals in any order."""
+    """Compare labels and probabilities; equally probable ones may come in any order."""
     assert [p for _, p in got] == pytest.approx([p for _, p in want], rel=1e-9, abs=1e-9)
     assert dict(got) == pytest.approx(dict(want), rel=1e-9, abs=1e-9)
 
@@ -64,7 +64,7 @@ def no_score(prefix: tuple[int, ...], label: int) -> float:
 
 
 def every_labelling(log_probs: np.ndarray, blank: int, score=no_score) -> list[tuple[tuple[int, ...], float]]:
-    """By every path there is, the best first."""
+    """Return every labelling and its log probability by all paths, the best first."""
     frames, found = np.arange(len(log_probs)), []
     for target, paths in paths_by_target(*log_probs.shape, blank).items():
         total = np.exp(log_probs[frames, paths].sum(axis=1)).sum()
@@ -75,7 +75,7 @@ def every_labelling(log_probs: np.ndarray, blank: int, score=no_score) -> list[t
 
 
 def plain_search(log_probs: np.ndarray, blank: int, width: int, score=no_score) -> list[tuple[tuple[int, ...], float]]:
-    """Hannun et al. 2014, algorithm 1, with a dictionary."""
+    """Search by algorithm 1 of Hannun et al. 2014, with a dictionary."""
     beam = {(): (0.0, -np.inf)}
     for frame in log_probs:
         after: dict[tuple[int, ...], list[float]] = {}
@@ -99,7 +99,7 @@ def plain_search(log_probs: np.ndarray, blank: int, width: int, score=no_score) 
 
 
 def mood(prefix: tuple[int, ...], label: int) -> float:
-    """A score that depends on all of the prefix, where no label 2 may follow label 1."""
+    """Return a score that depends on all of the prefix, and that lets no label 2 follow label 1."""
     if prefix[-1:] == (1,) and label == 2:
         return -np.inf
     return math.sin(sum((i + 1) * (k + 1) for i, k in enumerate(prefix)) + label)
@@ -116,7 +116,7 @@ def traced_mood(labels, lengths, classes=C):
 
 
 @pytest.mark.parametrize("blank", range(C))
-def test_greedy_is_what_the_best_path_spells(blank):
+def test_greedy_spells_the_best_path(blank):
     for seed in range(5):
         log_probs = draw(seed, (12, N, C))
         lengths = np.array([12, 0, 7])
@@ -124,20 +124,20 @@ def test_greedy_is_what_the_best_path_spells(blank):
         decoded = jaxctc.greedy_decode(np.swapaxes(padded, 0, 1).astype(np.float32), lengths, blank, batch_first=True)
         assert (decoded.labels.dtype, decoded.labels.shape) == (jnp.int32, (N, 12))
         for n, one in enumerate(sequences(decoded)):
-            live = log_probs[: lengths[n], n]
-            labels = spells(tuple(live.argmax(axis=1)), blank)
+            inside = log_probs[: lengths[n], n]
+            labels = spells(tuple(inside.argmax(axis=1)), blank)
             assert one.labels.tolist() == [*labels, *[-1] * (12 - len(labels))]
             assert one.lengths == len(labels)
-            assert float(one.log_probs) == pytest.approx(live.max(axis=1).sum(), rel=1e-5)
+            assert float(one.log_probs) == pytest.approx(inside.max(axis=1).sum(), rel=1e-5)
 
 
-def test_greedy_takes_the_first_of_equals_and_lets_nan_spoil_one_number():
+def test_greedy_takes_the_first_of_equals_and_nan_changes_one_log_probability():
     log_probs = np.array([[-1, -1, -9], [-9, -1, -1], [-1, -9, -1]], np.float32)
     decoded = jaxctc.greedy_decode(log_probs, 3, blank=2)
     assert decoded.labels.tolist() == [0, 1, 0]
     assert decoded.log_probs == -3
     batch = np.stack([log_probs, log_probs], axis=1)
-    batch[1, 0, 2] = np.nan  # which is taken for the best: the blank here
+    batch[1, 0, 2] = np.nan  # it counts as the best class: the blank here
     decoded = jaxctc.greedy_decode(batch, 3, blank=2)
     assert decoded.labels.tolist() == [[0, 0, -1], [0, 1, 0]]
     np.testing.assert_array_equal(decoded.log_probs, [np.nan, -3])
@@ -152,7 +152,7 @@ def test_a_wide_beam_finds_every_labelling(blank):
             assert_same(readout(one), every_labelling(log_probs[: LENGTHS[n], n], blank))
 
 
-def test_of_zero_probability_there_is_nothing():
+def test_labellings_of_probability_zero_are_left_out():
     log_probs = draw(0)
     log_probs[2] = -np.inf
     beams = search(log_probs, beam_width=EVERY_PREFIX)
@@ -163,7 +163,7 @@ def test_of_zero_probability_there_is_nothing():
 
 @pytest.mark.parametrize(("classes", "width"), [(12, 3), (3, 4)])
 def test_a_narrow_beam_is_the_plain_search(classes, width):
-    """With 12 classes not all of them extend a prefix; with 3 prefixes are dropped, come back and merge."""
+    """With 12 classes not all extend a prefix; with 3 classes prefixes are dropped, come back and merge."""
     lengths = np.array([14, 9, 14])
     for seed in range(6):
         log_probs = draw(seed, (14, N, classes), holes=seed % 2 == 1)
@@ -181,19 +181,19 @@ def test_a_narrow_beam_is_a_lower_bound():
     assert max(gaps) > 1e-3
 
 
-def test_scores_of_ones_own():
+def test_score_function():
     for seed in range(3):
         log_probs = draw(seed, holes=seed == 1)
         wide = search(log_probs, beam_width=EVERY_PREFIX, score_function=traced_mood)
         narrow = search(log_probs, beam_width=3, score_function=traced_mood)
         for n, (one, few) in enumerate(zip(sequences(wide), sequences(narrow), strict=True)):
-            live = log_probs[: LENGTHS[n], n]
-            assert_same(readout(one), every_labelling(live, 0, mood))
-            assert_same(readout(few), plain_search(live, 0, 3, mood))
+            inside = log_probs[: LENGTHS[n], n]
+            assert_same(readout(one), every_labelling(inside, 0, mood))
+            assert_same(readout(few), plain_search(inside, 0, 3, mood))
 
 
-def test_scores_of_ones_own_may_be_traced():
-    """A model's parameters reach it by closure. What it says of the blank does not count."""
+def test_score_function_may_close_over_traced_arrays():
+    """A model's parameters reach it by closure. Its scores of the blank are ignored."""
 
     @jax.jit
     def decode(table):
@@ -213,13 +213,13 @@ def test_scores_of_ones_own_may_be_traced():
 
 
 def test_equals_come_in_a_fixed_order():
-    """First the prefix that was kept, then by the prefix that was extended, then by class."""
+    """The prefix that was not extended comes first; then the extended prefix decides, then the class."""
     beams = jaxctc.beam_search_decode(np.zeros((T, N, C), np.float32), 1, beam_width=3)
     assert [labels for labels, _ in readout(sequences(beams)[0])] == [(), (1,), (2,)]
 
 
 @pytest.mark.parametrize("decode", [jaxctc.greedy_decode, functools.partial(jaxctc.beam_search_decode, beam_width=3)])
-def test_every_way_to_call_gives_the_same(decode):
+def test_all_forms_of_the_arguments_agree(decode):
     log_probs = draw(3).astype(np.float32)
     batch = decode(log_probs, LENGTHS)
     others = [
@@ -238,7 +238,7 @@ def test_every_way_to_call_gives_the_same(decode):
 
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])
 @pytest.mark.parametrize("decode", [jaxctc.greedy_decode, functools.partial(jaxctc.beam_search_decode, beam_width=3)])
-def test_types(decode, dtype):
+def test_dtypes(decode, dtype):
     rounded = np.asarray(jnp.asarray(draw(4), jnp.bfloat16).astype(jnp.float32))
     want = decode(rounded, LENGTHS)
     with jax.enable_x64(dtype == jnp.float64):
@@ -250,7 +250,7 @@ def test_types(decode, dtype):
 
 
 @pytest.mark.parametrize("decode", [jaxctc.greedy_decode, functools.partial(jaxctc.beam_search_decode, beam_width=3)])
-def test_what_is_illegal_and_could_not_be_checked_is_marked(decode):
+def test_illegal_lengths_under_jit_make_their_rows_nan(decode):
     log_probs = draw(3).astype(np.float32)
     jitted = jax.jit(decode)
     legal = jax.tree.map(np.asarray, decode(log_probs, T))
@@ -266,7 +266,7 @@ def test_what_is_illegal_and_could_not_be_checked_is_marked(decode):
 
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf])
 @pytest.mark.parametrize("frame", [0, 3])
-def test_a_bad_score_spoils_the_beams_of_its_sequence(bad, frame):
+def test_a_bad_score_makes_the_beams_of_its_sequence_nan(bad, frame):
     log_probs = draw(3).astype(np.float32)
     legal = jax.tree.map(np.asarray, jaxctc.beam_search_decode(log_probs, T, beam_width=3))
     log_probs[frame, 1, 2] = bad
@@ -293,7 +293,7 @@ class Unhashable:
     __hash__ = None
 
     def __call__(self, labels, lengths):
-        """Is never called."""
+        """Raise nothing: it is never called."""
 
 
 ILLEGAL = [
@@ -341,7 +341,7 @@ def test_a_traced_width_is_an_error_that_says_how():
 
 @pytest.fixture
 def emission(shared_data):
-    """What a trained recogniser of speech says of one utterance: log probabilities, alphabet, transcript."""
+    """Return log probabilities of one utterance by a trained speech recogniser, its alphabet and the transcript."""
     with np.load(shared_data / "libri_emission.npz") as stored:
         return log_softmax(stored["logits"]), stored["labels"].tolist(), str(stored["text"])
 
@@ -370,7 +370,7 @@ def keras():
 
 
 def by_keras(keras, log_probs, lengths, blank, **options):
-    """Labels (N, K, T), and scores."""
+    """Return labels (N, K, T) and scores."""
     inputs = np.swapaxes(log_probs, 0, 1).astype(np.float32)
     labels, scores = keras.ops.ctc_decode(inputs, lengths, mask_index=blank, **options)
     return np.swapaxes(np.array(labels), 0, 1), np.array(scores)
@@ -378,7 +378,7 @@ def by_keras(keras, log_probs, lengths, blank, **options):
 
 @pytest.mark.parametrize("blank", [0, 3])
 def test_against_keras(keras, blank):
-    """Where no prefix is dropped: which ones TensorFlow drops is its own affair."""
+    """The beam is so wide that no prefix is dropped: TensorFlow may drop others than this library."""
     lengths = np.array([5, 3, 4], np.int32)
     for seed in range(3):
         log_probs = draw(seed).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The picture of one utterance: what stands in it, and what is said of what cannot be drawn."""
+"""Test the figure of one utterance: its contents, and the messages about illegal arguments."""
 
 import itertools
 import sys
@@ -24,7 +24,7 @@ def visible(axes) -> list[str]:
     return [text.get_text() for text in axes.texts if text.get_visible()]
 
 
-def test_the_three_panels_share_their_time():
+def test_the_three_panels_share_one_axis_of_time():
     figure = jaxctc.plot_alignment(
         LOG_PROBS, SPANS, jnp.exp(LOG_PROBS), blank=BLANK, label_names=NAMES, seconds_per_frame=0.02, title="said"
     )
@@ -37,14 +37,14 @@ def test_the_three_panels_share_their_time():
     assert visible(spans) == ["bee", " ", "bee"]
 
 
-def test_the_bars_lie_where_the_spans_do_and_are_as_high_as_their_confidence():
+def test_the_bars_have_the_frames_and_the_confidence_of_the_spans():
     axes = jaxctc.plot_alignment(LOG_PROBS, SPANS, blank=BLANK).axes[-1]
     bars = [(bar.get_x(), bar.get_x() + bar.get_width(), bar.get_height()) for bar in axes.patches[1::2]]
     np.testing.assert_allclose(bars, [(s.start, s.end, np.exp(s.score)) for s in SPANS])
     assert axes.get_xlabel() == "frame"
 
 
-def test_a_row_is_as_dark_as_its_class_is_likely():
+def test_likely_classes_are_dark():
     log_probs = np.array([[0.0, -6.0, -np.inf], [-12.0, 0.0, np.nan]])
     (image,) = jaxctc.plot_alignment(log_probs, [TokenSpan(1, 0, 1, 0.0), TokenSpan(2, 1, 2, 0.0)]).axes[0].images
     strength = 1 - np.asarray(image.get_array()).min(axis=2)
@@ -62,7 +62,7 @@ def test_an_alignment_from_end_to_end():
     assert visible(figure.axes[-1]) == ["1", "3", "3"]
 
 
-def test_it_draws_where_it_is_told():
+def test_it_draws_on_the_given_figure():
     from matplotlib.figure import Figure
 
     left, right = Figure(figsize=(12, 4), layout="constrained").subfigures(1, 2)
@@ -71,7 +71,7 @@ def test_it_draws_where_it_is_told():
 
 
 @pytest.mark.parametrize("posteriors", [None, LOG_PROBS])
-def test_nothing_aligned_still_draws_the_scores(posteriors):
+def test_scores_are_drawn_without_spans(posteriors):
     assert jaxctc.plot_alignment(LOG_PROBS, [], posteriors, blank=BLANK).axes[0].images
 
 
@@ -88,7 +88,7 @@ def test_a_hundred_names_do_not_overlap():
     assert all(a.x1 <= b.x0 + 0.1 for a, b in itertools.pairwise(boxes))
 
 
-def test_names_move_as_little_as_they_can():
+def test_names_move_as_little_as_possible():
     moved = plot._apart(np.array([0.0, 1.0, 2.0, 9.0]), np.full(4, 2.0))
     np.testing.assert_allclose(moved, [-1, 1, 3, 9])
 
@@ -100,7 +100,7 @@ def test_neighbours_differ_in_colour():
     assert set(colours.values()) == set(plot.COLOURS)
 
 
-def test_without_matplotlib_the_remedy_is_named(monkeypatch):
+def test_without_matplotlib_the_error_names_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r'pip install "jaxctc\[plot\]"'):
         jaxctc.plot_alignment(LOG_PROBS, SPANS, blank=BLANK)

@@ -1,4 +1,4 @@
-"""Each loss of `jaxctc.variants` against the sum over every path that its paper writes."""
+"""Compare each loss of `jaxctc.variants` with the sum over all paths by which its paper defines it."""
 
 import itertools
 
@@ -74,7 +74,7 @@ def wildcard(begin, end):
 
 
 def star(scores, target, blank):
-    """Each label has one frame; the others are blank, or any label but the next one."""
+    """Give each label one frame; the others are blank, or any label but the next one."""
     p = np.exp(scores)
     total = 0.0
     for chosen in itertools.combinations(range(len(scores)), len(target)):
@@ -109,7 +109,7 @@ LOSSES = {
     "star": (partial(variants.star_ctc_loss, penalty=0.6), star),
 }
 every_loss = pytest.mark.parametrize("name", LOSSES)
-# Of the wildcards one serves for all, where the paths are not what is looked at; each compiles for a second.
+# One kind of wildcard is enough where a test does not look at the paths: each compiles for a second.
 every_kind = pytest.mark.parametrize("name", [name for name in LOSSES if not name.startswith("wildcard ")])
 
 
@@ -143,8 +143,8 @@ def test_gradients_are_those_of_differences(name):
 
 
 @every_kind
-def test_rows_that_are_lost_touch_no_others(name):
-    """A path that is not there gives inf and no gradient, what is illegal or NaN gives NaN: both in one row alone."""
+def test_infeasible_and_invalid_rows_touch_no_others(name):
+    """An infeasible row has the loss inf and no gradient, an invalid one NaN in both, and no other row changes."""
     loss, _ = LOSSES[name]
     log_probs, targets, frames, counts = batch(3)
     log_probs = log_probs.astype(np.float32)
@@ -176,7 +176,7 @@ def test_rows_that_are_lost_touch_no_others(name):
     assert zeroed[0] == 0
 
 
-@pytest.mark.parametrize("name", ["prior", "star"])  # one that is a function of the loss, one of the recursion
+@pytest.mark.parametrize("name", ["prior", "star"])  # one is a function of the loss, the other has paths of its own
 def test_layouts_and_reductions(name):
     loss, _ = LOSSES[name]
     log_probs, targets, frames, counts = batch(4)
@@ -192,7 +192,7 @@ def test_layouts_and_reductions(name):
     np.testing.assert_allclose(one, each[0], rtol=1e-5)
 
 
-def test_every_keyword_that_leaves_the_loss_alone_does():
+def test_the_neutral_value_of_each_parameter_gives_ctc_loss():
     problem = batch(5)
     want = jaxctc.ctc_loss(*(jnp.asarray(x) for x in problem), zero_infinity=True, reduction="none")
     for same in (
@@ -206,13 +206,13 @@ def test_every_keyword_that_leaves_the_loss_alone_does():
         np.testing.assert_allclose(same(*problem, zero_infinity=True, reduction="none"), want, rtol=1e-5, atol=1e-6)
 
 
-def test_what_a_star_leaves_out_is_not_lost_in_rounding():
-    """The label that it may not be has all but 1e-12 of the probability."""
+def test_the_other_labels_of_a_star_do_not_cancel():
+    """The label that the star excludes has all but 1e-12 of the probability."""
     log_probs = np.log(np.array([[1e-13, 1 - 1e-12, 9e-13]] * 2))
     loss = variants.star_ctc_loss(log_probs.astype(np.float32), [1], 2, 1, penalty=0.0)
     want = -np.log((1e-13 + 9e-13) * (1 - 1e-12) + (1 - 1e-12) * 1)
     np.testing.assert_allclose(loss, want, atol=1e-7)
-    # Twice the star and never the label that follows: nothing but those 9e-13.
+    # Here the target is the improbable label, whose 9e-13 every path contains.
     slope = jax.grad(lambda x: variants.star_ctc_loss(x, [2], 2, 1, penalty=0.0))(jnp.asarray(log_probs, jnp.float32))
     assert np.isfinite(slope).all()
 

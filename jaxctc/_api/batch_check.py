@@ -1,4 +1,4 @@
-"""Finding the illegal row where values cannot be looked at beforehand."""
+"""Find the illegal row of a batch whose values cannot be checked before the program runs."""
 
 from typing import Any
 
@@ -21,16 +21,15 @@ def check_batch(
     batch_first: bool = False,
     max_target_length: int | None = None,
 ) -> None:
-    """Checks the values of one batch under `jax.jit`, and names the row of the first illegal one.
+    """Check the values of one batch under `jax.jit`, and name the row of the first illegal one.
 
-    The losses look at values only where that costs no device synchronisation. Under `jax.jit` an
-    illegal length or label gives a NaN loss instead; this says why. It adds
-    `jax.experimental.checkify.check` effects to the function being traced, which must therefore be
-    transformed by `checkify.checkify`.
+    The losses look at values only where that costs no device synchronisation. Under `jax.jit` an illegal length or
+    label gives a NaN loss instead, and this function reports the reason. It adds `jax.experimental.checkify.check`
+    effects to the function that is traced, which `checkify.checkify` must therefore transform.
 
     Args:
-        log_probs: Scores, (T, N, C) or (T, C): only their shape matters, so logits will do.
-        targets: As for `ctc_loss`, and so are all the others.
+        log_probs: Scores, (T, N, C) or (T, C). Only their shape matters, so that logits serve as well.
+        targets: Labels, in any form that `ctc_loss` takes.
         input_lengths: Frames of each sequence.
         target_lengths: Labels of each target.
         blank: Index of the blank class.
@@ -53,14 +52,13 @@ def check_batch(
         'input_lengths[1] is 5: an input length must lie in [0, 4]'
     """
     problem, request, _ = canonical_batch(
-        "log_probs",
         log_probs,
         targets,
         input_lengths,
         target_lengths,
         blank,
-        batch_first,
-        max_target_length,
+        batch_first=batch_first,
+        max_target_length=max_target_length,
     )
     frames, classes = lattices.frames_of(problem.scores, request), problem.scores.shape[2]
     targets, input_lengths, target_lengths = (lattices.wide(x) for x in problem[1:])

@@ -1,7 +1,7 @@
-"""From scores to labels: the best path, and prefix beam search.
+"""Decode scores to labels, by the best path or by prefix beam search.
 
-A prefix is what the first frames spell. In the annotations K is the number of prefixes in the beam, M that of the
-classes by which they are extended; everything inside a beam belongs to one sequence.
+A prefix is the labels that the first frames spell. In the annotations K is the number of prefixes in the beam.
+Everything inside a beam belongs to one sequence.
 """
 
 import functools
@@ -23,7 +23,7 @@ _PADDING = -1
 
 
 class Decoded(NamedTuple):
-    """The best path of each sequence, or of one, without the axis N."""
+    """Hold the best path of each sequence; without the axis N for a single one."""
 
     labels: Int[Array, "*N T"]
     """-1 after the last label."""
@@ -32,33 +32,35 @@ class Decoded(NamedTuple):
 
 
 class Beams(NamedTuple):
-    """The best prefixes of each sequence, or of one, without the axis N: the best first."""
+    """Hold the best prefixes of each sequence, the best first; without the axis N for a single one."""
 
     labels: Int[Array, "*N K T"]
     """-1 after the last label."""
     lengths: Int[Array, "*N K"]
     log_probs: Float[Array, "*N K"]
-    """-inf where there were fewer than K prefixes."""
+    """-inf in places that are not used, because there are fewer than K prefixes."""
 
 
 class _Beam(NamedTuple):
+    """Hold the prefixes of one sequence after some of its frames."""
+
     labels: Int[Array, "K T"]
     lengths: Int[Array, " K"]
     blank: Float[Array, " K"]
     """The log probability of all paths that spell the prefix and end in a blank."""
     label: Float[Array, " K"]
-    """And of those that end in its last label."""
-    begins: Bool[Array, "K K"]
-    """Prefix a is a beginning of prefix b, or is b. The places that are empty at first, and what becomes of them, are
-    no one's: they stay at probability zero."""
-    sound: Bool[Array, ""]
-    """No NaN and no +inf so far: once in the beam they might be sorted out of it."""
+    """The log probability of those that end in its last label."""
+    starts: Bool[Array, "K K"]
+    """Prefix b starts with prefix a, or is equal to it. False for places that were not used at first, and for the
+    prefixes that come from them, which keep probability zero."""
+    valid: Bool[Array, ""]
+    """There was no NaN and no +inf so far. The beam itself would not show it: the search may drop such a prefix."""
 
 
 def greedy_decode(
     log_probs: ArrayLike, input_lengths: ArrayLike, blank: int = 0, *, batch_first: bool = False
 ) -> Decoded:
-    """The labels of the best path: the best class of each frame, repeats merged, then blanks removed.
+    """Return the labels of the best path: the best class of each frame, repeats merged, then blanks removed.
 
     The best path need not spell the most probable labelling, which many paths share: see `beam_search_decode`.
 
@@ -66,18 +68,19 @@ def greedy_decode(
 
     Args:
         log_probs: Natural logarithms of class probabilities, floating point, (T, N, C), or (T, C) for one
-            sequence. They need not be normalised.
+            sequence. They need not be normalized.
         input_lengths: Frames of each sequence, within [0, T]: (N,), a sequence of ints, or one int for all.
-            What lies beyond is ignored.
+            Frames beyond them are ignored.
         blank: Index of the blank class, within [0, C).
         batch_first: `log_probs` is (N, T, C).
 
     Returns:
         A named tuple of `labels`, (N, T) and int32, which are -1 after each sequence's last; their `lengths`, (N,);
         and `log_probs`, (N,), the sums of the frames' best scores, float64 for float64 scores and float32
-        otherwise. One sequence gives (T,), () and (). Of equal classes the first is taken. NaN is taken for the
-        best, and makes the log probability of its sequence NaN, but nothing else. A length that is illegal but could
-        not be checked beforehand (under `jax.jit`, or on an accelerator) gives no labels, and the log probability NaN.
+        otherwise. One sequence gives (T,), () and (). Among equally good classes the first is taken. A NaN counts as
+        the best class, and makes the log probability of its sequence NaN, but nothing else. A length that is illegal
+        but could not be checked beforehand (under `jax.jit`, or on an accelerator) gives no labels, and the log
+        probability NaN.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -93,8 +96,8 @@ def greedy_decode(
     Reference:
         Graves et al., ICML 2006: section 3.2, best path decoding.
     """
-    scores, request, batched = canonical_scores("log_probs", log_probs, blank, batch_first)
-    counts = canonical_frames("log_probs", input_lengths, scores, request, batched)
+    scores, request, batched = canonical_scores(log_probs, blank, batch_first)
+    counts = canonical_frames(input_lengths, scores, request, batched)
     return _unbatched(best_paths(scores, counts, request), batched)
 
 
@@ -107,7 +110,7 @@ def beam_search_decode(
     score_function: ScoreFunction | None = None,
     batch_first: bool = False,
 ) -> Beams:
-    """The most probable labellings, by prefix beam search: each counts all the paths that spell it.
+    """Return the most probable labellings, by prefix beam search: a labelling counts all the paths that spell it.
 
     After each frame the `beam_width` most probable prefixes are kept. Prefixes that become equal are merged
     exactly. All frames run in one scan on the device.
@@ -115,34 +118,33 @@ def beam_search_decode(
     Shapes: T frames, N sequences, C classes with the blank, K = `beam_width`.
 
     Args:
-        log_probs: As for `greedy_decode`, and so are `input_lengths`, `blank` and `batch_first`. ``-inf`` and huge
-            finite masks are legal.
-        input_lengths: Frames of each sequence.
-        blank: Index of the blank class.
-        beam_width: Prefixes to keep, at least 1, known when tracing.
-        score_function: Scores of one's own, for instance of a language model. ``score_function(labels, lengths)`` is
-            given the prefixes of one sequence, (K, T) and int32 with -1 after each one's last label, and (K,). It
-            returns (K, C), floating point: what is added to the log probability of each prefix when it is extended
-            by each class. What it returns for the blank, and for places in the beam that are not in use, is ignored.
-            It is called while tracing, under `jax.vmap`, must depend on the prefix alone, and is static: pass the
-            same function each time, or it is compiled anew.
+        log_probs: Natural logarithms of class probabilities, floating point, (T, N, C), or (T, C) for one
+            sequence. ``-inf`` and huge finite masks are legal.
+        input_lengths: Frames of each sequence, within [0, T]: (N,), a sequence of ints, or one int for all.
+        blank: Index of the blank class, within [0, C).
+        beam_width: The number of prefixes to keep, at least 1, known when tracing.
+        score_function: Additional scores, for instance those of a language model. ``score_function(labels, lengths)``
+            receives the prefixes of one sequence: labels, (K, T) and int32 with -1 after each prefix's last, and
+            lengths, (K,). It returns (K, C), floating point: the score that is added to the log probability of each
+            prefix when it is extended by each class. The scores of the blank, and of places in the beam that are not
+            used, are ignored. JAX calls the function while tracing, under `jax.vmap`; it must depend on the prefix
+            alone, and it is static: another function object makes JAX compile anew.
         batch_first: `log_probs` is (N, T, C).
 
     Returns:
         A named tuple of `labels`, (N, K, T) and int32, which are -1 after each prefix's last; their `lengths`, (N, K);
         and `log_probs`, (N, K), best first, float64 for float64 scores and float32 otherwise. One sequence gives
         (K, T), (K,) and (K,). The log probability is that of all paths that spell the labels, minus their
-        `ctc_loss`, where no prefix was dropped on the way, and a lower bound of it otherwise; the scores of
-        `score_function` are included. Places that are not in use have no labels and the log probability -inf.
-        Of equally probable prefixes those come first that were not extended at the last frame, then those that
-        come from the better one before it. A NaN or +inf that counts, in the scores or from `score_function`,
-        or an illegal length that could not be checked beforehand, gives its sequence no labels, and NaN for all
-        its log probabilities.
+        `ctc_loss`, if the search dropped no prefix on the way, and a lower bound of it otherwise; the scores of
+        `score_function` are included. Places that are not used have no labels and the log probability -inf.
+        Among equally probable prefixes those come first that were not extended at the last frame, then those that
+        come from the better prefix before it. A NaN or +inf that the search reads, in the scores or from
+        `score_function`, or an illegal length that could not be checked beforehand, gives its sequence no labels,
+        and NaN for all its log probabilities.
 
     Raises:
-        TypeError: An argument is of the wrong type, or what `score_function` returns is.
-        ValueError: A shape, a length, `blank` or `beam_width` is illegal, or the shape of what `score_function`
-            returns.
+        TypeError: An argument, or the result of `score_function`, is of the wrong type.
+        ValueError: A shape, a length, `blank` or `beam_width` is illegal, or `score_function` returns a wrong shape.
 
     Example:
         >>> import jax.numpy as jnp, jaxctc
@@ -162,12 +164,12 @@ def beam_search_decode(
         Jurafsky and Ng, "First-Pass Large Vocabulary Continuous Speech Recognition using Bi-Directional Recurrent
         DNNs", 2014: algorithm 1.
     """
-    scores, request, batched = canonical_scores("log_probs", log_probs, blank, batch_first)
+    scores, request, batched = canonical_scores(log_probs, blank, batch_first)
     width = checks.integer("beam_width", beam_width, "the number of prefixes to keep")
     if width < 1:
         raise ValueError(f"beam_width is {width}: it must be at least 1, the number of prefixes to keep.")
     _check_score_function(score_function)
-    counts = canonical_frames("log_probs", input_lengths, scores, request, batched)
+    counts = canonical_frames(input_lengths, scores, request, batched)
     return _unbatched(_beams(scores, counts, request, width, score_function), batched)
 
 
@@ -194,18 +196,20 @@ def _each_sequence(function: Callable[..., Any], request: Request) -> Callable[.
 
 @functools.partial(jax.jit, static_argnames=("request",))
 def best_paths(scores: Float[Array, "A B C"], input_lengths: Integer[Array, " N"], request: Request) -> Decoded:
+    """Return the labels of the best paths of a batch in canonical form."""
+
     def one(scores: Float[Array, "T C"], input_length: Integer[Array, ""]) -> Decoded:
         frames = scores.shape[0]
         legal = within(wide(input_length), frames)
-        live = jnp.arange(frames, dtype=jnp.int32) < narrow(input_length, legal)
+        frame_mask = jnp.arange(frames, dtype=jnp.int32) < narrow(input_length, legal)
         best = jax.lax.argmax(scores, 1, jnp.int32)
         before = jnp.concatenate([jnp.full_like(best[:1], _PADDING), best[:-1]])
-        kept = live & (best != request.blank) & (best != before)
-        slot = jnp.where(kept, jnp.cumsum(kept, dtype=jnp.int32) - 1, frames)
-        total = jnp.where(live, scores.max(axis=1).astype(accumulation_dtype(scores.dtype)), 0).sum()
+        new_label = frame_mask & (best != request.blank) & (best != before)
+        slot = jnp.where(new_label, jnp.cumsum(new_label, dtype=jnp.int32) - 1, frames)
+        total = jnp.where(frame_mask, scores.max(axis=1).astype(accumulation_dtype(scores.dtype)), 0).sum()
         return Decoded(
             labels=jnp.full_like(best, _PADDING).at[slot].set(best, mode="drop"),
-            lengths=kept.sum(dtype=jnp.int32),
+            lengths=new_label.sum(dtype=jnp.int32),
             log_probs=jnp.where(legal, total, jnp.nan),
         )
 
@@ -224,19 +228,19 @@ def _beams(
         frames, classes = scores.shape
         dtype = accumulation_dtype(scores.dtype)
         legal = within(wide(input_length), frames)
-        live = jnp.arange(frames, dtype=jnp.int32) < narrow(input_length, legal)
-        # A frame that is certainly blank changes no prefix, no probability and no order.
+        frame_mask = jnp.arange(frames, dtype=jnp.int32) < narrow(input_length, legal)
+        # It stands for padded frames: a frame that is certainly blank changes no prefix, no probability and no order.
         certainly_blank = jnp.full(classes, LOG_ZERO, dtype).at[request.blank].set(0)
 
         def step(beam: _Beam, frame: tuple[Float[Array, " C"], Bool[Array, ""]]) -> tuple[_Beam, None]:
-            frame_scores, alive = frame
+            frame_scores, inside = frame
             frame_scores = jnp.maximum(frame_scores.astype(dtype), LOG_ZERO)
-            frame_scores = jnp.where(alive, frame_scores, certainly_blank)
+            frame_scores = jnp.where(inside, frame_scores, certainly_blank)
             return _advance(beam, frame_scores, request.blank, score_function), None
 
-        beam, _ = jax.lax.scan(step, _empty(width, frames, dtype), (scores, live))
+        beam, _ = jax.lax.scan(step, _empty(width, frames, dtype), (scores, frame_mask))
         total = logaddexp(beam.blank, beam.label)
-        legal &= beam.sound
+        legal &= beam.valid
         used = legal & (total > LOG_ZERO / 2)
         return Beams(
             labels=jnp.where(used[:, None], beam.labels[:, :frames], _PADDING),
@@ -248,56 +252,56 @@ def _beams(
 
 
 def _empty(width: int, frames: int, dtype: jnp.dtype) -> _Beam:
-    """Before the first frame there is only the empty prefix, as if after a blank."""
+    """Return the beam before the first frame: the empty prefix alone, as if it ended in a blank."""
     first = jnp.arange(width) == 0
     return _Beam(
         labels=jnp.full((width, max(frames, 1)), _PADDING, jnp.int32),
         lengths=jnp.zeros(width, jnp.int32),
         blank=jnp.where(first, jnp.zeros((), dtype), LOG_ZERO),
         label=jnp.full(width, LOG_ZERO, dtype),
-        begins=first[:, None] & first[None],
-        sound=jnp.asarray(True),
+        starts=first[:, None] & first[None],
+        valid=jnp.asarray(True),
     )
 
 
 def _advance(beam: _Beam, scores: Float[Array, " C"], blank: int, score_function: ScoreFunction | None) -> _Beam:
-    """The beam after one more frame."""
+    """Return the beam after one more frame."""
     width, classes = len(beam.lengths), len(scores)
     total = logaddexp(beam.blank, beam.label)
     label_scores = scores.at[blank].set(LOG_ZERO)
-    sound = beam.sound & (scores < jnp.inf).all()
+    valid = beam.valid & (scores < jnp.inf).all()
     added = None
     if score_function is not None:
         added = _added(score_function, beam, classes, scores.dtype)
-        counts = (total > LOG_ZERO / 2)[:, None] & (label_scores > LOG_ZERO)[None]
-        sound &= ((added < jnp.inf) | ~counts).all()
-        added = jnp.where(counts, jnp.maximum(added, LOG_ZERO), LOG_ZERO)
+        reachable = (total > LOG_ZERO / 2)[:, None] & (label_scores > LOG_ZERO)[None]
+        valid &= ((added < jnp.inf) | ~reachable).all()
+        added = jnp.where(reachable, jnp.maximum(added, LOG_ZERO), LOG_ZERO)
 
-    # Kept as it is, a prefix takes a blank or its last label again. The empty prefix has no last label: it reads
-    # whatever class there is, but ends in a label with probability zero.
+    # A prefix that is not extended takes a blank or repeats its last label. The empty prefix has no last label: it
+    # reads an arbitrary class, but it ends in a label with probability zero.
     last = beam.labels[jnp.arange(width), beam.lengths - 1]
     last_scores = label_scores[last]
     blank_kept = total + scores[blank]
     label_kept = beam.label + last_scores
 
-    # Prefix k, extended by one label, is prefix j of the beam: nothing else can coincide, for prefixes in the
-    # beam differ. What arrives there is j's, and k's extension is struck from the candidates: it is below even
-    # those of probability zero, of which there are always enough.
-    parents = beam.begins & (beam.lengths[:, None] + 1 == beam.lengths[None])
+    # Prefixes in the beam differ. So two candidates can be equal in one way only: prefix k, extended by one label, is
+    # prefix j of the beam. The probability of the extension is added to j, and the extension gets -inf as a candidate,
+    # which is below even candidates of probability zero, of which there are always enough.
+    parents = beam.starts & (beam.lengths[:, None] + 1 == beam.lengths[None])
     parent = jax.lax.argmax(parents, 0, jnp.int32)
     arriving = jnp.where(last == last[parent], beam.blank[parent], total[parent]) + last_scores
     if added is not None:
         arriving += added[parent, last]
     label_kept = logaddexp(label_kept, jnp.where(parents.any(axis=0), arriving, LOG_ZERO))
 
-    # Of many classes the K + 1 best are enough. All but one of them are not the last label of prefix k, and each
-    # of these K extends it to what is at least as probable as k with a class that is not among them, or, where
-    # struck, was merged into a prefix that is: K candidates that fill the beam. (The maximum of two terms is never
-    # above what `logaddexp` gives, so that this holds of rounded numbers too.)
+    # If there are many classes, the K + 1 best are enough. At least K of them are not the last label of prefix k. Each
+    # of these K extends k to a candidate that is at least as probable as k with a class that is not among them; or
+    # the extension was merged into a prefix that is. These K candidates fill the beam. (`logaddexp` never gives less
+    # than the maximum of its operands, so that rounding does not change this.)
     labels = jnp.arange(classes, dtype=jnp.int32)
     if added is None and width + 1 < classes - 1:
         label_scores, labels = jax.lax.top_k(label_scores, width + 1)
-    # An equal label begins a new one only after a blank.
+    # A label that repeats the last one is a new label only after a blank.
     repeats = labels[None] == last[:, None]
     extended = jnp.where(repeats, beam.blank[:, None], total[:, None]) + label_scores[None]
     if added is not None:
@@ -314,20 +318,21 @@ def _advance(beam: _Beam, scores: Float[Array, " C"], blank: int, score_function
     lengths = beam.lengths[source]
     new_slot = grows[:, None] & (row_of_indices(beam.labels.shape[1]) == lengths[:, None])
     prefixes = jnp.where(new_slot, label[:, None], beam.labels[source])
-    # What began the source of b begins b, unless it was itself extended, by a label that b does not have there.
+    # A prefix that b's source started with still starts b, unless it was itself extended by a label that b lacks there.
     follows = label[:, None] == prefixes[:, lengths].T
-    begins = beam.begins[source[:, None], source[None]] & (~grows[:, None] | follows)
+    starts = beam.starts[source[:, None], source[None]] & (~grows[:, None] | follows)
     return _Beam(
         labels=prefixes,
         lengths=lengths + grows.astype(jnp.int32),
         blank=jnp.where(grows, LOG_ZERO, blank_kept[source]),
         label=jnp.where(grows, best, label_kept[source]),
-        begins=begins,
-        sound=sound,
+        starts=starts,
+        valid=valid,
     )
 
 
 def _added(score_function: ScoreFunction, beam: _Beam, classes: int, dtype: jnp.dtype) -> Float[Array, "K C"]:
+    """Return what the caller's function adds to each prefix for each class, once its shape and type are checked."""
     added = jnp.asarray(score_function(beam.labels, beam.lengths))
     shape = (len(beam.lengths), classes)
     if added.shape != shape:

@@ -1,4 +1,4 @@
-"""A picture of one utterance: what the model said, where the labels may lie, and where they were put."""
+"""Draw one utterance: its scores, the posteriors of its labels, and their alignment."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 INK, QUIET, PALE, PAPER = "#1b1f3b", "#8a8fa3", "#bcc1d1", "#ffffff"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa3a86", "#e69f00", "#3d9fd6", "#7a5195")
-"""To be told apart by everybody: Okabe and Ito's, but for the yellow, which is too pale for letters."""
+"""Okabe and Ito's colours, which colour-blind people can tell apart, but for the yellow: it is too pale for letters."""
 
 _RANGE = 12.0
-"""Nats below the best score at which a colour has faded: one in 160,000 of it."""
+"""Nats below the best score at which a colour has faded: 1 / 160,000 of the best probability."""
 
 _AWAY = 20.0
-"""Points by which a name may stand beside its span."""
+"""The most points by which a name may be moved from the middle of its span."""
 
 
 def plot_alignment(
@@ -37,26 +37,26 @@ def plot_alignment(
     title: str | None = None,
     figure: "Figure | SubFigure | None" = None,
 ) -> "Figure | SubFigure":
-    """Draws one utterance and its alignment.
+    """Draw one utterance and its alignment.
 
-    Three panels over one axis of time: the log probabilities of the blank and of the classes that the target
-    holds, with the alignment underlined; the posterior of each label, given the target; and the spans, each as high
-    as its confidence, ``exp(score)``, the geometric mean of the probabilities along it. Names that would overlap
-    move aside a little; where that is not enough they are left out.
+    The figure has three panels over one axis of time: the log probabilities of the blank and of the classes in the
+    target, with the alignment underlined; the posterior of each label, given the target; and the spans, each as high
+    as its confidence, ``exp(score)``, the geometric mean of the probabilities along it. Names that would overlap are
+    moved a little; where that is not enough they are left out.
 
     Shapes: T frames, C classes with the blank.
 
     Args:
         log_probs: Log probabilities of one sequence, (T, C), without the padding.
-        spans: Where each label lies, as `merge_tokens` returns it.
+        spans: The frames of each label, as `merge_tokens` returns them.
         posteriors: The probability of each class at each frame, given the target, (T, C): `classes` of
-            `ctc_posteriors`. Without it that panel is left out.
+            `ctc_posteriors`. None leaves that panel out.
         blank: Index of the blank class.
-        label_names: The name of each class, in a sequence or a mapping; the others are named by their index.
-        seconds_per_frame: Makes seconds of frames on the axis of time.
-        title: Stands above the picture.
-        figure: Where to draw, for instance ``plt.figure(layout="constrained")``, or one of its subfigures; by
-            default a figure of its own, of which pyplot knows nothing, so that nothing need be closed.
+        label_names: The name of each class, in a sequence or a mapping. Classes without a name show their index.
+        seconds_per_frame: The duration of a frame. With it the axis of time shows seconds, without it frames.
+        title: The title above the panels.
+        figure: The figure to draw on, for instance ``plt.figure(layout="constrained")``, or one of its subfigures. By
+            default a new one that pyplot does not register, so that it need not be closed.
 
     Returns:
         The figure: ``figure.savefig("alignment.png")`` writes it, and a notebook shows it.
@@ -106,7 +106,7 @@ def plot_alignment(
     panels[-1].set_xlabel("frame" if seconds_per_frame is None else "seconds", color=INK, size=9)
     if title is not None:
         panels[0].set_title(title, loc="left", color=INK, size=10, fontweight="bold", wrap=True)
-    figure.figure.draw_without_rendering()  # where the names stand is known from here on
+    figure.figure.draw_without_rendering()  # only now the extents of the names are known
     _spread(panels[-1].texts, figure.figure.dpi / 72)
     return figure
 
@@ -153,7 +153,7 @@ def _name(label: int, names: Sequence[str] | Mapping[int, str] | None) -> str:
 
 
 def _colours(spans: Sequence[TokenSpan], names: dict[int, str]) -> dict[int, str]:
-    """One to a class: of the colours that none of its neighbours in time has, the least used; grey to a space."""
+    """Return a colour for each class: the least used of those that no neighbour in time has; grey for a space."""
     neighbours: dict[int, set[int]] = {label: set() for label in names}
     for a, b in itertools.pairwise(spans):
         neighbours[a.token].add(b.token)
@@ -198,7 +198,7 @@ def _draw_posteriors(axes: "Axes", posteriors: np.ndarray, blank: int, colours: 
     edges = np.arange(len(posteriors) + 1) * scale
     axes.stairs(posteriors[:, blank], edges, fill=True, color=QUIET, alpha=0.15)
     for label, colour in colours.items():
-        # A line along zero would be that of whichever label came last.
+        # Lines along zero would cover each other, and only the last label's would show.
         likely = np.where(posteriors[:, label] > 1e-3, posteriors[:, label], np.nan)
         axes.stairs(likely, edges, fill=True, color=colour, alpha=0.35)
         axes.stairs(likely, edges, color=colour, linewidth=0.8)
@@ -220,25 +220,25 @@ def _draw_spans(
 
 
 def _spread(texts: "Sequence[Text]", point: float) -> None:
-    """Moves names aside where they would overlap; those that would have to go too far are left out."""
+    """Move names that would overlap apart, and hide those that would have to move too far."""
     boxes = [text.get_window_extent() for text in texts]
     centres = np.array([(box.x0 + box.x1) / 2 for box in boxes]) / point
     widths = np.array([box.width for box in boxes]) / point
-    kept: list[int] = []
+    shown: list[int] = []
     moves = centres[:0]
     for i, text in enumerate(texts):
-        more = [*kept, i]
+        more = [*shown, i]
         moved = _apart(centres[more], widths[more]) - centres[more]
         text.set_visible(bool(np.abs(moved).max() <= _AWAY))
         if text.get_visible():
-            kept, moves = more, moved
-    for i, move in zip(kept, moves, strict=True):
+            shown, moves = more, moved
+    for i, move in zip(shown, moves, strict=True):
         texts[i].set(position=(move, 2))
 
 
 def _apart(centres: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """Centres that keep order and distance, as near the given ones as the mean square can be."""
-    # Less the room that those before it take, each centre need only not fall: isotonic regression.
+    """Return the centres that are nearest to the given ones in the mean square without overlap, in the same order."""
+    # With the room that earlier names take subtracted, the centres need only be non-decreasing: isotonic regression.
     room = np.cumsum(widths) - widths / 2
     blocks: list[tuple[float, int]] = []
     for wish in centres - room:

@@ -1,22 +1,19 @@
 """Evaluate a loss function of `variant_losses` on a caller's arguments: checks, canonical batch, reduction."""
 
-import functools
 from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from jaxctc._api.reduction import reduce
+from jaxctc._api.reduction import reduced
 from jaxctc._autodiff.variant_losses import Losses
-from jaxctc._inputs import checks
 from jaxctc._inputs.arguments import canonical_batch
 from jaxctc._lattice.lattices import accumulation_dtype
-from jaxctc._types import ArrayLike, Implementation, Problem, Reduction, Request
+from jaxctc._types import ArrayLike, Implementation, Reduction
 
 
 class Common(TypedDict, total=False):
-    """The keywords that every loss of `jaxctc.variants` takes; they mean what they mean for `jaxctc.ctc_loss`."""
+    """Hold the keywords that every loss of `jaxctc.variants` takes, with their meaning for `jaxctc.ctc_loss`."""
 
     blank: int
     """Index of the blank class; 0 unless given."""
@@ -49,26 +46,16 @@ def evaluate(
     implementation: Implementation | None = None,
 ) -> jax.Array:
     """Return the reduced losses that a function of `variant_losses` gives for a caller's arguments."""
-    checks.reduction(reduction)
-    checks.implementation(implementation)
-    zero_infinity = checks.flag("zero_infinity", zero_infinity)
-    problem, request, batched = canonical_batch(
-        "log_probs", log_probs, targets, input_lengths, target_lengths, blank, batch_first, max_target_length
+    batch = canonical_batch(
+        log_probs,
+        targets,
+        input_lengths,
+        target_lengths,
+        blank,
+        batch_first=batch_first,
+        max_target_length=max_target_length,
+        implementation=implementation,
     )
-    request = request._replace(implementation=implementation)
-    dtype = accumulation_dtype(problem.scores.dtype)
+    dtype = accumulation_dtype(batch[0].scores.dtype)
     numbers = tuple(jnp.asarray(x).astype(dtype) for x in parameters)
-    loss = _reduced(function, problem, numbers, request, reduction, zero_infinity)
-    return loss if batched else loss.reshape(())
-
-
-@functools.partial(jax.jit, static_argnames=("function", "request", "reduction", "zero_infinity"))
-def _reduced(
-    function: Losses,
-    problem: Problem,
-    parameters: tuple[Array, ...],
-    request: Request,
-    reduction: Reduction,
-    zero_infinity: bool,
-) -> Float[Array, "..."]:
-    return reduce(function(request, problem, *parameters), problem.target_lengths, reduction, zero_infinity)
+    return reduced(function, numbers, batch, reduction, zero_infinity)

@@ -111,7 +111,7 @@ def wildcard(begin: bool, end: bool) -> Losses:
 
 
 def _wildcard(request: Request, problem: Problem, *, begin: bool, end: bool) -> Float[Array, " N"]:
-    # Emissions relative to each frame's best would favour paths that leave frames out.
+    # Not relative: the peaks of all frames would be added to paths that leave some of them out.
     lattice, emissions = _emissions(request, problem, relative=False)
     topology = log_emissions.topology_of(lattice)._replace(begins_anywhere=begin, ends_anywhere=end)
     return _losses(emissions, topology, lattice, request)
