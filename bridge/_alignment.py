@@ -10,9 +10,8 @@ from torch.autograd.function import once_differentiable
 
 from bridge import _programs
 from bridge._arguments import Call, Lengths, canonical
-from bridge._batch import Batch
+from bridge._batch import Batch, Spec
 from jaxctc._api.alignment import check_feasible
-from jaxctc._inputs import checks
 
 
 class Alignment(NamedTuple):
@@ -195,9 +194,9 @@ class _Posteriors(Function):
 def _canonical(
     log_probs: Tensor, targets: Tensor, input_lengths: Lengths, target_lengths: Lengths, blank: int, batch_first: bool
 ) -> Call:
-    checks.flag("batch_first", batch_first)
-    return canonical("log_probs", log_probs, targets, input_lengths, target_lengths, blank, batch_first)
+    spec = Spec(blank, from_logits=False, batch_first=batch_first, normalized=False)
+    return canonical(log_probs, targets, input_lengths, target_lengths, spec)
 
 
 def _batch(call: Call) -> Batch:
-    return Batch(*call.tensors, call.blank, from_logits=False, batch_first=call.batch_first, may_be_compact=False)
+    return Batch(*call.tensors, call.spec, may_be_compact=False)

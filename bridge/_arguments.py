@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bridge._batch import Spec, Tensors
 from jaxctc._inputs import checks
 
 Lengths: TypeAlias = Tensor | np.ndarray | Sequence[Any] | int
@@ -14,37 +15,31 @@ Lengths: TypeAlias = Tensor | np.ndarray | Sequence[Any] | int
 
 
 class Call(NamedTuple):
-    """Shapes as in `_batch`."""
+    """Hold a call whose arguments are checked and converted. Shapes as in `_batch`."""
 
     scores: Tensor
     targets: Tensor
     input_lengths: Tensor
     target_lengths: Tensor
-    blank: int
-    batch_first: bool
-    """As `scores` are here: a transposed view is taken as it lies in memory rather than copied."""
+    spec: Spec
+    """`batch_first` is that of `scores` here: a transposed view is taken as it lies in memory rather than copied."""
     batched: bool
     turned: bool
     """The caller has the axes of the scores the other way round."""
 
     @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def tensors(self) -> Tensors:
         return self.scores, self.targets, self.input_lengths, self.target_lengths
 
 
-def canonical(
-    name: str,
-    scores: Tensor,
-    targets: Tensor,
-    input_lengths: Lengths,
-    target_lengths: Lengths,
-    blank: int,
-    batch_first: bool,
-) -> Call:
-    """Checks and converts; `name` is what the caller calls the scores."""
+def canonical(scores: Tensor, targets: Tensor, input_lengths: Lengths, target_lengths: Lengths, spec: Spec) -> Call:
+    """Check the arguments and convert them to one form."""
+    checks.flag("normalized", spec.normalized)
+    batch_first, name = checks.flag("batch_first", spec.batch_first), spec.scores_name
+    checks.implementation(spec.implementation)
     _check_scores(name, scores, batch_first)
     try:
-        blank = checks.blank(blank, scores.shape[-1])
+        blank = checks.blank(spec.blank, scores.shape[-1])
     except ValueError as error:
         raise RuntimeError(str(error)) from None
     targets = _labels(targets)
@@ -60,7 +55,8 @@ def canonical(
     turned = not scores.is_contiguous() and scores.transpose(0, 1).is_contiguous()
     if turned:
         scores, batch_first = scores.transpose(0, 1), not batch_first
-    return Call(scores, targets, input_lengths, target_lengths, blank, batch_first, batched, turned)
+    spec = Spec(blank, spec.from_logits, batch_first, spec.normalized, spec.implementation)
+    return Call(scores, targets, input_lengths, target_lengths, spec, batched, turned)
 
 
 def _check_scores(name: str, scores: Any, batch_first: bool) -> None:

@@ -13,28 +13,22 @@ from torch import Tensor
 from torch.autograd import Function
 
 from bridge import _operators
+from bridge._batch import Spec, Tensors
 from bridge._gradient import weigh
-from bridge._operators import Settings
 
 
-def losses(
-    scores: Tensor,
-    targets: Tensor,
-    input_lengths: Tensor,
-    target_lengths: Tensor,
-    settings: Settings,
-) -> Tensor:
+def losses(problem: Tensors, spec: Spec) -> Tensor:
     """One loss a sequence, (N,). Shapes as in `_operators`."""
     # The gradient comes almost free with the loss, but not quite: nobody should pay for it unasked.
-    wanted = torch.is_grad_enabled() and scores.requires_grad
+    wanted = torch.is_grad_enabled() and problem[0].requires_grad
     if torch.compiler.is_exporting():  # a Function would leave no derivative in the exported program
-        return _operators.losses(scores, targets, input_lengths, target_lengths, *settings)
+        return _operators.losses(problem, spec)
     function = _Losses if torch.compiler.is_compiling() else _DualLosses
-    loss, _ = function.apply(scores, targets, input_lengths, target_lengths, settings, wanted)
+    loss, _ = function.apply(*problem, spec, wanted)
     return loss
 
 
-def gradients(problem: Sequence[Tensor], settings: Settings, known: Tensor | None = None) -> Tensor:
+def gradients(problem: Sequence[Tensor], spec: Spec, known: Tensor | None = None) -> Tensor:
     """The gradient of each loss with respect to its own scores, of their shape: `known`, if it is, differentiable.
 
     Like the losses it is in float32 where the scores are in half precision; what is multiplied in comes before it is
@@ -42,7 +36,7 @@ def gradients(problem: Sequence[Tensor], settings: Settings, known: Tensor | Non
     """
     function = _Gradient if torch.compiler.is_compiling() else _DualGradient
     known = problem[0].new_empty(0) if known is None else known
-    return function.apply(*problem, known, settings)
+    return function.apply(*problem, known, spec)
 
 
 class _Losses(Function):
@@ -52,18 +46,18 @@ class _Losses(Function):
         targets: Tensor,
         input_lengths: Tensor,
         target_lengths: Tensor,
-        settings: Settings,
+        spec: Spec,
         wanted: bool,
     ) -> tuple[Tensor, Tensor]:
-        lattice = targets, input_lengths, target_lengths
+        problem = scores, targets, input_lengths, target_lengths
         if wanted:
-            return _operators.losses_and_gradient(scores, *lattice, *settings)
-        return _operators.losses(scores, *lattice, *settings), scores.new_empty(0)
+            return _operators.losses_and_gradient(problem, spec)
+        return _operators.losses(problem, spec), scores.new_empty(0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        *tensors, settings, _ = inputs
-        ctx.settings = settings
+        *tensors, spec, _ = inputs
+        ctx.spec = spec
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, output[1])
@@ -74,14 +68,14 @@ class _Losses(Function):
         if weights is None:
             return (None,) * 6
         *problem, known = ctx.saved_tensors
-        return _weighed(weights, gradients(problem, ctx.settings, known), problem, ctx.settings), *(None,) * 5
+        return _weighed(weights, gradients(problem, ctx.spec, known), problem, ctx.spec), *(None,) * 5
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
-        *tensors, settings, wanted = args
-        fold = _Fold(info.batch_size, settings[2])
+        *tensors, spec, wanted = args
+        fold = _Fold(info.batch_size, spec.batch_first)
         folded = fold.problem(tensors, in_dims)
-        loss, known = _DualLosses.apply(*folded, settings, wanted)
+        loss, known = _DualLosses.apply(*folded, spec, wanted)
         loss = loss.reshape(info.batch_size, -1)
         if not wanted:
             return (loss, known), (0, None)
@@ -98,31 +92,31 @@ class _Gradient(Function):
         input_lengths: Tensor,
         target_lengths: Tensor,
         known: Tensor,
-        settings: Settings,
+        spec: Spec,
     ) -> Tensor:
         if known.numel():
             return known.detach()
-        return _operators.losses_and_gradient(scores, targets, input_lengths, target_lengths, *settings)[1]
+        return _operators.losses_and_gradient((scores, targets, input_lengths, target_lengths), spec)[1]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
-        *tensors, _, settings = inputs
-        ctx.settings = settings
+        *tensors, _, spec = inputs
+        ctx.spec = spec
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
-        product = _HessianProduct.apply(direction, *ctx.saved_tensors, ctx.settings)
+        product = _HessianProduct.apply(direction, *ctx.saved_tensors, ctx.spec)
         return product.to(ctx.saved_tensors[0].dtype), *(None,) * 5
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
-        *tensors, known, settings = args
-        fold = _Fold(info.batch_size, settings[2])
+        *tensors, known, spec = args
+        fold = _Fold(info.batch_size, spec.batch_first)
         if known.numel():
             known = fold.scores(known, in_dims[4])
-        return fold.undo(gradients(fold.problem(tensors, in_dims), settings, known)), fold.axis
+        return fold.undo(gradients(fold.problem(tensors, in_dims), spec, known)), fold.axis
 
 
 class _HessianProduct(Function):
@@ -133,14 +127,14 @@ class _HessianProduct(Function):
         targets: Tensor,
         input_lengths: Tensor,
         target_lengths: Tensor,
-        settings: Settings,
+        spec: Spec,
     ) -> Tensor:
-        return _operators.hessian_product(direction, scores, targets, input_lengths, target_lengths, *settings)
+        return _operators.hessian_product(direction, (scores, targets, input_lengths, target_lengths), spec)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
-        _, *tensors, settings = inputs
-        ctx.settings = settings
+        _, *tensors, spec = inputs
+        ctx.spec = spec
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
@@ -151,14 +145,14 @@ class _HessianProduct(Function):
                 "The bridge has no third derivative with respect to the scores. JAX has: differentiate jaxctc.ctc_loss."
             )
         # A matrix of second derivatives is symmetric.
-        return _HessianProduct.apply(direction, *ctx.saved_tensors, ctx.settings), *(None,) * 5
+        return _HessianProduct.apply(direction, *ctx.saved_tensors, ctx.spec), *(None,) * 5
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
-        direction, *tensors, settings = args
-        fold = _Fold(info.batch_size, settings[2])
+        direction, *tensors, spec = args
+        fold = _Fold(info.batch_size, spec.batch_first)
         folded = fold.problem(tensors, in_dims[1:])
-        product = _HessianProduct.apply(fold.scores(direction, in_dims[0]), *folded, settings)
+        product = _HessianProduct.apply(fold.scores(direction, in_dims[0]), *folded, spec)
         return fold.undo(product), fold.axis
 
 
@@ -170,8 +164,8 @@ class _DualLosses(_Losses):
         if direction is None:
             return None, None
         *problem, known = ctx.saved_tensors
-        slope = gradients(problem, ctx.settings, known)
-        axes = (1, 2) if ctx.settings[2] else (0, 2)
+        slope = gradients(problem, ctx.spec, known)
+        axes = (1, 2) if ctx.spec.batch_first else (0, 2)
         return torch.where(slope == 0, 0, slope * direction).sum(axes), None
 
 
@@ -180,7 +174,7 @@ class _DualGradient(_Gradient):
     def jvp(ctx: Any, direction: Tensor | None, *_: Any) -> Tensor | None:
         if direction is None:
             return None
-        return _HessianProduct.apply(direction, *ctx.saved_tensors, ctx.settings)
+        return _HessianProduct.apply(direction, *ctx.saved_tensors, ctx.spec)
 
 
 class _Fold:
@@ -212,20 +206,20 @@ class _Fold:
         return x.unflatten(self.axis, (self.size, -1))
 
 
-def _weighed(weights: Tensor, gradient: Tensor, problem: Sequence[Tensor], settings: Settings) -> Tensor:
+def _weighed(weights: Tensor, gradient: Tensor, problem: Sequence[Tensor], spec: Spec) -> Tensor:
     scores, _, input_lengths, _ = problem
-    return weigh(weights, gradient, scores, input_lengths, settings[2])
+    return weigh(weights, gradient, scores, input_lengths, spec.batch_first)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
     ctx.save_for_backward(*inputs[:4])
-    ctx.settings = inputs[4:]
+    ctx.spec = Spec(*inputs[4:])
 
 
 def _backward(ctx: Any, weights: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    problem, settings = ctx.saved_tensors, ctx.settings
-    return _weighed(weights, gradients(problem, settings), problem, settings), *(None,) * 8
+    problem, spec = ctx.saved_tensors, ctx.spec
+    return _weighed(weights, gradients(problem, spec), problem, spec), *(None,) * 8
 
 
 # For exported programs, in which nothing stands above the operators.
-_operators.losses.register_autograd(_backward, setup_context=_remember)
+_operators.losses_operator.register_autograd(_backward, setup_context=_remember)

@@ -5,7 +5,7 @@ end to end; lengths (N,). T', R and S' are the padded sizes of `_sizes`.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +17,30 @@ from jaxctc._inputs.checks import Form
 from jaxctc._types import Request
 
 _WHOLE = torch.iinfo(torch.int32)
+
+Tensors: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Scores, targets, input lengths and target lengths of one call, in this order."""
+
+
+class Spec(NamedTuple):
+    """Describe a call by everything about it that is no tensor and that the programs depend on."""
+
+    blank: int
+    from_logits: bool
+    batch_first: bool
+    normalized: bool
+    """Give PyTorch's gradient rather than the true derivative."""
+    implementation: str | None = None
+
+    @property
+    def scores_name(self) -> str:
+        """The name that error messages give the scores."""
+        return "logits" if self.from_logits else "log_probs"
+
+    @property
+    def request(self) -> Request:
+        """The part of the description that the core takes."""
+        return Request(self.blank, self.from_logits, self.batch_first, implementation=self.implementation)
 
 
 class Block(NamedTuple):
@@ -47,20 +71,17 @@ class Batch:
         targets: Tensor,
         input_lengths: Tensor,
         target_lengths: Tensor,
-        blank: int,
-        from_logits: bool,
-        batch_first: bool,
-        implementation: str | None = None,
+        spec: Spec,
         *,
         may_be_compact: bool = True,
     ) -> None:
         self.device = scores.device
-        self.options = Request(blank, from_logits, batch_first, implementation=implementation)
-        self.sequences, self.frames, classes = scores.shape if batch_first else _swap(scores.shape)
+        self.request = spec.request
+        self.sequences, self.frames, classes = scores.shape if spec.batch_first else _swap(scores.shape)
         frames, counts = (x.detach().cpu().numpy() for x in (input_lengths, target_lengths))
         self.target_lengths = counts
         try:
-            self._check_lengths(frames, counts, targets)
+            self._check_lengths(frames, counts, targets, spec.scores_name)
             longest = int(counts.max(initial=0))
             sizes = _sizes.current()
             if sizes is None:
@@ -76,7 +97,7 @@ class Batch:
         self.rows_in_all = self.labels.shape[0]
         self.compact = (
             may_be_compact
-            and not from_logits
+            and not spec.from_logits
             and self.device.type == "cpu"
             and _vocabulary.pays(self.labels.shape[1], classes)
         )
@@ -86,8 +107,8 @@ class Batch:
         self.lengths[: self.sequences, 1] = counts
         if self.compact:
             assert isinstance(self.labels, np.ndarray)
-            self._classes, self.labels = _vocabulary.build(self.labels, self.lengths[:, 1], blank)
-            self.options = self.options._replace(blank=0)
+            self._classes, self.labels = _vocabulary.build(self.labels, self.lengths[:, 1], spec.blank)
+            self.request = self.request._replace(blank=0)
 
     def blocks(self) -> Iterator[Block]:
         for first in range(0, self.sequences, self._rows):
@@ -99,12 +120,12 @@ class Batch:
     def part(self, x: Tensor, block: Block) -> Tensor:
         """The sequences of a block, of a tensor of the shape of the scores."""
         rows = slice(block.first, block.first + block.rows)
-        return x[rows] if self.options.batch_first else x[:, rows]
+        return x[rows] if self.request.batch_first else x[:, rows]
 
     def pad(self, x: Tensor, block: Block) -> Tensor:
         """That part as (T', R, C), or (R, T', C), with K classes for C if compact; what is new is arbitrary."""
         part = self.part(x, block)
-        shape = (self._rows, self._frames) if self.options.batch_first else (self._frames, self._rows)
+        shape = (self._rows, self._frames) if self.request.batch_first else (self._frames, self._rows)
         if block.classes is not None:
             padded = _memory.empty((*shape, block.classes.shape[1]), x)
             target = self.frames_first(self.crop(padded, block))
@@ -117,7 +138,7 @@ class Batch:
         return padded
 
     def frames_first(self, x: Tensor) -> Tensor:
-        return x.transpose(0, 1) if self.options.batch_first else x
+        return x.transpose(0, 1) if self.request.batch_first else x
 
     def live(self) -> Tensor:
         """(T, N): the frames within each sequence's length."""
@@ -125,7 +146,7 @@ class Batch:
 
     def crop(self, padded: Tensor, block: Block) -> Tensor:
         """The real frames and sequences of what `pad` has made."""
-        if self.options.batch_first:
+        if self.request.batch_first:
             return padded[: block.rows, : self.frames]
         return padded[: self.frames, : block.rows]
 
@@ -133,14 +154,13 @@ class Batch:
         """The whole batch again, from what `pad` has made of each block; that itself where nothing was padded."""
         if self.exact:
             return padded[0]
-        sizes = (self.sequences, self.frames) if self.options.batch_first else (self.frames, self.sequences)
+        sizes = (self.sequences, self.frames) if self.request.batch_first else (self.frames, self.sequences)
         whole = _memory.empty((*sizes, padded[0].shape[2]), padded[0])
         for block, piece in zip(self.blocks(), padded, strict=True):
             self.part(whole, block).copy_(self.crop(piece, block))
         return whole
 
-    def _check_lengths(self, frames: np.ndarray, counts: np.ndarray, targets: Tensor) -> None:
-        name = "logits" if self.options.from_logits else "log_probs"
+    def _check_lengths(self, frames: np.ndarray, counts: np.ndarray, targets: Tensor, name: str) -> None:
         checks.length_values(
             "input_lengths",
             frames,
@@ -174,7 +194,7 @@ class Batch:
             else:
                 padded = values[:, :longest]
             form = Form.END_TO_END if targets.ndim == 1 else Form.PADDED
-            checks.label_values(padded, counts, self.options.blank, classes, form)
+            checks.label_values(padded, counts, self.request.blank, classes, form)
             labels = np.zeros(shape, np.int32)
             labels[: self.sequences, :longest] = padded
             return labels

@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from bridge import _autograd, _gradient, _programs
-from bridge._batch import Batch
+from bridge._batch import Batch, Spec, Tensors
 from bridge._gradient import weigh
-from bridge._operators import Settings
 from bridge._reduction import Reduction, reduce
 
 _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
@@ -33,19 +32,12 @@ def plain(tensors: tuple[Tensor, ...]) -> bool:
     )
 
 
-def loss(
-    scores: Tensor,
-    targets: Tensor,
-    input_lengths: Tensor,
-    target_lengths: Tensor,
-    settings: Settings,
-    reduction: Reduction,
-    zero_infinity: bool,
-) -> Tensor:
-    """() or, unreduced, (N,). Shapes as in `_batch`."""
+def loss(problem: Tensors, spec: Spec, reduction: Reduction, zero_infinity: bool) -> Tensor:
+    """Return the loss: () or, unreduced, (N,). Shapes as in `_batch`."""
+    scores, _, _, target_lengths = problem
     if scores.requires_grad and torch.is_grad_enabled():
-        return _Loss.apply(scores, targets, input_lengths, target_lengths, settings, reduction, zero_infinity)
-    batch = Batch(scores, targets, input_lengths, target_lengths, *settings[:3], settings[4])
+        return _Loss.apply(*problem, spec, reduction, zero_infinity)
+    batch = Batch(*problem, spec)
     weights = _weights(batch, scores, reduction, zero_infinity)
     return _reduced(_programs.losses(batch, scores.detach()), target_lengths, weights, reduction, zero_infinity)
 
@@ -76,15 +68,15 @@ class _Loss(Function):
         targets: Tensor,
         input_lengths: Tensor,
         target_lengths: Tensor,
-        settings: Settings,
+        spec: Spec,
         reduction: Reduction,
         zero_infinity: bool,
     ) -> Tensor:
-        batch = Batch(scores, targets, input_lengths, target_lengths, *settings[:3], settings[4])
+        batch = Batch(scores, targets, input_lengths, target_lengths, spec)
         weights = _weights(batch, scores, reduction, zero_infinity)
-        value, gradients = _programs.losses_and_gradient(batch, scores.detach(), settings[3], weights)
+        value, gradients = _programs.losses_and_gradient(batch, scores.detach(), spec.normalized, weights)
         ctx.batch, ctx.inner = batch, weights
-        ctx.settings, ctx.reduction, ctx.zero_infinity = settings, reduction, zero_infinity
+        ctx.spec, ctx.reduction, ctx.zero_infinity = spec, reduction, zero_infinity
         ctx.save_for_backward(scores, targets, input_lengths, target_lengths, value, *gradients)
         return _reduced(value, target_lengths, weights, reduction, zero_infinity)
 
@@ -98,12 +90,12 @@ class _Loss(Function):
                 inner = inner / (target_lengths.to(inner).clamp(min=1) * len(inner))
             if ctx.zero_infinity:
                 inner = torch.where(value == torch.inf, 0, inner)
-            gradient = _autograd.gradients((scores, targets, input_lengths, target_lengths), ctx.settings)
-            return weigh(weights * inner, gradient, scores, input_lengths, ctx.settings[2]), *(None,) * 6
+            gradient = _autograd.gradients((scores, targets, input_lengths, target_lengths), ctx.spec)
+            return weigh(weights * inner, gradient, scores, input_lengths, ctx.spec.batch_first), *(None,) * 6
         outer = None
         if weights.ndim or weights.device.type != "cpu" or weights.item() != 1:
             outer = weights.expand(len(value))
-        made = _gradient.whole(ctx.batch, scores, gradients, value, ctx.inner, outer, ctx.settings[3], scores.dtype)
+        made = _gradient.whole(ctx.batch, scores, gradients, value, ctx.inner, outer, ctx.spec.normalized, scores.dtype)
         # What the program wrote is handed out, unless it is wanted again.
         shared = made is gradients[0] and _keeps_graph()
         return made.clone() if shared else made, *(None,) * 6

@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from bridge import _autograd, _eager
-from bridge._arguments import Lengths, canonical
+from bridge._arguments import Call, Lengths, canonical
+from bridge._batch import Spec
 from bridge._reduction import REDUCTIONS, Reduction, reduce
 from jaxctc._inputs import checks
 from jaxctc._types import Implementation
@@ -67,19 +68,8 @@ def ctc_loss(
     Reference:
         Graves et al., "Connectionist Temporal Classification", ICML 2006.
     """
-    return _evaluate(
-        "log_probs",
-        log_probs,
-        targets,
-        input_lengths,
-        target_lengths,
-        blank,
-        reduction,
-        zero_infinity,
-        normalized,
-        batch_first,
-        implementation,
-    )
+    spec = Spec(blank, from_logits=False, batch_first=batch_first, normalized=normalized, implementation=implementation)
+    return _evaluate(canonical(log_probs, targets, input_lengths, target_lengths, spec), reduction, zero_infinity)
 
 
 def ctc_loss_with_logits(
@@ -122,43 +112,15 @@ def ctc_loss_with_logits(
         >>> round(bridge.ctc_loss_with_logits(logits, torch.tensor([[1, 2]]), [4], [2]).item(), 4)
         0.8432
     """
-    return _evaluate(
-        "logits",
-        logits,
-        targets,
-        input_lengths,
-        target_lengths,
-        blank,
-        reduction,
-        zero_infinity,
-        False,
-        batch_first,
-        implementation,
-    )
+    spec = Spec(blank, from_logits=True, batch_first=batch_first, normalized=False, implementation=implementation)
+    return _evaluate(canonical(logits, targets, input_lengths, target_lengths, spec), reduction, zero_infinity)
 
 
-def _evaluate(
-    name: str,
-    scores: Tensor,
-    targets: Tensor,
-    input_lengths: Lengths,
-    target_lengths: Lengths,
-    blank: int,
-    reduction: Reduction,
-    zero_infinity: bool,
-    normalized: bool,
-    batch_first: bool,
-    implementation: Implementation | None,
-) -> Tensor:
+def _evaluate(call: Call, reduction: Reduction, zero_infinity: bool) -> Tensor:
     checks.reduction(reduction, REDUCTIONS)
-    flags = {"zero_infinity": zero_infinity, "normalized": normalized, "batch_first": batch_first}
-    for flag, value in flags.items():
-        checks.flag(flag, value)
-    checks.implementation(implementation)
-    call = canonical(name, scores, targets, input_lengths, target_lengths, blank, batch_first)
-    settings = (call.blank, name == "logits", call.batch_first, normalized, implementation)
+    checks.flag("zero_infinity", zero_infinity)
     if _eager.plain(call.tensors):
-        loss = _eager.loss(*call.tensors, settings, reduction, zero_infinity)
+        loss = _eager.loss(call.tensors, call.spec, reduction, zero_infinity)
     else:
-        loss = reduce(_autograd.losses(*call.tensors, settings), call.target_lengths, reduction, zero_infinity)
+        loss = reduce(_autograd.losses(call.tensors, call.spec), call.target_lengths, reduction, zero_infinity)
     return loss if call.batched or reduction != "none" else loss[0]

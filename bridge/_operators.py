@@ -2,24 +2,37 @@
 
 Each takes a batch whose shapes are settled: scores (T, N, C), or (N, T, C) with `batch_first`; targets
 (N, S) or end to end; lengths (N,). Values are checked within, where they are at hand under every
-transform.
+transform. An operator takes tensors and plain scalars only: the functions above the operators unpack the
+description of the call, and each operator builds it again.
 """
 
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bridge import _gradient, _programs
-from bridge._batch import Batch
+from bridge._batch import Batch, Spec
 
-Settings: TypeAlias = tuple[int, bool, bool, bool, str | None]
-"""blank, from_logits, batch_first, normalized, implementation: everything about a call that is no tensor."""
+
+def losses(problem: Sequence[Tensor], spec: Spec) -> Tensor:
+    """Return one loss a sequence, (N,)."""
+    return losses_operator(*problem, *spec)
+
+
+def losses_and_gradient(problem: Sequence[Tensor], spec: Spec) -> tuple[Tensor, Tensor]:
+    """Return those and the gradient of each with respect to its own scores, of their shape, not yet narrowed."""
+    return losses_and_gradient_operator(*problem, *spec)
+
+
+def hessian_product(direction: Tensor, problem: Sequence[Tensor], spec: Spec) -> Tensor:
+    """Return each loss's matrix of second derivatives times its own part of `direction`."""
+    return hessian_product_operator(direction, *problem, *spec)
 
 
 @torch.library.custom_op("jaxctc::losses", mutates_args=())
-def losses(
+def losses_operator(
     scores: Tensor,
     targets: Tensor,
     input_lengths: Tensor,
@@ -27,15 +40,16 @@ def losses(
     blank: int,
     from_logits: bool,
     batch_first: bool,
-    normalized: bool,  # noqa: ARG001, it is the derivative's
+    normalized: bool,
     implementation: str | None = None,
 ) -> Tensor:
-    batch = Batch(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first, implementation)
+    spec = Spec(blank, from_logits, batch_first, normalized, implementation)
+    batch = Batch(scores, targets, input_lengths, target_lengths, spec)
     return _programs.losses(batch, scores.detach())
 
 
 @torch.library.custom_op("jaxctc::losses_and_gradient", mutates_args=())
-def losses_and_gradient(
+def losses_and_gradient_operator(
     scores: Tensor,
     targets: Tensor,
     input_lengths: Tensor,
@@ -46,14 +60,15 @@ def losses_and_gradient(
     normalized: bool,
     implementation: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    batch = Batch(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first, implementation)
+    spec = Spec(blank, from_logits, batch_first, normalized, implementation)
+    batch = Batch(scores, targets, input_lengths, target_lengths, spec)
     weights = np.ones((2, batch.sequences), _programs.precision(scores))
     value, gradient = _programs.losses_and_gradient(batch, scores.detach(), normalized, weights)
     return value, _gradient.whole(batch, scores.detach(), gradient, value, weights, None, normalized, _wide(scores))
 
 
 @torch.library.custom_op("jaxctc::hessian_product", mutates_args=())
-def hessian_product(
+def hessian_product_operator(
     direction: Tensor,
     scores: Tensor,
     targets: Tensor,
@@ -66,8 +81,8 @@ def hessian_product(
     implementation: str | None = None,
 ) -> Tensor:
     """Each loss's matrix of second derivatives times its own part of `direction`, which may be of a wider type."""
-    lattice = targets, input_lengths, target_lengths
-    batch = Batch(scores, *lattice, blank, from_logits, batch_first, implementation, may_be_compact=False)
+    spec = Spec(blank, from_logits, batch_first, normalized, implementation)
+    batch = Batch(scores, targets, input_lengths, target_lengths, spec, may_be_compact=False)
     return _programs.hessian_product(batch, scores.detach(), normalized, direction.detach())
 
 
@@ -80,16 +95,16 @@ def _fake_losses(scores: Tensor, batch_first: bool) -> Tensor:
     return scores.new_empty((scores.shape[0 if batch_first else 1],), dtype=_wide(scores))
 
 
-@losses.register_fake
+@losses_operator.register_fake
 def _(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first, *_):  # noqa: ARG001
     return _fake_losses(scores, batch_first)
 
 
-@losses_and_gradient.register_fake
+@losses_and_gradient_operator.register_fake
 def _(scores, targets, input_lengths, target_lengths, blank, from_logits, batch_first, *_):  # noqa: ARG001
     return _fake_losses(scores, batch_first), scores.new_empty(scores.shape, dtype=_wide(scores))
 
 
-@hessian_product.register_fake
+@hessian_product_operator.register_fake
 def _(direction, scores, *rest):  # noqa: ARG001
     return scores.new_empty(scores.shape, dtype=_wide(scores))

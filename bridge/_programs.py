@@ -23,7 +23,7 @@ from jaxctc._types import Problem, Request
 
 def losses(batch: Batch, scores: Tensor) -> Tensor:
     """(N,)."""
-    results = _run(batch, scores, lambda block: (_losses, batch.options, to_jax(batch.pad(scores, block))))
+    results = _run(batch, scores, lambda block: (_losses, batch.request, to_jax(batch.pad(scores, block))))
     return _joined(batch, [loss for (loss,) in results])
 
 
@@ -42,7 +42,7 @@ def losses_and_gradient(
 
     def call(block: Block) -> tuple[Any, ...]:
         own = wide[:, block.first : block.first + len(block.lengths)]
-        return _losses_and_gradient, batch.options, normalized, own, to_jax(batch.pad(scores, block))
+        return _losses_and_gradient, batch.request, normalized, own, to_jax(batch.pad(scores, block))
 
     results = _run(batch, scores, call)
     return _joined(batch, [loss for loss, _ in results]), [gradient for _, gradient in results]
@@ -56,28 +56,28 @@ def hessian_product(batch: Batch, scores: Tensor, normalized: bool, direction: T
 
     def call(block: Block) -> tuple[Any, ...]:
         along, padded = (to_jax(batch.pad(x, block)) for x in (direction, scores))
-        return _hessian_product, batch.options, normalized, along, padded
+        return _hessian_product, batch.request, normalized, along, padded
 
     return batch.assemble([product for (product,) in _run(batch, scores, call)])
 
 
 def aligned(batch: Batch, scores: Tensor) -> tuple[Tensor, Tensor]:
     """The labels of the best paths and their scores, each (N, T)."""
-    found = _run(batch, scores, lambda block: (_aligned, batch.options, to_jax(batch.pad(scores, block))))
+    found = _run(batch, scores, lambda block: (_aligned, batch.request, to_jax(batch.pad(scores, block))))
     labels, values = (_joined(batch, list(pieces)) for pieces in zip(*found, strict=True))
     return labels[:, : batch.frames], values[:, : batch.frames]
 
 
 def greedy(batch: Batch, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What the best path of all spells: labels (N, T), lengths (N,) and log probabilities (N,)."""
-    found = _run(batch, scores, lambda block: (_greedy, batch.options, to_jax(batch.pad(scores, block))))
+    found = _run(batch, scores, lambda block: (_greedy, batch.request, to_jax(batch.pad(scores, block))))
     labels, lengths, log_probs = (_joined(batch, list(pieces)) for pieces in zip(*found, strict=True))
     return labels[:, : batch.frames], lengths, log_probs
 
 
 def posteriors(batch: Batch, scores: Tensor) -> tuple[Tensor, Tensor]:
     """Of states, 2 S' + 1 of them, and of classes."""
-    found = _run(batch, scores, lambda block: (_posteriors, batch.options, to_jax(batch.pad(scores, block))))
+    found = _run(batch, scores, lambda block: (_posteriors, batch.request, to_jax(batch.pad(scores, block))))
     states, classes = (batch.assemble(pieces) for pieces in zip(*found, strict=True))
     return states, classes
 
@@ -87,7 +87,7 @@ def posteriors_pulled_back(batch: Batch, scores: Tensor, states: Tensor, classes
 
     def call(block: Block) -> tuple[Any, ...]:
         padded = (to_jax(batch.pad(x, block)) for x in (states, classes, scores))
-        return _posteriors_pulled_back, batch.options, *padded
+        return _posteriors_pulled_back, batch.request, *padded
 
     return batch.assemble([gradient for (gradient,) in _run(batch, scores, call)])
 
@@ -114,8 +114,8 @@ def _joined(batch: Batch, pieces: list[Tensor]) -> Tensor:
     return torch.cat([piece[: block.rows] for block, piece in zip(batch.blocks(), pieces, strict=True)])
 
 
-def _value(options: Request, scores: jax.Array, labels: jax.Array, lengths: jax.Array) -> jax.Array:
-    return core_losses(options, scores, labels, *_extent(lengths))
+def _value(request: Request, scores: jax.Array, labels: jax.Array, lengths: jax.Array) -> jax.Array:
+    return core_losses(request, scores, labels, *_extent(lengths))
 
 
 def _extent(lengths: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -124,48 +124,48 @@ def _extent(lengths: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _losses(options: Request, *problem: jax.Array) -> tuple[jax.Array]:
-    return (_value(options, *problem),)
+def _losses(request: Request, *problem: jax.Array) -> tuple[jax.Array]:
+    return (_value(request, *problem),)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _losses_and_gradient(
-    options: Request, normalized: bool, weights: jax.Array, *problem: jax.Array
+    request: Request, normalized: bool, weights: jax.Array, *problem: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    return _gradient_of(options, normalized, weights, *problem)
+    return _gradient_of(request, normalized, weights, *problem)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _hessian_product(
-    options: Request, normalized: bool, direction: jax.Array, scores: jax.Array, *rest: jax.Array
+    request: Request, normalized: bool, direction: jax.Array, scores: jax.Array, *rest: jax.Array
 ) -> tuple[jax.Array]:
     wide = accumulation_dtype(scores.dtype)
     weights = jnp.ones((2, rest[0].shape[0]), wide)
 
     def gradient(scores: jax.Array) -> jax.Array:
-        return _gradient_of(options, normalized, weights, scores, *rest)[1]
+        return _gradient_of(request, normalized, weights, scores, *rest)[1]
 
     return (jax.jvp(gradient, (scores.astype(wide),), (direction.astype(wide),))[1],)
 
 
 def _gradient_of(
-    options: Request,
+    request: Request,
     normalized: bool,
     weights: jax.Array,
     scores: jax.Array,
     labels: jax.Array,
     lengths: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    value, gradient, _ = core_losses_and_gradient(options, scores, labels, *_extent(lengths))
+    value, gradient, _ = core_losses_and_gradient(request, scores, labels, *_extent(lengths))
     finite, infinite = weights
-    by_row = frames_first(finite[None], options)[:, :, None]
-    if not normalized or options.from_logits:
+    by_row = frames_first(finite[None], request)[:, :, None]
+    if not normalized or request.from_logits:
         return value, gradient * by_row
     # PyTorch's own: behind a log-softmax it is the same, for exp(log_probs) is normal to all that it lets through.
-    within = frame_mask(lengths[:, 0], frames_of(scores, options))
+    within = frame_mask(lengths[:, 0], frames_of(scores, request))
     lost = jnp.isposinf(value)
-    nan = frames_first(within & (lost & (infinite != 0))[None], options)[:, :, None]
-    sound = frames_first(within & ~lost[None], options)[:, :, None]
+    nan = frames_first(within & (lost & (infinite != 0))[None], request)[:, :, None]
+    sound = frames_first(within & ~lost[None], request)[:, :, None]
     # Whatever the row's own frames, a NaN that says "illegal" must stay.
     gradient = jnp.where(sound, jnp.exp(scores.astype(gradient.dtype)) + gradient, gradient) * by_row
     return value, jnp.where(nan, jnp.nan, gradient)
@@ -176,23 +176,23 @@ def _problem(scores: jax.Array, labels: jax.Array, lengths: jax.Array) -> Proble
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _aligned(options: Request, *problem: jax.Array) -> tuple[jax.Array, ...]:
-    return tuple(align(options, *_problem(*problem)))
+def _aligned(request: Request, *problem: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple(align(request, *_problem(*problem)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _greedy(options: Request, scores: jax.Array, _: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
-    return tuple(best_paths(scores, lengths[:, 0], options))
+def _greedy(request: Request, scores: jax.Array, _: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple(best_paths(scores, lengths[:, 0], request))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _posteriors(options: Request, *problem: jax.Array) -> tuple[jax.Array, ...]:
-    return core_posteriors(options, *_problem(*problem))
+def _posteriors(request: Request, *problem: jax.Array) -> tuple[jax.Array, ...]:
+    return core_posteriors(request, *_problem(*problem))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _posteriors_pulled_back(
-    options: Request, states: jax.Array, classes: jax.Array, scores: jax.Array, *rest: jax.Array
+    request: Request, states: jax.Array, classes: jax.Array, scores: jax.Array, *rest: jax.Array
 ) -> tuple[jax.Array, ...]:
-    _, pull_back = jax.vjp(lambda scores: core_posteriors(options, *_problem(scores, *rest)), scores)
+    _, pull_back = jax.vjp(lambda scores: core_posteriors(request, *_problem(scores, *rest)), scores)
     return pull_back((states, classes))
