@@ -18,9 +18,6 @@ from jax.sharding import PartitionSpec as P
 
 from jaxctc._types import Request
 
-MULTIPLE = 4
-"""The frames of each device are a multiple of this: two halves, each of an even number of steps."""
-
 
 def sharded_like_scores(results: Callable[[P, P], Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorates a function of options, scores and more; `results` makes the results' specs.
@@ -47,43 +44,6 @@ def sharded_like_scores(results: Callable[[P, P], Any]) -> Callable[[Callable[..
         return call
 
     return decorate
-
-
-def frame_axis(name: str, axis: Any, scores: jax.Array, request: Request) -> str | None:
-    """The mesh axis that the frames of the scores lie along: as the caller says, or as their type does."""
-    position = 1 if request.batch_first else 0
-    sharding = jax.typeof(scores).sharding
-    mesh = jax.sharding.get_abstract_mesh() if sharding.mesh.empty else sharding.mesh
-    asked = axis is not None
-    if not asked:
-        axis = sharding.spec[position] if position < len(sharding.spec) else None
-        if not isinstance(axis, str) or _type_of(mesh, axis) != AxisType.Explicit:
-            return None
-    if not isinstance(axis, str):
-        raise TypeError(
-            f"frame_axis must be the name of a mesh axis, or None; got {axis!r} of type {type(axis).__name__}."
-        )
-    if axis not in mesh.axis_names:
-        have = f"the mesh has the axes {mesh.axis_names}" if mesh.axis_names else "no mesh is set"
-        raise ValueError(
-            f"frame_axis is {axis!r}, but {have}: call within `with jax.set_mesh(mesh):` of one that has it."
-        )
-    if _type_of(mesh, axis) == AxisType.Manual:
-        raise ValueError(
-            f"frame_axis is {axis!r}, which is manual here, within jax.shard_map. Leave it out of that call's "
-            "axis_names: the loss maps itself over it."
-        )
-    frames, devices = scores.shape[position], mesh.shape[axis]
-    unit = MULTIPLE * devices
-    over = frames % unit
-    if over and not asked:
-        return None  # XLA gathers them
-    if over:
-        raise ValueError(
-            f"{name} has T = {frames} frames, and frame_axis {axis!r} has {devices} devices: T must be a multiple of "
-            f"{unit}, {MULTIPLE} a device. Pad {name} by {unit - over} frames; input_lengths says where padding begins."
-        )
-    return axis
 
 
 def mapped_over(axis: str | tuple[str, ...] | None, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,7 +96,7 @@ def _sequences_together(*sides: Any) -> str:
     return " -> ".join(", ".join(map(axes, jax.tree.leaves(side))) for side in sides)
 
 
-def _type_of(mesh: AbstractMesh, axis: str) -> AxisType:
+def type_of(mesh: AbstractMesh, axis: str) -> AxisType:
     return dict(zip(mesh.axis_names, mesh.axis_types, strict=True))[axis]
 
 

@@ -1,15 +1,11 @@
-"""The public losses."""
+"""Define the public losses."""
 
-import functools
-
-import jax
 from jaxtyping import Array, Float
 
-from jaxctc import _mesh
-from jaxctc._api.reduction import reduce
+from jaxctc._api.reduction import reduced
 from jaxctc._autodiff.loss_rule import losses
-from jaxctc._inputs import checks
 from jaxctc._inputs.arguments import canonical_batch
+from jaxctc._inputs.checks import LOG_PROBS, LOGITS
 from jaxctc._types import ArrayLike, Implementation, Problem, Reduction, Request
 
 
@@ -62,9 +58,11 @@ def ctc_loss(
         frame_axis: The axis of the mesh over whose devices the frames are sharded, where `jax.set_mesh` has
             set one. Each device then works on its own frames; without it XLA gathers them. T must be a multiple
             of four times the devices. Not needed where axes are explicit.
-        implementation: ``"scan"``, which runs everywhere, or ``"pallas"``, kernels for TPUs and NVIDIA GPUs, which
-            have run on neither yet; None chooses, at present the scan. Derivatives above the first are the scan's.
-            On TPUs sharded sequences ask for explicit axes or `jax.shard_map`: XLA cannot divide a kernel there.
+        implementation: ``"reference"``, the recursion as a textbook has it, to debug and to believe; ``"xla"``, the
+            fast form of it as loops, which runs everywhere; ``"pallas"``, kernels for TPUs and NVIDIA GPUs, which have
+            run on neither yet; None chooses, at present ``"xla"``. Derivatives above the first are those of the plain
+            recursion. On TPUs sharded sequences need explicit axes or `jax.shard_map`: XLA cannot divide a kernel
+            there.
 
     Returns:
         The loss in nats, float64 for float64 scores and float32 otherwise: (N,) with
@@ -89,21 +87,21 @@ def ctc_loss(
         Unsegmented Sequence Data with Recurrent Neural Networks", ICML 2006: equations 3, 8 and 12
         are the loss, 14 and 15 its derivative.
     """
-    return _evaluate(
-        "log_probs",
+    batch = canonical_batch(
         log_probs,
         targets,
         input_lengths,
         target_lengths,
         blank,
-        reduction,
-        zero_infinity,
-        batch_first,
-        max_target_length,
-        sequences_at_once,
-        frame_axis,
-        implementation,
+        from_logits=False,
+        batch_first=batch_first,
+        max_target_length=max_target_length,
+        implementation=implementation,
+        sequences_at_once=sequences_at_once,
+        frame_axis=frame_axis,
+        names=LOG_PROBS,
     )
+    return reduced(_losses, (), batch, reduction, zero_infinity)
 
 
 def ctc_loss_with_logits(
@@ -139,7 +137,7 @@ def ctc_loss_with_logits(
         max_target_length: A bound on the target lengths, known when tracing.
         sequences_at_once: How many sequences to work on at a time.
         frame_axis: The axis of the mesh that the frames are sharded over.
-        implementation: ``"scan"``, ``"pallas"`` or None.
+        implementation: ``"reference"``, ``"xla"``, ``"pallas"`` or None.
 
     Returns:
         The loss in nats, as `ctc_loss` does.
@@ -160,53 +158,22 @@ def ctc_loss_with_logits(
     Reference:
         Graves et al., ICML 2006: equation 16 is the derivative with respect to the logits.
     """
-    return _evaluate(
-        "logits",
+    batch = canonical_batch(
         logits,
         targets,
         input_lengths,
         target_lengths,
         blank,
-        reduction,
-        zero_infinity,
-        batch_first,
-        max_target_length,
-        sequences_at_once,
-        frame_axis,
-        implementation,
-    )
-
-
-def _evaluate(
-    name: str,
-    scores: ArrayLike,
-    targets: ArrayLike,
-    input_lengths: ArrayLike,
-    target_lengths: ArrayLike,
-    blank: int,
-    reduction: Reduction,
-    zero_infinity: bool,
-    batch_first: bool,
-    max_target_length: int | None,
-    sequences_at_once: int | None,
-    frame_axis: str | None,
-    implementation: Implementation | None,
-) -> jax.Array:
-    checks.reduction(reduction)
-    checks.implementation(implementation)
-    zero_infinity = checks.flag("zero_infinity", zero_infinity)
-    problem, request, batched = canonical_batch(
-        name, scores, targets, input_lengths, target_lengths, blank, batch_first, max_target_length
-    )
-    request = request._replace(
-        sequences_at_once=checks.at_least_one("sequences_at_once", sequences_at_once, "a number of sequences"),
-        frame_axis=_mesh.frame_axis(name, frame_axis, problem.scores, request),
+        from_logits=True,
+        batch_first=batch_first,
+        max_target_length=max_target_length,
         implementation=implementation,
+        sequences_at_once=sequences_at_once,
+        frame_axis=frame_axis,
+        names=LOGITS,
     )
-    loss = _reduced(problem, request, reduction, zero_infinity)
-    return loss if batched else loss.reshape(())
+    return reduced(_losses, (), batch, reduction, zero_infinity)
 
 
-@functools.partial(jax.jit, static_argnames=("request", "reduction", "zero_infinity"))
-def _reduced(problem: Problem, request: Request, reduction: Reduction, zero_infinity: bool) -> Float[Array, "..."]:
-    return reduce(losses(request, *problem), problem.target_lengths, reduction, zero_infinity)
+def _losses(request: Request, problem: Problem) -> Float[Array, " N"]:
+    return losses(request, *problem)

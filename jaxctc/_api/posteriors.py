@@ -10,7 +10,6 @@ from jaxtyping import Array, Float
 
 from jaxctc._autodiff import posterior_rule
 from jaxctc._autodiff.loss_rule import losses
-from jaxctc._inputs import checks
 from jaxctc._inputs.arguments import canonical_batch
 from jaxctc._lattice import lattices
 from jaxctc._lattice.lattices import frame_mask, frames_first, frames_of
@@ -89,11 +88,16 @@ def ctc_posteriors(
         Graves et al., "Connectionist Temporal Classification", ICML 2006, equation 14: alpha times beta over the
         likelihood. Computed otherwise (see `jaxctc`): no two large numbers are taken from each other.
     """
-    checks.implementation(implementation)
     problem, request, batched = canonical_batch(
-        "log_probs", log_probs, targets, input_lengths, target_lengths, blank, batch_first, max_target_length
+        log_probs,
+        targets,
+        input_lengths,
+        target_lengths,
+        blank,
+        batch_first=batch_first,
+        max_target_length=max_target_length,
+        implementation=implementation,
     )
-    request = request._replace(implementation=implementation)
     found = _posteriors(request, *problem)
     return found if batched else Posteriors(*(x[0] if batch_first else x[:, 0] for x in found))
 
@@ -147,11 +151,16 @@ def ctc_statistics(
         2018 (the entropy); Witt and Young, "Phone-level pronunciation scoring and assessment", Speech Communication
         2000 (the ratio, there over one alignment, here in the mean over all).
     """
-    checks.implementation(implementation)
     problem, request, batched = canonical_batch(
-        "log_probs", log_probs, targets, input_lengths, target_lengths, blank, batch_first, max_target_length
+        log_probs,
+        targets,
+        input_lengths,
+        target_lengths,
+        blank,
+        batch_first=batch_first,
+        max_target_length=max_target_length,
+        implementation=implementation,
     )
-    request = request._replace(implementation=implementation)
     found = _statistics(request, *problem)
     return found if batched else Statistics(*(x[0] for x in found))
 

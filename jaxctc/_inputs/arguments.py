@@ -1,7 +1,7 @@
-"""From whatever the caller passed to one batch in canonical form."""
+"""Make one batch in canonical form of whatever the caller passed, and one description of what was asked."""
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,24 +9,42 @@ import numpy as np
 from jaxtyping import Array, Int, Integer
 
 from jaxctc._inputs import checks
-from jaxctc._inputs.checks import OURS, Form, Names
+from jaxctc._inputs.checks import LOG_PROBS, Form, Names
+from jaxctc._inputs.mesh_axis import mesh_axis_of_frames
 from jaxctc._lattice.lattices import row_of_indices
-from jaxctc._types import ArrayLike, Problem, Request
+from jaxctc._types import ArrayLike, Implementation, Problem, Request
 
 
 def canonical_batch(
-    name: str,
     scores: ArrayLike,
     targets: ArrayLike,
     input_lengths: ArrayLike,
     target_lengths: ArrayLike,
     blank: int,
-    batch_first: bool,
-    max_target_length: int | None,
-    names: Names = OURS,
+    *,
+    from_logits: bool = False,
+    batch_first: bool = False,
+    max_target_length: int | None = None,
+    implementation: Implementation | None = None,
+    sequences_at_once: int | None = None,
+    frame_axis: str | Literal[False] | None = False,
+    names: Names = LOG_PROBS,
 ) -> tuple[Problem, Request, bool]:
-    """Checks and converts; `name` is what the caller calls the scores. The last result: it was a batch."""
-    scores, request, batched = canonical_scores(name, scores, blank, batch_first, names)
+    """Return the caller's batch in canonical form, the description of what was asked, and whether it was a batch.
+
+    `names` is what error messages call the arguments, no more. `frame_axis` is False for functions that do not divide
+    frames among devices.
+    """
+    checks.implementation(implementation)
+    scores, request, batched = canonical_scores(scores, blank, batch_first, names)
+    request = Request(
+        request.blank,
+        from_logits,
+        request.batch_first,
+        frame_axis=None if frame_axis is False else mesh_axis_of_frames(frame_axis, scores, request, names),
+        sequences_at_once=checks.at_least_one("sequences_at_once", sequences_at_once, "a number of sequences"),
+        implementation=implementation,
+    )
     bound = None
     if max_target_length is not None:
         bound = checks.integer("max_target_length", max_target_length, "a bound on the target lengths")
@@ -35,8 +53,8 @@ def canonical_batch(
 
     frames, sequences = _frames_and_sequences(scores, request)
     targets = checks.integers(names.targets, targets, "labels, an array")
-    targets, form = _form(name, targets, sequences, batched, names)
-    input_lengths = canonical_frames(name, input_lengths, scores, request, batched, names)
+    targets, form = _form(targets, sequences, batched, names)
+    input_lengths = canonical_frames(input_lengths, scores, request, batched, names)
     if not batched:
         target_lengths = _one(names.target_lengths, target_lengths)
     target_lengths = checks.lengths(names.target_lengths, target_lengths, sequences)
@@ -68,12 +86,12 @@ def canonical_batch(
 
 
 def canonical_scores(
-    name: str, scores: ArrayLike, blank: int, batch_first: bool, names: Names = OURS
+    scores: ArrayLike, blank: int, batch_first: bool, names: Names = LOG_PROBS
 ) -> tuple[jax.Array, Request, bool]:
-    """The scores with an axis of sequences. The last result: they had one."""
-    scores = checks.scores(name, scores)
+    """Return the scores with an axis of sequences, a request that has their layout alone, and whether they had one."""
+    scores = checks.scores(names.scores, scores)
     batch_first = checks.flag("batch_first", batch_first)
-    request = Request(checks.blank(blank, scores.shape[-1], names.blank), name == "logits", batch_first)
+    request = Request(checks.blank(blank, scores.shape[-1], names.blank), batch_first=batch_first)
     batched = scores.ndim == 3
     if not batched:
         scores = scores[None] if batch_first else scores[:, None]
@@ -81,14 +99,13 @@ def canonical_scores(
 
 
 def canonical_frames(
-    name: str,
     input_lengths: ArrayLike,
     scores: jax.Array,
     request: Request,
     batched: bool,
-    names: Names = OURS,
+    names: Names = LOG_PROBS,
 ) -> jax.Array:
-    """The frames of each sequence of such scores."""
+    """Return the input lengths of such scores, checked, one a sequence."""
     frames, sequences = _frames_and_sequences(scores, request)
     if not batched:
         input_lengths = _one(names.input_lengths, input_lengths)
@@ -97,7 +114,7 @@ def canonical_frames(
         names.input_lengths,
         checks.host_values(input_lengths),
         frames,
-        f"{name} has T = {frames} frames",
+        f"{names.scores} has T = {frames} frames",
         "An input length counts the frames that the model gives for a sequence, after any subsampling.",
         batched,
     )
@@ -110,27 +127,28 @@ def _frames_and_sequences(scores: jax.Array, request: Request) -> tuple[int, int
 
 
 def _form(
-    name: str, targets: jax.Array | np.ndarray, sequences: int, batched: bool, names: Names
+    targets: jax.Array | np.ndarray, sequences: int, batched: bool, names: Names
 ) -> tuple[jax.Array | np.ndarray, Form]:
     shape = tuple(targets.shape)
     if not batched:
         if len(shape) != 1:
             raise ValueError(
-                f"{names.targets} must have shape (S,) for one sequence, that is {name} of shape (T, C); got {shape}."
+                f"{names.targets} must have shape (S,) for one sequence, that is {names.scores} of shape (T, C); "
+                f"got {shape}."
             )
         return targets[None], Form.ONE
     if len(shape) == 1:
         return targets, Form.END_TO_END
     if len(shape) != 2 or shape[0] != sequences:
         raise ValueError(
-            f"{names.targets} must have shape (N, S) with N = {sequences}, as {name} has, or be one-dimensional, all "
-            f"targets end to end; got {shape}."
+            f"{names.targets} must have shape (N, S) with N = {sequences}, as {names.scores} has, or be "
+            f"one-dimensional, all targets end to end; got {shape}."
         )
     return targets, Form.PADDED
 
 
 def _one(name: str, x: ArrayLike) -> ArrayLike:
-    """The length of one sequence may be a number or an array of one number."""
+    """Return the length of one sequence, which may be a number or an array of one number."""
     shape = np.shape(x)
     if shape not in ((), (1,)):
         raise ValueError(f"{name} must be one number for one sequence; got an array of shape {shape}.")
@@ -145,7 +163,7 @@ def _pad(
     frames: int,
     names: Names,
 ) -> tuple[Any, Any]:
-    """End-to-end targets to padded ones, of a width that is known when tracing.
+    """Return end-to-end targets as padded ones, of a width that is known when tracing, and their lengths.
 
     A target longer than T is infeasible whatever its labels: T + 1 columns tell all there is to know.
     """
@@ -171,7 +189,7 @@ def _pad(
 def _pad_traced(
     targets: Integer[Array, " total"], target_lengths: Integer[Array, " N"], width: int, *, exact: bool
 ) -> tuple[Int[Array, "N width"], Int[Array, " N"]]:
-    """Where the lengths cannot belong to these targets, all of them become -1, which is illegal."""
+    """Return padded targets and their lengths, which become -1, an illegal length, if they cannot be the targets'."""
     total = targets.shape[0]
     lengths = jnp.clip(target_lengths, -1, total + 1).astype(jnp.int32)
     belongs = (lengths >= 0).all() & (lengths.sum(dtype=jnp.int32) == total)
@@ -183,7 +201,7 @@ def _pad_traced(
 
 
 def _device(x: jax.Array | np.ndarray) -> jax.Array:
-    """32 bits hold every legal label and length; what they do not hold must stay illegal."""
+    """Return a JAX array of 32 bits, which hold every legal label and length; what they do not hold stays illegal."""
     if isinstance(x, np.ndarray):
         limits = np.iinfo(np.int32)
         return jnp.asarray(np.clip(x, limits.min, limits.max).astype(np.int32))

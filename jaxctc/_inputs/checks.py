@@ -1,4 +1,4 @@
-"""What is raised, and what is said.
+"""Check arguments, and raise errors that say what is wrong, what is legal and what to do.
 
 Everything that can be known without tracing is checked here: types, ranks and shapes always, values
 where looking at them costs no device synchronisation (numpy arrays, Python numbers, JAX arrays on
@@ -26,15 +26,17 @@ class Form(Enum):
 
 
 class Names(NamedTuple):
-    """What the caller calls the arguments beside the scores."""
+    """What error messages call the arguments: what the caller calls them."""
 
     targets: str = "targets"
     input_lengths: str = "input_lengths"
     target_lengths: str = "target_lengths"
     blank: str = "blank"
+    scores: str = "log_probs"
 
 
-OURS = Names()
+LOG_PROBS = Names()
+LOGITS = Names(scores="logits")
 
 _FLOATS = ("float64", "float32", "bfloat16", "float16")
 
@@ -185,7 +187,7 @@ def length_values(name: str, values: np.ndarray | None, stop: int, limit: str, r
 
 
 def label_values(
-    targets: np.ndarray, target_lengths: np.ndarray, blank: int, classes: int, form: Form, names: Names = OURS
+    targets: np.ndarray, target_lengths: np.ndarray, blank: int, classes: int, form: Form, names: Names = LOG_PROBS
 ) -> None:
     """Every label within its target's length must be a class other than the blank."""
     inside = np.arange(targets.shape[1]) < target_lengths[:, None]
