@@ -7,13 +7,19 @@ DATA ?= ../shared/data/fsdd.npz
 export JAX_PLATFORMS ?= cpu
 export MPLBACKEND ?= Agg
 
-.PHONY: demo distributed spoken test lint bench cuda-aot gpu-check gpu-bench examples-fast clean
+.PHONY: demo distributed spoken test test-all lint bench cuda-aot gpu-check gpu-bench examples-fast clean
 
 demo: $(VENV)/examples.installed  ## train a recogniser of handwritten lines
 	$(BIN)/python examples/handwritten_lines.py
 
-test: $(VENV)/dev.installed  ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+# A process of tests for each of two cores.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test: $(VENV)/dev.installed  ## run every oracle, every transform and every error: in less than three minutes on two cores
+	$(PYTEST) -m "not full"
+
+test-all: $(VENV)/dev.installed  ## run those and the rest: kernels, processes, benchmarks, pictures, others' samples
+	$(PYTEST)
 
 lint: $(VENV)/dev.installed  ## run every check that runs no code
 	$(BIN)/ruff check .

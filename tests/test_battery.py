@@ -129,8 +129,12 @@ def name(entry: Entry) -> str:
 
 
 def parameters(entries):
-    # What one entry compiles serves all its tests, where they run in one process.
-    return [pytest.param(e, id=name(e), marks=pytest.mark.xdist_group(name(e))) for e in entries]
+    def marks(entry):
+        # What one entry compiles serves all its tests, where they run in one process.
+        together = pytest.mark.xdist_group(name(entry))
+        return [together, pytest.mark.full] if entry.kernels else [together]
+
+    return [pytest.param(e, id=name(e), marks=marks(e)) for e in entries]
 
 
 @pytest.fixture(params=parameters(ENTRIES + REFERENCE + INTERPRETED))

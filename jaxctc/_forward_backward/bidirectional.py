@@ -30,9 +30,7 @@ from jaxctc._forward_backward.buffers import (
     row_of,
     write,
 )
-from jaxctc._forward_backward.join import Join as Join
-from jaxctc._forward_backward.join import join_directions as join_directions
-from jaxctc._forward_backward.join import visible
+from jaxctc._forward_backward.join import Join, join_directions, visible
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
 from jaxctc._lattice import indexing
@@ -128,7 +126,7 @@ class Posterior(NamedTuple):
 
 
 class _BackwardPass(NamedTuple):
-    """The posterior as it flows outward through a segment of K = 2 H steps."""
+    """The posterior (occupancy) during the backward pass through a segment of K = 2 H steps."""
 
     label: Float[Array, "N 2 R W"]
     """After each step, in the row that its scores had. What is before step 0 has none: it takes the last, which is
@@ -155,20 +153,22 @@ class _BackwardPass(NamedTuple):
         k: Index,
         name: str,
     ) -> "_BackwardPass":
-        """Each state gives back what step k gave it. The state before is row j of this name, row b of `before`."""
+        """Return the posterior before step k, whose blanks go to row j of this name; the states are in row b of `before`.
+
+        Of each sum the smaller addend's part is multiplied out, and the other is the rest: both keep their digits.
+        """
         columns, half, rows = emissions.skip.shape[2], self.odd.shape[2], self.label.shape[2]
         blank = row_of(self.odd, j) if name == "even" else row_of(self.even, jnp.where(j + 1 == half, 0, j + 1))
         label = row_of(self.label, k)
-        into_blank, prev_blank = before.read("label", b, -1), _left(emissions, before.read("blank", b), k)
-        step = scaled.where(emissions.skip, after.read("blank", a), prev_blank)
-        taken = label * scaled.smaller_fraction(before.read("label", b), step)
+        prev_label, prev_blank = before.read("label", b, -1), _left(emissions, before.read("blank", b), k)
+        entering = equations.entering_label(prev_blank, after.read("blank", a), emissions.skip)
+        taken = label * scaled.smaller_fraction(before.read("label", b), entering)
         of_label = write(self.of_label[name], lax.complex(label, taken), (0, 0, 0))
         self_loop, entered = scaled.divided(lax.real(x := of_label[:, :, :columns]), lax.imag(x))
 
-        # Where the blank may be skipped, what stepped into the label came through it.
-        blank_mass = blank + jnp.where(emissions.skip, entered, 0)
-        taken = blank_mass * scaled.smaller_fraction(prev_blank, into_blank)
-        of_blank = write(self.of_blank, lax.complex(blank_mass, taken), (0, 0, 0))
+        into_blank = equations.back_into_blank(blank, entered, emissions.skip)
+        taken = into_blank * scaled.smaller_fraction(prev_blank, prev_label)
+        of_blank = write(self.of_blank, lax.complex(into_blank, taken), (0, 0, 0))
         kept, _ = scaled.divided(lax.real(x := of_blank[:, :, :columns]), lax.imag(x))
         _, arriving = scaled.divided(lax.real(x := of_blank[:, :, 1 : columns + 1]), lax.imag(x))
 

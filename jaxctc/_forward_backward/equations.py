@@ -10,8 +10,8 @@ variables alpha are :math:`b` for blanks, without the emission of their own fram
     l'(s) &= \big(l(s) + (b'(s) \text{ if label } s \ne \text{label } s - 1 \text{, else }
         b(s)\, e(\text{blank}))\big)\, e(\text{label } s)
 
-The backward pass needs no emissions: given the posterior (occupancy) of the states after a step, each state's is divided
-among the states that it came from, in proportion to their forward variables (the transition posteriors).
+The backward pass needs no emissions: given the posterior (occupancy) of the states after a step, each state's is
+divided among the states that it came from, in proportion to their forward variables (the transition posteriors).
 """
 
 import jax.numpy as jnp

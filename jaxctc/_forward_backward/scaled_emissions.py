@@ -16,8 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxctc._forward_backward import scaled
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._lattice import indexing, lattices
-from jaxctc._lattice.frame_map import FrameMap, halves
-from jaxctc._lattice.frame_map import Index as Index
+from jaxctc._lattice.frame_map import FrameMap, Index, halves
 from jaxctc._lattice.indexing import Fetch
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, has_label
 from jaxctc._mesh import varying_like

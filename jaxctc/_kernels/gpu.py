@@ -24,13 +24,15 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
 from jaxctc._forward_backward import bidirectional, scaled
-from jaxctc._forward_backward.bidirectional import Join, Posterior
+from jaxctc._forward_backward.bidirectional import Posterior
+from jaxctc._forward_backward.join import Join, join_directions
 from jaxctc._forward_backward.scaled import Scaled
-from jaxctc._forward_backward.scaled_emissions import Index, ScaledEmissions
+from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
 from jaxctc._kernels import gpu_passes, warpgroup
 from jaxctc._kernels.gpu_direction import Direction
 from jaxctc._kernels.gpu_layout import Cut, KernelInputs, MemoryOf, kernel_inputs
 from jaxctc._kernels.warpgroup import Ref, Warpgroup
+from jaxctc._lattice.frame_map import Index
 from jaxctc._mesh import divided
 
 PRECISION = lax.DotAlgorithmPreset.BF16_BF16_F32_X6
@@ -105,9 +107,7 @@ def _joined(last: Float[Array, "N 2 2 2 W"], emissions: ScaledEmissions) -> Join
     written = lax.broadcasted_iota(jnp.int32, (1, 1, last.shape[-1]), 2) <= emissions.target_lengths[:, None, None]
     blank, label = (Scaled(last[:, :, k, 0], last[:, :, k, 1]) for k in range(2))
     zero = scaled.zeros(blank.mantissa.shape, last.dtype)
-    return bidirectional.join_directions(
-        scaled.where(written, blank, zero), scaled.where(written, label, zero), emissions
-    )
+    return join_directions(scaled.where(written, blank, zero), scaled.where(written, label, zero), emissions)
 
 
 class _Kernel(NamedTuple):

@@ -15,9 +15,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
-from jaxctc._forward_backward.scaled_emissions import Index, ScaledEmissions
+from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
 from jaxctc._kernels import warpgroup
 from jaxctc._kernels.step import RENORMALIZE_EVERY
+from jaxctc._lattice.frame_map import Index
 from jaxctc._types import LOG_ZERO
 
 SHARED_BYTES = 224 << 10

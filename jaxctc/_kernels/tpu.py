@@ -20,13 +20,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
-from jaxctc._forward_backward import bidirectional
-from jaxctc._forward_backward.bidirectional import Join, Posterior
+from jaxctc._forward_backward.bidirectional import Posterior
+from jaxctc._forward_backward.join import Join, join_directions
 from jaxctc._forward_backward.scaled import Scaled
-from jaxctc._forward_backward.scaled_emissions import Index, ScaledEmissions
+from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
 from jaxctc._kernels import tpu_layout, tpu_passes
 from jaxctc._kernels.step import Occupancy, States
 from jaxctc._kernels.tpu_layout import OCCUPANCY_ARRAYS, STATE_ARRAYS, Cut, Operands, block_specs
+from jaxctc._lattice.frame_map import Index
 
 PRECISION = lax.Precision.HIGHEST
 """The precision of products with a matrix of ones and zeros that select values: all bits of a value count."""
@@ -72,7 +73,7 @@ def posterior(
 def _joined(states: States, emissions: ScaledEmissions) -> Join:
     sequences, _, _, columns = emissions.kept.shape
     blank, label = jax.tree.map(lambda x: x[:, :columns].reshape(sequences, 2, columns), states)
-    return bidirectional.join_directions(blank, label, emissions)
+    return join_directions(blank, label, emissions)
 
 
 def _run_forward(cut: Cut, operands: Operands, *, checkpoints: bool, interpret: bool) -> tuple[States, list[Array]]:

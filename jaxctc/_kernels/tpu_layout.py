@@ -12,7 +12,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
-from jaxctc._forward_backward.scaled_emissions import Index, ScaledEmissions
+from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
+from jaxctc._lattice.frame_map import Index
 
 SUBLANES, LANES = 8, 128
 """The shape of a register."""
