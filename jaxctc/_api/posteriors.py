@@ -184,4 +184,4 @@ def _statistics(request: Request, *arrays: jax.Array) -> Statistics:
     behind = jnp.where(occupied == 0, 0, jnp.maximum(behind, LOG_ZERO))
     ratio = (occupied * behind).sum(axis=0) / jnp.where(frames == 0, 1, frames)
     entropy = jnp.where(jnp.isnan(loss), jnp.nan, posterior_rule.path_entropy(request, problem))
-    return Statistics(-loss, entropy, frames, ratio)
+    return Statistics(0 - loss, entropy, frames, ratio)

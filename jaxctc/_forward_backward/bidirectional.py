@@ -153,7 +153,7 @@ class _BackwardPass(NamedTuple):
         k: Index,
         name: str,
     ) -> "_BackwardPass":
-        """Return the posterior before step k, whose blanks go to row j of this name; the states are in row b of `before`.
+        """Return the posterior before step k; its blanks go to row j of this name, the states are in row b of `before`.
 
         Of each sum the smaller addend's part is multiplied out, and the other is the rest: both keep their digits.
         """

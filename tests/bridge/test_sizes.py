@@ -97,7 +97,16 @@ def test_warmup_compiles_ahead(compilations):
     assert compilations() == 1
 
 
-@pytest.mark.parametrize("options", [{"logits": True}, {"batch_first": True}, {"dtype": torch.float64}, {"blank": 1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"logits": True},
+        {"batch_first": True},
+        {"dtype": torch.float64},
+        {"blank": 1},
+        {"implementation": "reference"},
+    ],
+)
 def test_warmup_compiles_what_it_is_asked_for(compilations, options):
     bridge.warmup([(3, 1, 24, 1)], **options)
     assert compilations() == 1

@@ -1,0 +1,90 @@
+"""The fast implementation gives what the reference gives: value and gradient, on every kind of input."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxctc
+
+T, N, C, S = 24, 6, 5, 4
+TARGETS = np.array([[1, 2, 3, 4], [2, 2, 2, 2], [3, 1, 0, 0], [4, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
+INPUT_LENGTHS, TARGET_LENGTHS = np.array([24, 17, 9, 1, 5, 6]), np.array([4, 4, 2, 1, 0, 4])
+"""Full and padded, repeats, one frame, an empty target, and last one with a frame too few."""
+
+
+def logits():
+    return np.random.default_rng(0).normal(size=(T, N, C)) * 3
+
+
+def masked():
+    """A class is impossible in some frames, and in one frame everything that the third target needs."""
+    scores = np.array(jax.nn.log_softmax(logits()))
+    scores[5:9, :, 2] = -np.inf
+    scores[4, 2, [0, 1, 3]] = -1e30
+    return scores
+
+
+def padded_with_nan():
+    scores = logits()
+    for n, length in enumerate(INPUT_LENGTHS):
+        scores[length:, n] = np.nan
+    return scores
+
+
+def non_finite():
+    """A NaN that one target uses."""
+    scores = np.array(jax.nn.log_softmax(logits()))
+    scores[3, 0, 0] = np.nan
+    return scores
+
+
+@functools.partial(jax.jit, static_argnames=("loss", "implementation"))
+def with_gradient(scores, loss, implementation):
+    def total(scores):
+        values = loss(scores, TARGETS, INPUT_LENGTHS, TARGET_LENGTHS, reduction="none", implementation=implementation)
+        return values.sum(), values
+
+    gradient, values = jax.grad(total, has_aux=True)(scores)
+    return values, gradient
+
+
+STRICT = pytest.mark.xfail(
+    raises=jax.dtypes.TypePromotionError,
+    reason="the reference mixes int32 and int64: remove this mark once its indices have one type",
+)
+
+
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.float64, marks=STRICT), jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("loss", "scores"),
+    [
+        (jaxctc.ctc_loss, lambda: np.asarray(jax.nn.log_softmax(logits()))),
+        (jaxctc.ctc_loss, logits),
+        (jaxctc.ctc_loss, masked),
+        (jaxctc.ctc_loss, padded_with_nan),
+        (jaxctc.ctc_loss, non_finite),
+        (jaxctc.ctc_loss_with_logits, logits),
+        (jaxctc.ctc_loss_with_logits, padded_with_nan),
+    ],
+    ids=["log_probs", "no distribution", "masked", "padding", "NaN", "logits", "padded logits"],
+)
+def test_the_implementations_agree(loss, scores, dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        x = jnp.asarray(scores(), dtype)
+        reference, fast = (with_gradient(x, loss, name) for name in ("reference", "xla"))
+        tolerance = {jnp.float64: 1e-12, jnp.float32: 2e-5, jnp.bfloat16: 1e-2}[dtype]
+        assert jnp.isposinf(fast[0][-1])
+        for expected, found in zip(reference, fast, strict=True):
+            assert found.dtype == expected.dtype
+        (values, gradient), (fast_values, fast_gradient) = (
+            [np.asarray(y.astype(jnp.float64 if dtype == jnp.float64 else jnp.float32)) for y in found]
+            for found in (reference, fast)
+        )
+        np.testing.assert_allclose(fast_values, values, rtol=tolerance, atol=tolerance)
+        rows = ~np.isnan(values)
+        np.testing.assert_allclose(fast_gradient[:, rows], gradient[:, rows], rtol=tolerance, atol=tolerance)
+        for found in (gradient, fast_gradient):
+            assert np.isnan(found[:, ~rows]).any(axis=(0, 2)).all()
