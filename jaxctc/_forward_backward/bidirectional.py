@@ -1,13 +1,14 @@
 """Run the forward-backward recursion from both ends of the input at once, as loops that XLA compiles.
 
 The two directions are the same program over their own emissions (see `frame_map`); `equations` has one step of each
-pass. States are numbers of a mantissa and an exponent each (`scaled`): no logarithm, no exponential but that of the
-score, no digit lost however small the numbers grow. After M steps the directions meet, and the likelihood is known
-(`join`). From there the backward pass divides each state's posterior among the states that it came from.
+pass. Each state is a number of a mantissa and an exponent (`scaled`): this needs no logarithm and no exponential but
+that of the score, and no digit is lost however small the numbers become. After M steps the two directions are joined,
+which gives the likelihood (`join`). From there the backward pass divides each state's posterior among the states that
+it came from.
 
-The states of all steps are not stored: of every segment of steps the first is, and the others are recomputed when the
-backward pass arrives there. The posterior takes the place of the scores, step by step. How states are stored follows
-from what XLA makes of it on a CPU (see `buffers`).
+The states of all steps are not stored: only the state before each segment of steps is, and the others are recomputed
+when the backward pass arrives there. The posterior overwrites the scores, step by step. How states are stored follows
+from how XLA compiles these loops for a CPU (see `buffers`).
 """
 
 from collections.abc import Callable
@@ -38,10 +39,10 @@ from jaxctc._lattice.frame_map import Index
 from jaxctc._lattice.lattices import Lattice
 
 _SMALL = 1 << 20
-"""Bytes of states that are kept rather than walked again."""
+"""Up to this many bytes, the states of all steps are stored, and none is recomputed."""
 
 Scatter: TypeAlias = Callable[..., Float[Array, "N 2 K X"]]
-"""Of (N, 2, K, W) and, where there is a choice, the precision of a product."""
+"""A function of the labels' posterior (N, 2, K, W) and, where there is a choice, of the precision of a product."""
 _Back: TypeAlias = tuple["_Segment", "_BackwardPass", tuple[Array | None, Array, Array | None]]
 
 
@@ -63,7 +64,10 @@ def _step(
     i: Index,
     finish: Callable[[Scaled], Scaled],
 ) -> StateBuffers:
-    """Step i, from row k of the source to row j of the target. In one step a mantissa grows eightfold at most."""
+    """Run step i from row k of `source`, and return `target` with its row j written.
+
+    A mantissa becomes at most eight times as large in one step.
+    """
     prev_blank = _left(emissions, source.read("blank", k), i)
     into_blank = equations.into_blank(prev_blank, source.read("label", k, -1))
     target = target.write("blank", j, finish(into_blank))
@@ -82,19 +86,22 @@ def _two_steps(
     emissions: ScaledEmissions,
     i: Index,
 ) -> tuple[StateBuffers, StateBuffers]:
-    """Steps i and i + 1, by way of row b of a third buffer."""
+    """Run steps i and i + 1; the states between the two go to row b of `between`."""
     between = _step(source, k, between, b, emissions, i, lambda x: x)
     return between, _step(between, b, target, j, emissions, i + 1, scaled.renormalized)
 
 
 class _Segment(NamedTuple):
-    """The states of K steps, and the one before them: rows 0, 2, 4, ... and 1, 3, 5, ..."""
+    """The states before and after each of K steps: rows 0, 2, 4, ... in `even`, and rows 1, 3, 5, ... in `odd`."""
 
     even: StateBuffers
     odd: StateBuffers
 
     def walk_on(self, state: StateBuffers, emissions: ScaledEmissions, first: Index, skipped: Index) -> "_Segment":
-        """On from the state before step `first`, of which so many pairs change nothing and are left out."""
+        """Run the forward pass from the state before step `first`, and store the states.
+
+        The first `skipped` pairs of steps change nothing and are left out.
+        """
 
         def pair(j: Index, segment: _Segment) -> _Segment:
             even, odd = segment
@@ -106,16 +113,16 @@ class _Segment(NamedTuple):
 
 
 class Posterior(NamedTuple):
-    """Given the target, the probability of each label at each step, and of all blanks together."""
+    """The probability, given the target, of each label at each step, and of all blanks together."""
 
     label: Float[Array, "N 2 M W"]
-    """Of each column, in each direction's own order of labels."""
+    """The posterior of the label of each column, in each direction's own order of labels."""
     blank: Float[Array, "N 2 M"]
     blanks: Float[Array, "N 2 M W"] | None = None
-    """Of each blank, if it was asked for."""
+    """The posterior of each blank, if it was asked for."""
 
     def from_step_0(self, join: "Join") -> "Posterior":
-        """Of what has the blanks one step early: what is before step 0 first."""
+        """Return the posterior with the blanks after step i in row i; here row i has the blanks before step i."""
 
         def late(rows: Array, last: Array) -> Array:
             return jnp.concatenate([rows[:, :, 1:], last], axis=2)
@@ -129,18 +136,18 @@ class _BackwardPass(NamedTuple):
     """The posterior (occupancy) during the backward pass through a segment of K = 2 H steps."""
 
     label: Float[Array, "N 2 R W"]
-    """After each step, in the row that its scores had. What is before step 0 has none: it takes the last, which is
-    known before and is put there again in the end.
+    """The labels' posterior after each step, in the row that had the scores of the step. The one before step 0 has no
+    row of its own: it overwrites the last row, which is known already and is written again at the end.
     """
     even: Float[Array, "N 2 H W"]
-    """The blanks', in the even rows of a `_Segment`. Row K is where row 0 will be."""
+    """The blanks' posterior for the even rows of a `_Segment`. Row K is stored where row 0 will be."""
     odd: Float[Array, "N 2 H W"]
     of_label: dict[str, Complex[Array, "N 2 V"]]
-    """Packed: each label's after the step that is undone, and how it is `scaled.divided`. Even and odd steps have
-    buffers of their own: the one before may still be read.
+    """Two numbers packed in one: each label's posterior after the step that is being undone, and the `taken` by which
+    `scaled.divided` divides it. Even and odd steps have separate buffers, since the previous one may still be read.
     """
     of_blank: Complex[Array, "N 2 V"]
-    """The same of what came into each blank, that for the label behind it included."""
+    """The same for all that came into each blank, including what went on to the label after it."""
 
     def backward_step(
         self,
@@ -153,9 +160,11 @@ class _BackwardPass(NamedTuple):
         k: Index,
         name: str,
     ) -> "_BackwardPass":
-        """Return the posterior before step k; its blanks go to row j of this name, the states are in row b of `before`.
+        """Return the posterior before step k, with its blanks written to row j of the buffer called `name`.
 
-        Of each sum the smaller addend's part is multiplied out, and the other is the rest: both keep their digits.
+        The states before step k are in row b of `before`, and those after it in row a of `after`. For each sum of two
+        states, a product gives the part of the smaller one, and a subtraction the part of the larger one: both keep
+        their digits.
         """
         columns, half, rows = emissions.skip.shape[2], self.odd.shape[2], self.label.shape[2]
         blank = row_of(self.odd, j) if name == "even" else row_of(self.even, jnp.where(j + 1 == half, 0, j + 1))
@@ -182,7 +191,7 @@ class _BackwardPass(NamedTuple):
     def backward_steps(
         self, segment: _Segment, emissions: ScaledEmissions, first: Index, skipped: Index
     ) -> "_BackwardPass":
-        """Back to the state before step `first`, but for so many pairs of steps."""
+        """Run the backward pass to the state before step `first`; the first `skipped` pairs of steps are left out."""
         even, odd = segment
         half = self.odd.shape[2]
 
@@ -194,13 +203,13 @@ class _BackwardPass(NamedTuple):
         return lax.fori_loop(0, half - skipped, pair, self)
 
     def blanks(self, *, every_blank: bool) -> tuple[Float[Array, "N 2 K"], Float[Array, "N 2 K W"] | None]:
-        """Of rows 0 to K - 1: of all blanks together and, if it is wanted, of each."""
+        """Return the posterior of all blanks together in rows 0 to K - 1 and, if `every_blank`, that of each blank."""
         sums = interleaved(self.even.sum(axis=3), self.odd.sum(axis=3))
         return sums, interleaved(self.even, self.odd) if every_blank else None
 
     @classmethod
     def begun(cls, join: "Join", size: int, label: Float[Array, "N 2 R W"]) -> "_BackwardPass":
-        """With what is after the last step; `label` has it already."""
+        """Return a backward pass that holds the posterior after the last step; `label` has that of the labels already."""
         columns = join.blank.shape[2]
         blanks, margin = empty(join.blank, size // 2, columns), empty(join.blank, columns + MARGIN)
         even = write(blanks, join.blank[:, :, None], (0, 0, 0, 0))
@@ -209,7 +218,10 @@ class _BackwardPass(NamedTuple):
 
 
 def segment_size(frames: int, lattice: Lattice, dtype: jnp.dtype) -> int:
-    """Steps whose states are kept at once: all where that takes little memory, about the square root elsewhere."""
+    """Return the number of steps whose states are stored at once.
+
+    These are all steps where that takes little memory, and elsewhere about the square root of their number.
+    """
     sequences, columns = lattice.labels.shape
     steps = even(frames)
     row = 4 * sequences * (columns + MARGIN) * dtype.itemsize * 2
@@ -219,17 +231,18 @@ def segment_size(frames: int, lattice: Lattice, dtype: jnp.dtype) -> int:
 
 
 def even(frames: int, size: int = 2) -> int:
-    """Steps enough for so many frames, in whole segments; a segment is of an even number of steps."""
+    """Return the number of steps needed for so many frames, in whole segments of `size` steps; `size` is even."""
     return max(-(-frames // (2 * size)), 1) * size
 
 
 def likelihood(
     emissions: ScaledEmissions, start: Index = 0, size: int | None = None, begin: StateBuffers | None = None
 ) -> Scaled:
-    """The likelihood of each target, (N,), but for the walk's offset. No step before `start` reads a live frame.
+    """Return the likelihood of each target, (N,), from emissions that are relative to each frame's best score.
 
-    Scores that are not kept are read in segments of `size` steps. The steps are even in number, of a segment too.
-    `begin` is the state before the first of them, if that is not the first frame's.
+    No step before `start` reads a frame within its sequence's length. Scores that are not stored are computed in
+    segments of `size` steps. The number of steps is even, and so is `size`. `begin` is the state before the first step
+    that is run, if that is not the state before the first frame.
     """
     return _joined(
         _advanced(emissions, initial_states(emissions, 1) if begin is None else begin, start, size), emissions
@@ -237,13 +250,13 @@ def likelihood(
 
 
 def states_after(emissions: ScaledEmissions, begin: StateBuffers, start: Index, size: int) -> StateBuffers:
-    """What a walk over the frames that come next begins with."""
+    """Return the states with which the recursion over the frames that come next begins."""
     end = _advanced(emissions, begin, start, size)
     return end.write("blank", 0, _left(emissions, end.read("blank", 0), emissions.steps))
 
 
 def _advanced(emissions: ScaledEmissions, begin: StateBuffers, start: Index, size: int | None) -> StateBuffers:
-    """The states after the last step."""
+    """Return the states after the last step."""
     size = emissions.steps if emissions.scores is not None or size is None else size
 
     def segment(s: Index, states: tuple[StateBuffers, StateBuffers]) -> tuple[StateBuffers, StateBuffers]:
@@ -267,9 +280,9 @@ def _joined(end: StateBuffers, emissions: ScaledEmissions) -> Join:
 
 
 def _skipped(start: Index, first: Index) -> Index:
-    """Pairs of steps from `first` on that come before `start`.
+    """Return the number of pairs of steps from `first` on that come before `start`.
 
-    A Python number where it can be: a loop whose bounds are known is one that `vmap` handles well.
+    It is a Python number where that is possible, since `vmap` handles loops with known bounds well.
     """
     pairs = (start - first) // 2
     return max(0, pairs) if isinstance(pairs, int) else jnp.maximum(0, pairs)
@@ -284,11 +297,11 @@ def posterior(
     every_blank: bool = False,
     scatter: Scatter = lambda label: label,
 ) -> tuple[Scaled, Posterior]:
-    """The likelihoods, and the posterior, which is unspecified before `start`.
+    """Return the likelihoods, and the posterior, which is unspecified before step `start`.
 
-    `size` is the number of steps in a segment, an even one that divides that of all; its choice changes no result.
-    `begin` is the state before the first step that is taken, if that is not the first frame's. `scatter` is what is
-    wanted of the labels' posterior, if that is not all of it.
+    `size` is the number of steps in a segment; it is even and divides the number of all steps, and its choice changes
+    no result. `begin` is the state before the first step that is run, if that is not the state before the first frame.
+    `scatter` computes what the caller wants from the labels' posterior, if that is not the posterior itself.
     """
     begin, half = initial_states(emissions, 1) if begin is None else begin, size // 2
     segment = _Segment(initial_states(emissions, half + 1), initial_states(emissions, half))
@@ -309,7 +322,7 @@ def posterior(
 
 
 def _forward_pass(emissions: ScaledEmissions, begin: StateBuffers, start: Index, size: int) -> StateBuffers:
-    """The state before each segment, and after the last."""
+    """Run the forward pass, and return the states before each segment and after the last one."""
 
     def blank_mass(s: Index, states: tuple[StateBuffers, StateBuffers]) -> tuple[StateBuffers, StateBuffers]:
         at, first = emissions.segment(s * size, size)
@@ -317,7 +330,7 @@ def _forward_pass(emissions: ScaledEmissions, begin: StateBuffers, start: Index,
 
         def pair(j: Index, states: tuple[StateBuffers, StateBuffers]) -> tuple[StateBuffers, StateBuffers]:
             kept, odd = states
-            # What the segment has come to is where it will be kept.
+            # Each pair of steps writes to row s + 1, where the state after the segment will be stored.
             odd, kept = _two_steps(kept, jnp.where(j == skipped, s, s + 1), odd, 0, kept, s + 1, at, first + 2 * j)
             return kept, odd
 
@@ -339,14 +352,14 @@ def _backward_pass(
     *,
     every_blank: bool,
 ) -> Posterior:
-    """One row of blanks early."""
+    """Run the backward pass, and return the posterior; its row i has the blanks before step i."""
     count, half = emissions.steps // size, size // 2
     remade = emissions.scores is None
 
     def recomputed(
         segment: _Segment, state: StateBuffers, at: ScaledEmissions, first: Index, skipped: Index
     ) -> _Segment:
-        # All scores in a loop that reads them, and then in one that writes, are in two layouts on a TPU, and copied.
+        # If one loop reads all scores and the next one writes them, a TPU uses two layouts and copies the scores.
         return indexing.on_tpu(
             lambda: segment.walk_on(state, at.cut(first, size), 0, skipped),
             lambda: segment.walk_on(state, at, first, skipped),
@@ -357,14 +370,14 @@ def _backward_pass(
         s = count - 1 - n
         skipped = _skipped(start, s * size)
         if remade:
-            # With a row before the first, for what is before the first step.
+            # The additional row before the first one is for the posterior before the first step.
             base = jnp.maximum(s * size - 1, 0)
             at, first = emissions.segment(base, size + 1)
             first += s * size - base
         else:
             at, first = emissions._replace(scores=backward.label), s * size
         segment = recomputed(segment, kept.row(s), at, first, skipped)
-        # The last score has given way to the posterior; the state after it was kept.
+        # The posterior may have overwritten the last step's scores; the state after that step was stored.
         segment = segment._replace(even=segment.even.put(half, kept.row(s + 1)))
         if remade:
             backward = backward._replace(label=write(at.kept, backward.label, (0, 0, first + size - 1, 0)))
@@ -377,7 +390,7 @@ def _backward_pass(
         new = label, *backward.blanks(every_blank=every_blank)
         return segment, backward, jax.tree.map(lambda x, y: put(x, y, (0, 0, s * size, 0)[: x.ndim]), rows, new)
 
-    # The posterior takes the scores' place, if they have one.
+    # The posterior overwrites the scores, if these are stored.
     last = join.label[:, :, None]
     backward = _BackwardPass.begun(join, size, last if remade else _with_last(emissions.kept, join))
     label = empty(last, emissions.steps, jax.eval_shape(scatter, last).shape[3]) if remade else None
@@ -388,5 +401,5 @@ def _backward_pass(
 
 
 def _with_last(label: Float[Array, "N 2 R W"], join: Join) -> Float[Array, "N 2 R W"]:
-    """The posterior after the last step, put where its scores were, once more in the end."""
+    """Return `label` with the posterior after the last step in its last row, which had the scores of that step."""
     return write(label, join.label[:, :, None], (0, 0, label.shape[2] - 1, 0))

@@ -1,10 +1,9 @@
 """Keep the states of the recursion in buffers that XLA updates in place on a CPU.
 
-Each step updates its buffers in place, those of even and of odd steps in buffers of their own: one that is read and
-written in the same step would be copied as a whole, and a result with no buffer of its own to go to would be handed to
-several threads, which takes longer than computing it. A few columns of zeros before the first serve as its left
-neighbour. A state is a complex number, its mantissa and its exponent, so that what is computed once for both is not
-computed twice.
+Each step updates its buffers in place. Even and odd steps have separate buffers: XLA would copy a buffer that is read
+and written in the same step, and it would give a result that has no buffer to several threads, which takes longer than
+computing it. A few columns of zeros before the first column serve as its left neighbour. A state is a complex number
+that holds a mantissa and an exponent, so that XLA does not compute twice what both have in common.
 """
 
 from typing import NamedTuple
@@ -21,11 +20,11 @@ from jaxctc._lattice.frame_map import Index
 from jaxctc._mesh import varying_like
 
 MARGIN = 8
-"""Columns of zeros before the first; a vector's worth keeps the rest aligned."""
+"""Columns of zeros before the first one; as many as a vector register holds, so that the other columns stay aligned."""
 
 
 class StateBuffers(NamedTuple):
-    """Packed states after each of K steps, margins included. The blank's are before their emission."""
+    """The packed states after each of K steps, margins included; blanks do not have their own frame's emission yet."""
 
     blank: Complex[Array, "K N 2 V"]
     label: Complex[Array, "K N 2 V"]
@@ -47,7 +46,7 @@ class StateBuffers(NamedTuple):
 
 
 def initial_states(emissions: ScaledEmissions, count: int) -> StateBuffers:
-    """Rows that all hold the state before the first frame: in blank 0."""
+    """Return rows that all hold the state before the first frame, in which every path is in blank 0."""
     sequences, directions, columns = emissions.skip.shape
     shape = (count, sequences, directions, MARGIN + columns)
     zero = varying_like(emissions.blank, scaled.zeros(shape, emissions.blank.mantissa.dtype))
@@ -60,7 +59,7 @@ def row_of(x: Float[Array, "N 2 M W"], i: Index) -> Float[Array, "N 2 W"]:
 
 
 def write(buffer: Array, value: Array, where: tuple[Index, ...]) -> Array:
-    """In place. The barrier keeps XLA from computing the value again for each of its readers."""
+    """Write the value in place. The barrier keeps XLA from computing the value again for each of its readers."""
     return lax.optimization_barrier(put(buffer, value, where))
 
 
@@ -73,7 +72,7 @@ def read(buffer: Array, where: tuple[Index, ...], size: tuple[int, ...]) -> Arra
 
 
 def _place(where: tuple[Index, ...]) -> tuple[np.int32 | Array, ...]:
-    """Of one type, whatever the loops have made of each."""
+    """Return the indices in one type, whatever type the loops have given to each."""
     return tuple(np.int32(i) if isinstance(i, int) else lax.convert_element_type(i, jnp.int32) for i in where)
 
 

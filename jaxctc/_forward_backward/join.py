@@ -1,4 +1,4 @@
-"""Join the two directions where they meet: the likelihood, and the posterior of the states on both sides."""
+"""Join the two directions: compute the likelihood, and the posterior of the states on both sides of the join."""
 
 from typing import Any, NamedTuple
 
@@ -18,19 +18,19 @@ def visible(probability: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 class Join(NamedTuple):
-    """What is known when both directions have met."""
+    """The likelihood and the posterior that follow from joining the two directions."""
 
     likelihood: Scaled
-    """Of each sequence, (N,)."""
+    """The likelihood of each sequence, (N,)."""
     blank: Float[Array, "N 2 W"]
     label: Float[Array, "N 2 W"]
     """The posterior after the last step of each direction, in its own order of labels."""
 
 
 def join_directions(blank: Scaled, label: Scaled, emissions: ScaledEmissions) -> Join:
-    """Joins the last forward state, by one more step without an emission, with the last backward state.
+    """Join the last states of the forward direction, after one more step without an emission, with the backward ones.
 
-    The states are those after the last step, (N, 2, W), the blanks' before their emission.
+    The states are those after the last step, (N, 2, W); blanks do not have their own frame's emission yet.
     """
     columns = emissions.skip.shape[2]
     length = emissions.target_lengths[:, None]
@@ -40,7 +40,7 @@ def join_directions(blank: Scaled, label: Scaled, emissions: ScaledEmissions) ->
         return Scaled(*(x[:, d] for x in a))
 
     def turned(a: Any, last: Array) -> Any:
-        """One array, or two."""
+        """Return the columns of one array, or of each of two, in reverse order, from column `last` to column 0."""
         there = jnp.maximum(last - column, 0)
         return indexing.on_tpu(
             lambda: jax.tree.map(lambda x: products.picked(x, last - column), a),

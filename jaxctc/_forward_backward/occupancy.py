@@ -1,8 +1,8 @@
-"""From the posterior of the lattice's labels to the posterior of the classes.
+"""Compute the posterior of the classes from the posterior of the lattice's labels.
 
-Several columns may hold one class. A matrix product adds those up, so that no addition is atomic and the
-result is the same from run to run on every backend; then each class takes what one column holds: a
-gather, which fuses with whatever is made of it, or on a TPU another product (see `indexing`).
+Several columns may hold the same class. A matrix product adds them up (the class scatter), so that no addition is
+atomic and every run gives the same result on every backend. Then each class reads its sum: by a gather, which XLA fuses
+with the code that uses it, or on a TPU by another product (see `indexing`).
 """
 
 import functools
@@ -23,12 +23,14 @@ _MOST = 0.75
 
 
 class ClassScatter(NamedTuple):
-    """Where the posterior of each column goes, and where each class finds its own. Axes: K places."""
+    """Which of K bins the posterior of each column is added to, and which bin each class reads."""
 
     scatter: Float[Array, "N 2 W K"]
-    """1 where a column is to be added to a place."""
+    """1 where a column is added to a bin, else 0."""
     of_class: Int[Array, "N C"]
+    """The bin of each class."""
     class_of: Int[Array, "N K"]
+    """The class of each bin."""
 
     def to_classes(
         self, label: Float[Array, "N 2 M W"], precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST
@@ -42,7 +44,7 @@ def class_scatter(lattice: Lattice, classes: int, dtype: jnp.dtype) -> ClassScat
     if classes <= 2 * columns:
         of_class = jnp.broadcast_to(row_of_indices(classes), (sequences, classes))
         return ClassScatter(_scatter_matrix(lattice, lattice.labels, classes).astype(dtype), of_class, of_class)
-    # Only as many places as there are columns.
+    # There are only as many bins as columns: each class has the first column that holds it.
     first_column = _first(lattice)
     return ClassScatter(
         _scatter_matrix(lattice, first_column, columns).astype(dtype),
@@ -54,9 +56,9 @@ def class_scatter(lattice: Lattice, classes: int, dtype: jnp.dtype) -> ClassScat
 def class_posterior(
     posterior: Posterior, class_scatter: ClassScatter, lattice: Lattice, frames: int, request: Request
 ) -> Float[Array, "A B C"]:
-    """The probability of each class at each frame, given the target; unspecified beyond a sequence's length.
+    """Return the probability of each class at each frame, given the target; unspecified beyond a sequence's length.
 
-    Of the posterior with its labels folded.
+    The labels of `posterior` have been added up by `ClassScatter.to_classes`.
     """
     sequences, classes = class_scatter.of_class.shape
     if sequences == 0:
@@ -66,7 +68,7 @@ def class_posterior(
     def multiplied() -> Array:
         label = indexing.by_frame(posterior.label, lattice, frames)
         if label.shape[2] < classes:
-            # No column holds anything but its class's home.
+            # Of all columns that hold a class, only the first has a value, and the others have 0.
             label = products.product("ntw,nwc->ntc", label, products.one_hot(lattice.labels, classes))
         found = jnp.where(is_blank, indexing.by_frame(posterior.blank, lattice, frames)[:, :, None], label)
         return found if request.batch_first else jnp.swapaxes(found, 0, 1)
@@ -88,18 +90,18 @@ class Dominant(NamedTuple):
     """The class of each frame whose posterior is more than `_MOST`."""
 
     label: Float[Array, "A B"]
-    """Which it is; -1 where there is none."""
+    """The class; -1 where there is none."""
     others: Float[Array, "A B"]
-    """The probability of all others together: what is missing from one, to more digits than one less that has."""
+    """The probability of all other classes together, with more digits than one minus that of `label` has."""
 
 
 def dominant(
     posterior: Posterior, class_scatter: ClassScatter, lattice: Lattice, frames: int, request: Request
 ) -> Dominant:
-    """Of the posterior with its labels folded."""
+    """Return the dominant class of each frame, from a posterior whose labels `ClassScatter.to_classes` has added up."""
 
     def exceeds(x: Float[Array, "..."]) -> Float[Array, "..."]:
-        # 0 or 1 without a comparison: a CPU adds and multiplies eight numbers at a time where it selects one.
+        # This gives 0 or 1 without a comparison: a CPU adds and multiplies eight numbers at a time, but selects one.
         return jnp.clip((x - _MOST) * float(2.0**100), 0, 1)
 
     def sums(x: Float[Array, "..."], label: Array) -> tuple[Array, Array]:
@@ -114,7 +116,7 @@ def dominant(
 
 
 def _scatter_matrix(lattice: Lattice, first_column: Int[Array, "N W"], class_scatter: int) -> Bool[Array, "N 2 W K"]:
-    """Which column is to be added to which place."""
+    """Return which column is added to which bin."""
     exists = has_label(lattice)[:, :, None]
 
     def compared() -> Array:
@@ -128,14 +130,14 @@ def _scatter_matrix(lattice: Lattice, first_column: Int[Array, "N W"], class_sca
 
 
 def _first(lattice: Lattice) -> Int[Array, "N W"]:
-    """The first column that holds the same label."""
+    """Return, for each column, the first column that holds the same label."""
     same = lattice.labels[:, :, None] == lattice.labels[:, None, :]
     return jnp.argmax(same, axis=2).astype(jnp.int32)
 
 
 def _places(lattice: Lattice, first_column: Int[Array, "N W"], classes: int) -> Int[Array, "N C"]:
-    """The home of each class; the last column, which no target reaches, for those that do not occur."""
+    """Return the bin of each class; for classes that do not occur it is the last column, which no target reaches."""
     nowhere = jnp.full(classes, first_column.shape[1] - 1, jnp.int32)
     aim = jnp.where(has_label(lattice), lattice.labels, classes)
-    # Mapped, for a scatter that names its sequences would not stay on the devices that hold them.
+    # Under `vmap`: a scatter with indices of sequences would not stay on the devices that hold the sequences.
     return jax.vmap(lambda aim, first_column: nowhere.at[aim].set(first_column, mode="drop"))(aim, first_column)

@@ -1,4 +1,4 @@
-"""Everything about a batch but its likelihoods, and its losses once they are known."""
+"""Prepare all that a batch needs before its likelihoods are known, and compute its losses from them."""
 
 from typing import NamedTuple
 
@@ -17,26 +17,28 @@ from jaxctc._types import LOG_ZERO, Request
 
 
 class Normaliser(NamedTuple):
-    """Each frame's log-sum-exp, in two parts: added up they would lose digits wherever the peak is large."""
+    """The log-sum-exp of each frame in two parts: their sum would lose digits where the peak is large."""
 
     peak: Float[Array, "A B"]
     """The largest logit; 0 where all are -inf."""
     excess: Float[Array, "A B"]
     """How far the log-sum-exp is above it."""
     best: Float[Array, "A B"]
-    """The best class of the target and the blank."""
+    """The best class among the labels of the target and the blank."""
     others: Float[Array, "A B"]
-    """The probability of all classes but that one, to as many digits."""
+    """The probability of all classes but `best` together, with all its digits."""
 
 
 def _normaliser(logits: Float[Array, "A B C"], best: Float[Array, "A B"], score: Float[Array, "A B"]) -> Normaliser:
-    """`best` is some class of each frame, and `score` its logit: the sum of all others' exponentials is exact to the
-    last digit, however small, where this one's is 1. Whatever they are, the log-sum-exp is right.
+    """Return the normalizer of each frame, where `best` is some class of the frame and `score` is its logit.
+
+    The log-sum-exp is right whatever `best` is. Where `best` has the largest logit, its exponential is 1, and the sum
+    of all others' exponentials keeps all its digits, however small it is.
     """
     peak = logits.max(axis=2).astype(score.dtype)
-    # What has no class is computed once for all of them: XLA on a CPU would do it again for each.
+    # The barrier has XLA compute once what all classes have in common: on a CPU it would do so for each class.
     peak, best = lax.optimization_barrier((jnp.where(jnp.isneginf(peak), 0, peak), best))
-    # No comparison: a CPU adds and multiplies eight numbers at a time where it selects one.
+    # This avoids a comparison: a CPU adds and multiplies eight numbers at a time, but selects one.
     distance = jnp.arange(logits.shape[2], dtype=score.dtype)[None, None] - best[:, :, None]
     is_other = jnp.minimum(distance * distance, 1)
     others = (jnp.exp(logits.astype(score.dtype) - peak[:, :, None]) * is_other).sum(axis=2)
@@ -45,29 +47,29 @@ def _normaliser(logits: Float[Array, "A B C"], best: Float[Array, "A B"], score:
 
 
 class PreparedBatch(NamedTuple):
-    """Everything about a batch but its likelihoods."""
+    """All that a batch needs before its likelihoods are known."""
 
     lattice: Lattice
-    """Its lengths are those of what is walked."""
+    """Its input lengths are those of the frames that the recursion runs over."""
     emissions: ScaledEmissions
     normaliser: Normaliser | None
-    """Of logits."""
+    """The normalizer of logits; None for log probabilities."""
     removed_nats: tuple[Float[Array, " N"], Float[Array, " N"]]
-    """Nats that all paths of a sequence have lost, as `scaled_emissions.in_parts` has them."""
+    """Nats taken out of the score of every path of a sequence, in the two parts of `scaled_emissions.in_parts`."""
     frame_mask: Bool[Array, "A B"]
     """The frames within each sequence's length."""
     invalid: Bool[Array, " N"]
-    """The loss is NaN: illegal lengths or labels, or a NaN or +inf score that counts."""
+    """Sequences whose loss is NaN: they have illegal lengths or labels, or a NaN or +inf score that counts."""
     infeasible: Bool[Array, " N"]
-    """The loss is +inf, known before any recursion."""
+    """Sequences whose loss is known to be +inf before any recursion."""
     start: Index
-    """The first of the steps that reads a live frame."""
+    """The first step that reads a frame within its sequence's length."""
     begin: StateBuffers | None = None
-    """The states before it, if they are not those before the first frame."""
+    """The states before step `start`, if they are not those before the first frame."""
 
 
 def _start(steps: int, scores: Float[Array, "A B C"], longest: Int[Array, ""] | None, request: Request) -> Index:
-    """The first of the steps that reads a live frame, if no sequence is longer than `longest`."""
+    """Return the first step that reads a frame within its sequence's length; no length is above `longest`."""
     if longest is None:
         return steps - -(-frames_of(scores, request) // 2)
     return jnp.clip(steps - (longest + 1) // 2, 0, steps)
@@ -83,9 +85,10 @@ def prepare(
     first: Index | None = None,
     keep: bool = True,
 ) -> PreparedBatch:
-    """In segments of `size` steps, whose scores are kept or not, if no sequence is longer than `longest`.
+    """Return the prepared batch, in segments of `size` steps; `keep` says whether their scores are stored.
 
-    Or of scores that hold the frames from `first` on of longer sequences: all of them are walked.
+    No sequence is longer than `longest`, if that is given. If `first` is given, the scores hold the frames from `first`
+    on of longer sequences, and the recursion runs over all frames that they hold.
     """
     frames = frames_of(scores, request)
     steps = bidirectional.even(frames, size)
@@ -98,7 +101,7 @@ def prepare(
         lengths = lengths - first
         frame_map = build_frame_map(lattice, frames, steps).until(lengths)
     frame_mask = frames_first(lattices.frame_mask(lengths, frames), request)
-    # Where steps are not taken by XLA, a loop that makes their scores would be all there is of loops.
+    # Where a kernel runs the steps, a loop over blocks of scores would be the only loop: there are no blocks.
     block = size if request.layout.platform is None else None
     emissions = scaled_emissions.build(scores, lattice, request, frame_map, block, start, keep=keep)
     normaliser, non_finite, removed_nats = None, emissions.non_finite, scaled_emissions.peaks(emissions)
