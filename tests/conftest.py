@@ -1,8 +1,10 @@
 """Shapes checked, promotions strict: what a user may switch on must not break the library."""
 
+import collections
 import contextlib
 import gc
 import importlib.util
+import itertools
 import os
 from pathlib import Path
 
@@ -41,20 +43,41 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # What JAX traces stays, and looking through it for garbage, again and again, takes a twentieth of the time.
 gc.set_threshold(100_000, 50, 100)
 
-# What `make test` leaves to `make test-all`: whole files, or those of their tests that are named.
-KERNELS = "kernels, which are interpreted on a CPU or compiled ahead of time for a machine that is not here"
-PROCESSES = "starts processes of its own, each of which imports and compiles everything again"
-LIBRARIES = "other libraries' compilers and samples"
+# What `make test` leaves to `make test-all`, and why: whole files, or those of their tests that are named.
 FULL = {
-    "test_tpu_kernel.py": KERNELS,
-    "test_gpu_kernel.py": KERNELS,
-    "test_products.py": KERNELS,
-    "test_distributed.py": PROCESSES,
-    "bridge/test_machinery.py::test_distributed_data_parallel": PROCESSES,
-    "bridge/test_processes.py::test_a_forked_data_loader_does_not_hang_and_a_loss_inside_says_what_to_do": PROCESSES,
-    "bridge/test_processes.py::test_memory_and_file_handles_stay_what_they_are": PROCESSES,
-    "bridge/test_torch_samples.py": LIBRARIES,
-    "test_benchmarks.py": "the benchmarks' own tests",
+    "kernels, interpreted on a CPU, or lowered and compiled for a machine that need not be there": [
+        "test_tpu_kernel.py",
+        "test_gpu_kernel.py",
+        "test_products.py",
+        "test_implementation.py::test_a_kernel_runs_where_it_is_asked_for",
+        "test_implementation.py::test_a_kernel_for_gpus_reads_the_scores_where_they_are",
+        "test_implementation.py::test_a_gpu_gathers_again_what_it_would_have_to_keep",
+        "test_implementation.py::test_columns_of_one_label_are_added_up_by_tensor_cores_to_the_last_digit",
+        "test_implementation.py::test_the_loops_run_everywhere_else",
+        "test_implementation.py::test_a_kernel_runs_within_shard_map",
+        "test_implementation.py::test_a_proven_kernel_runs_unasked_where_it_can",
+        "test_implementation.py::test_a_default_is_program_for_program_what_its_name_gives",
+        "test_implementation.py::test_one_program_for_several_platforms",
+        "test_implementation.py::test_the_second_derivative_is_that_of_the_recursion",
+        "test_implementation.py::test_losses_that_come_of_the_loss_take_its_kernels",
+        "test_implementation.py::test_posteriors_take_what_kernels_leave",
+    ],
+    "processes of their own, each of which imports and compiles everything again": [
+        "test_distributed.py",
+        "bridge/test_machinery.py::test_distributed_data_parallel",
+        "bridge/test_processes.py::test_a_forked_data_loader_does_not_hang_and_a_loss_inside_says_what_to_do",
+        "bridge/test_processes.py::test_memory_and_file_handles_stay_what_they_are",
+    ],
+    "other libraries' samples and compilers": [
+        "bridge/test_torch_samples.py",
+        "bridge/test_half_precision.py::test_the_same_when_traced",
+    ],
+    "what the pages and docstrings say, run as a reader would": [
+        "bridge/test_readme.py",
+        "test_package.py::test_examples_in_docstrings",
+        "test_sharding.py::test_the_page_s_examples",
+    ],
+    "the benchmarks' own tests, and their pictures": ["test_benchmarks.py"],
 }
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -76,19 +99,17 @@ def shared_data() -> Path:
 
 
 def pytest_collection_modifyitems(items):
-    """Marks as `full` what is in the table, and refuses a name in it that no test has any more."""
+    """Marks as `full` what is in the table, which may name nothing that is not there."""
     here = Path(__file__).parent
-    tests: dict[str, list[str]] = {}
-    for name in FULL:
+    tests = collections.defaultdict(set)
+    for name in itertools.chain.from_iterable(FULL.values()):
         file, _, test = name.partition("::")
-        tests.setdefault(file, []).append(test)
-    for file in tests:
+        tests[file].add(test)
         if not (here / file).exists():
-            raise pytest.UsageError(f"FULL in tests/conftest.py names {file}, which does not exist")
+            raise pytest.UsageError(f"{__file__} names {file}, which does not exist")
     for item in items:
         file = item.path.relative_to(here).as_posix()
-        for test in tests.get(file, ()):
-            if test and not hasattr(item.module, test):
-                raise pytest.UsageError(f"FULL in tests/conftest.py names {file}::{test}, which does not exist")
-            if test in ("", item.originalname):
-                item.add_marker(pytest.mark.full)
+        if missing := [test for test in tests[file] if test and not hasattr(item.module, test)]:
+            raise pytest.UsageError(f"{__file__} names tests that {file} does not have: {missing}")
+        if tests[file] & {"", item.originalname}:
+            item.add_marker(pytest.mark.full)

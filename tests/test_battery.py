@@ -132,7 +132,7 @@ def parameters(entries):
     def marks(entry):
         # What one entry compiles serves all its tests, where they run in one process.
         together = pytest.mark.xdist_group(name(entry))
-        return [together, pytest.mark.full] if entry.kernels else [together]
+        return [together, pytest.mark.full] if entry.implementation in ("tpu", "gpu") else [together]
 
     return [pytest.param(e, id=name(e), marks=marks(e)) for e in entries]
 

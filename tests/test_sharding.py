@@ -22,7 +22,10 @@ WIDTH = 8
 """Columns of the lattice: S + 2, in whole vectors."""
 FUNCTIONS = [jaxctc.ctc_loss, jaxctc.ctc_loss_with_logits]
 every_function = pytest.mark.parametrize("function", FUNCTIONS)
-every_type = pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=lambda t: t.name)
+# One of the two is enough for `make test`; tests/test_frames.py has explicit axes there as well.
+every_type = pytest.mark.parametrize(
+    "axis_type", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.full)], ids=lambda t: t.name
+)
 
 
 def drawn():
