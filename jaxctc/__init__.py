@@ -1,20 +1,27 @@
 r"""Connectionist temporal classification for JAX.
 
-A target of L labels is spelled by every path, one class a frame, that gives it once repeats are merged
-and blanks removed. The paths run through 2 L + 1 states, blank s and label s in turn. With
-:math:`b_t(s)` and :math:`l_t(s)` the log probability of all beginnings of paths that end in them at
-frame t, and :math:`\oplus` the logaddexp,
+A path has one class for each frame. It spells a target of L labels if merging its repeats and then removing its blanks
+gives the target. Such paths run through 2 L + 1 states, blank and label in turn, numbered from 0 (the first blank) to
+2 L (the last blank). The emission of a state is the log probability of its class in a frame. The forward variable
+:math:`\alpha_t(s)` is the log probability of all beginnings of paths that are in state s at frame t:
 
 .. math::
 
-    u_t(s) &= b_{t-1}(s) \oplus l_{t-1}(s - 1) \\
-    w_t(s) &= u_t(s) \text{ if label } s \ne \text{label } s - 1 \text{, else } b_{t-1}(s) \\
-    b_t(s) &= u_t(s) + \log p_t(\text{blank}) \\
-    l_t(s) &= (l_{t-1}(s) \oplus w_t(s)) + \log p_t(\text{label } s)
+    \alpha_t(s) = \log p_t(\text{class of } s) + \begin{cases}
+        \alpha_{t-1}(s) \oplus \alpha_{t-1}(s-1) \oplus \alpha_{t-1}(s-2) & \text{if the blank may be skipped} \\
+        \alpha_{t-1}(s) \oplus \alpha_{t-1}(s-1) & \text{else}
+    \end{cases}
 
-and the loss is :math:`-(b_T(L) \oplus l_T(L - 1))`. Here the recursion starts from both ends of the
-input at once, in numbers of a mantissa and an exponent each, and what it learns where the two meet flows
-back outward as probabilities, which is the gradient.
+where :math:`\oplus` adds probabilities that are stored as logarithms. The blank between two labels may be skipped if
+they differ. The loss is :math:`-\log Z = -(\alpha_T(2 L) \oplus \alpha_T(2 L - 1))`.
+
+The backward variable :math:`\beta_t(s)` is the log probability of all ends of paths, after frame t, that are in state s
+at frame t. The sum of :math:`\exp(\alpha_t(s) + \beta_t(s) - \log Z)` over the states of one class is the posterior of
+that class at frame t, and minus the derivative of the loss with respect to the class's log probability.
+
+Here alpha runs from the first frame and beta from the last frame at the same time, as numbers of a mantissa and an
+exponent each. The two are joined in the middle of the input, which gives the likelihood. From there a backward pass in
+each direction computes the posterior, and so the gradient.
 """
 
 from jaxctc import compat as compat

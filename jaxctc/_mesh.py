@@ -1,9 +1,9 @@
-"""What meshes ask for whose axes are not left to XLA alone.
+"""Support meshes whose axes are explicit or manual, which XLA alone does not handle.
 
-Where axes are explicit (`jax.sharding.AxisType.Explicit`) every operation has to say how its result is laid out. The
-lattice leaves that to XLA's partitioner, which finds what is best by itself, as it does where axes are automatic; only
-the results' layout is said: that of the scores. Within `jax.shard_map`, where axes are manual, what a loop starts from
-must be said to vary from device to device, as what it becomes does.
+Where axes are explicit (`jax.sharding.AxisType.Explicit`), every operation has to state the sharding of its result.
+This package leaves that to XLA's partitioner, as where axes are automatic, and states the sharding of its final results
+alone, which is that of the scores. Within `jax.shard_map`, where axes are manual, the initial values of a loop must be
+declared to vary from device to device, because its results do.
 """
 
 import functools
@@ -20,9 +20,10 @@ from jaxctc._types import Request
 
 
 def sharded_like_scores(results: Callable[[P, P], Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorates a function of options, scores and more; `results` makes the results' specs.
+    """Return a decorator for a function of a request, scores and more, whose results are sharded like the scores.
 
-    Of two: that of a vector with one element a sequence, and that of the scores.
+    `results` makes the partition specs of the results from two others: that of a vector with one element for each
+    sequence, and that of the scores.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -37,7 +38,7 @@ def sharded_like_scores(results: Callable[[P, P], Any]) -> Callable[[Callable[..
             request = request._replace(sequence_axis=sequences)
             specs = results(P(sequences), spec)
             automatic = jax.sharding.auto_axes(functools.partial(function, request), out_sharding=specs)
-            # The scores may be on a mesh that nobody has set.
+            # The scores may be on a mesh that is not the current one.
             with jax.sharding.use_abstract_mesh(sharding.mesh):
                 return automatic(scores, *rest)
 
@@ -47,9 +48,10 @@ def sharded_like_scores(results: Callable[[P, P], Any]) -> Callable[[Callable[..
 
 
 def mapped_over(axis: str | tuple[str, ...] | None, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of a batch's arrays and a number, called on each device of this axis with its own sequences.
+    """Return a function that each device of this axis calls with its own sequences.
 
-    XLA does not know how to divide a kernel: it would gather what it reads, or refuse. They come first in all arrays.
+    It takes a batch's arrays, in all of which the sequences are the first axis, and a number. XLA does not know how to
+    divide a kernel: it would gather the kernel's inputs, or refuse to compile.
     """
     if axis is None:
         return function
@@ -58,15 +60,16 @@ def mapped_over(axis: str | tuple[str, ...] | None, function: Callable[..., Any]
 
 
 def is_xlas_to_divide(x: jax.Array) -> bool:
-    """Some axis of the mesh that the array is on is left to XLA."""
+    """Return whether XLA divides the array along some axis of its mesh: one that is not manual."""
     return any(kind != AxisType.Manual for kind in jax.typeof(x).sharding.mesh.axis_types)
 
 
 def divided(function: Callable[..., list[jax.Array]]) -> Callable[..., list[jax.Array]]:
-    """A function of a batch's arrays that XLA calls on each device with its own sequences, wherever they lie.
+    """Return a function that XLA calls on each device with the sequences that this device holds.
 
-    It does not know how to divide a kernel, and would gather what it reads. Sequences come first in all arrays. TPUs'
-    compiler cannot be told; and where axes are manual, whoever made them so has divided already.
+    It takes a batch's arrays, in all of which the sequences are the first axis. XLA does not know how to divide a
+    kernel, and would gather the kernel's inputs. The compiler for TPUs does not support this. Where axes are manual,
+    the caller has divided the arrays already.
     """
 
     def call(*arguments: jax.Array) -> list[jax.Array]:
@@ -87,7 +90,7 @@ def divided(function: Callable[..., list[jax.Array]]) -> Callable[..., list[jax.
 
 
 def _sequences_together(*sides: Any) -> str:
-    """Shardy's rule: the first axis of all is one, and every other axis is its own."""
+    """Return Shardy's rule by which all arrays share their first axis, and no other axis is shared."""
     numbers = itertools.count()
 
     def axes(x: Any) -> str:
@@ -101,7 +104,7 @@ def type_of(mesh: AbstractMesh, axis: str) -> AxisType:
 
 
 def varying_like(examples: Any, values: Any) -> Any:
-    """The values, said to vary over all manual axes that any of the examples varies over."""
+    """Return the values, declared to vary over all manual axes that any of the examples varies over."""
 
     def axes(x: Any) -> frozenset[str]:
         return jax.typeof(x).manual_axis_type.varying

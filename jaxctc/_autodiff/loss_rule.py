@@ -1,8 +1,8 @@
-"""Give the losses of a batch, one a sequence, and their derivatives of every order.
+"""Compute the losses of a batch, one for each sequence, and their derivatives of every order.
 
-Production computes the losses and their gradient by the bidirectional recursion. The gradient's own derivative, which
-few need, is that of `_by_recursion`, the forward recursion in logarithms, which JAX differentiates by itself as often
-as it is asked to. ``implementation="reference"`` uses neither: JAX differentiates the reference.
+Production computes the losses and their gradient by the bidirectional recursion. The derivative of the gradient, which
+few callers need, is that of `_by_recursion`: the forward recursion in logarithms, which JAX can differentiate any
+number of times. ``implementation="reference"`` uses neither: JAX differentiates the reference.
 """
 
 import functools
@@ -28,7 +28,7 @@ from jaxctc._reference import losses as reference
 from jaxctc._types import LOG_ZERO, Problem, Request
 
 _BLOCK = 16
-"""Steps of a loss without a gradient whose scores are fetched at once."""
+"""The number of steps whose scores are fetched at once for a loss without a gradient."""
 
 
 def losses(
@@ -39,9 +39,9 @@ def losses(
     target_lengths: Integer[Array, " N"],
     frames: Int[Array, ""] | None = None,
 ) -> Float[Array, " N"]:
-    """Return minus the log probability of each target; without a derivative asked for none is paid for.
+    """Return minus the log probability of each target; a derivative is computed only if it is asked for.
 
-    `frames`, if given, is no smaller than any input length: frames beyond it cost nothing.
+    `frames`, if given, is no smaller than any input length; frames beyond it cost nothing.
     """
     if request.implementation == "reference":
         return _reference_losses(request, scores, targets, input_lengths, target_lengths)
@@ -58,7 +58,7 @@ def losses_and_gradient(
 ) -> tuple[Float[Array, " N"], Float[Array, "A B C"], Bool[Array, "A B C"]]:
     """Return the losses, the derivative of each with respect to its own scores, and where that can be other than 0.
 
-    The derivative has the type that is computed in, float32 or float64.
+    The derivative has the type that the losses are computed in, float32 or float64.
     """
     rest = targets, input_lengths, target_lengths
     if request.implementation != "reference":
@@ -183,7 +183,7 @@ def _gradient(
     if batch.normaliser is not None:
         assert top is not None
         peak, excess, best, others = batch.normaliser
-        # Two probabilities of nearly one differ by what is missing from them, which has more digits.
+        # Two probabilities of nearly one are subtracted as what they lack to one, which has more digits.
         agreed = jnp.where(top.label == best, best, -1)
         agreed, missing = jax.lax.optimization_barrier((agreed[:, :, None], (top.others - others)[:, :, None]))
         gradient = jnp.exp((wide - peak[:, :, None]) - excess[:, :, None]) - posterior
@@ -204,7 +204,7 @@ def _losses_and_gradient_jvp(request, primals, tangents):
         return jax.grad(lambda scores: _by_recursion(request, scores, *rest).sum())(scores)
 
     _, change = jax.jvp(derivative, (scores,), (tangents[0],))
-    # Rows that are NaN stay NaN; and only what counts can change.
+    # Rows that are NaN stay NaN, and only elements that count can change.
     change = jnp.where(jnp.isnan(gradient), jnp.nan, jnp.where(counts, change.astype(gradient.dtype), 0))
     no_tangent = zero_from_primal(counts)
     return (value, gradient, counts), (
@@ -218,8 +218,8 @@ def _directional_derivative(
     gradient: Float[Array, "A B C"], counts: Bool[Array, "A B C"], tangent: Float[Array, "A B C"], request: Request
 ) -> Float[Array, " N"]:
     """Return the derivative of each sequence's loss along a tangent of the scores."""
-    # A product and a sum, no dot: its default precision is low on TPU and GPU. And `where` first:
-    # zero times the tangent of a NaN would be NaN.
+    # This is a product and a sum, because a dot has a low default precision on TPU and GPU. `where` comes first,
+    # because zero times a tangent that is NaN would be NaN.
     terms = gradient * jnp.where(counts, tangent.astype(gradient.dtype), 0)
     return frames_first(terms.sum(axis=2), request).sum(axis=0)
 
@@ -232,7 +232,7 @@ def _by_recursion(
     input_lengths: Integer[Array, " N"],
     target_lengths: Integer[Array, " N"],
 ) -> Float[Array, " N"]:
-    """Return the losses by the forward recursion in logarithms, right where they are finite."""
+    """Return the losses by the forward recursion in logarithms; they are right only where they are finite."""
     lattice = lattices.build(Problem(scores, targets, input_lengths, target_lengths), request)
     emitted = log_emissions.build(log_emissions.log_probs(scores, lattice, request), lattice, request)
     log_likelihood = recursion.log_likelihood(emitted.states, log_emissions.topology_of(lattice))

@@ -1,8 +1,8 @@
-"""Give the posterior of every state of the lattice, and of every class, with derivatives of every order.
+"""Compute the posterior of every state of the lattice, and of every class, with derivatives of every order.
 
-Production computes values by the bidirectional recursion, as it does the gradient of the losses; derivatives are those
-of `_by_recursion`, the derivative of the log likelihood that the forward recursion in logarithms computes. The latter
-is all there is with ``implementation="reference"``.
+Production computes the values by the bidirectional recursion, as it does the gradient of the losses. The derivatives
+are those of `_by_recursion`, which differentiates the log likelihood of the forward recursion in logarithms.
+``implementation="reference"`` uses `_by_recursion` for the values too.
 """
 
 import functools
@@ -61,7 +61,7 @@ def _posteriors(
         class_scatter = occupancy.class_scatter(lattice, scores.shape[2], dtype)
         likelihood, posterior = posterior_of(every_blank=True)
         to_classes = posterior._replace(label=class_scatter.to_classes(posterior.label))
-        if not keep:  # whoever uses the classes alone has not to make room for all states
+        if not keep:  # a caller that uses the classes alone needs no memory for all states
             likelihood, to_classes = posterior_of(scatter=class_scatter.to_classes)
         value = prepared.losses(likelihood, batch, frames, scores.dtype, request)
 
@@ -78,7 +78,7 @@ def _masked(
     lattice: Lattice,
     request: Request,
 ) -> tuple[Float[Array, "A B states"], Float[Array, "A B C"]]:
-    """Return the posteriors with 0 in rows whose loss is infinite, and NaN where it is NaN."""
+    """Return the posteriors, with 0 for sequences whose loss is infinite, and NaN for those whose loss is NaN."""
     frames = found[1].shape[1 if request.batch_first else 0]
     mask = lattices.frame_mask(lattice.input_lengths, frames) | ~lattice.legal[None]
     finite, nan = (
@@ -97,7 +97,7 @@ def _posteriors_jvp(request, primals, tangents):
         return _by_recursion(request, Problem(scores, *rest))
 
     _, change = jax.jvp(by_recursion, (scores,), (tangents[0],))
-    # Rows that are NaN stay NaN; and only what is possible can change.
+    # Rows that are NaN stay NaN, and only posteriors other than 0 can change.
     return value, tuple(
         jnp.where(jnp.isnan(x), jnp.nan, jnp.where(x == 0, 0, dx)) for x, dx in zip(value, change, strict=True)
     )
@@ -123,7 +123,7 @@ def _by_recursion(request: Request, problem: Problem) -> tuple[Float[Array, "A B
 def _by_frame(
     posterior: Posterior, lattice: Lattice, frames: int, longest: int, request: Request
 ) -> Float[Array, "A B states"]:
-    """From each direction's own order of steps and labels to that of the frames and the target."""
+    """Return the posterior of the states in the order of the frames and of the target's labels."""
     columns = lattice.labels.shape[1]
     each_label, each_blank = posterior.label, posterior.blanks
     assert each_blank is not None
@@ -141,7 +141,7 @@ def _by_frame(
     def multiplied() -> Array:
         def found(x: Array, length: Array) -> Array:
             ahead, back = x[:, 0], x[:, 1]
-            # Each column once, and those that are beyond the last nowhere.
+            # Each column up to the last one is selected once; columns beyond it have no 1 in the matrix.
             turned = products.one_hot(length[:, None] - 1 - row_of_indices(columns), columns)
             back = products.product("nmw,nvw->nmv", back, turned)
             inside = row_of_indices(columns)[None] < length[:, None, None]
@@ -161,7 +161,7 @@ def _by_frame(
 
 
 def _in_turn(blank: Float[Array, "... W"], label: Float[Array, "... W"], longest: int) -> Float[Array, "... states"]:
-    """Blank 0, label 0, blank 1, and so on: 2 S + 1 in all; columns that no input can reach hold 0."""
+    """Return blank 0, label 0, blank 1 and so on, 2 S + 1 states in all; those that no input can reach hold 0."""
     states = jnp.stack([blank, label], axis=-1).reshape(*blank.shape[:-1], 2 * blank.shape[-1])
     missing = max(2 * longest + 1 - states.shape[-1], 0)
     states = jnp.pad(states, [(0, 0)] * (states.ndim - 1) + [(0, missing)])
@@ -169,7 +169,7 @@ def _in_turn(blank: Float[Array, "... W"], label: Float[Array, "... W"], longest
 
 
 def path_entropy(request: Request, problem: Problem) -> Float[Array, " N"]:
-    """Of the distribution over the paths of each target, in nats: log Z less the mean score of a path.
+    """Return the entropy, in nats, of the distribution over each target's paths: log Z minus a path's mean score.
 
     The mean is a sum in the expectation semiring, which is what forward differentiation computes: the
     derivative of the log likelihood in the direction of the emissions themselves.
@@ -179,5 +179,5 @@ def path_entropy(request: Request, problem: Problem) -> Float[Array, " N"]:
     emitted = log_emissions.build(log_emissions.log_probs(problem.scores, lattice, request), lattice, request).states
     direction = LogStates(*(jnp.where(x <= LOG_ZERO / 2, 0, x) for x in emitted))
     value, mean = jax.jvp(lambda x: recursion.log_likelihood(x, topology), (emitted,), (direction,))
-    # Rounding apart there is no less than none; and where no path is, none to be uncertain about.
+    # An entropy is below 0 only by rounding; where a target has no path it is 0.
     return jnp.where(value < LOG_ZERO / 2, 0, jnp.maximum(value - mean, 0))

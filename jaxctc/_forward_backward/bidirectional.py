@@ -209,7 +209,7 @@ class _BackwardPass(NamedTuple):
 
     @classmethod
     def begun(cls, join: "Join", size: int, label: Float[Array, "N 2 R W"]) -> "_BackwardPass":
-        """Return a backward pass that holds the posterior after the last step; `label` has that of the labels already."""
+        """Return a backward pass that holds the posterior after the last step; `label` has the labels' already."""
         columns = join.blank.shape[2]
         blanks, margin = empty(join.blank, size // 2, columns), empty(join.blank, columns + MARGIN)
         even = write(blanks, join.blank[:, :, None], (0, 0, 0, 0))

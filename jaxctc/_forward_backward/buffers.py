@@ -1,4 +1,4 @@
-"""Keep the states of the recursion in buffers that XLA updates in place on a CPU.
+"""Store the states of the recursion in buffers that XLA updates in place on a CPU.
 
 Each step updates its buffers in place. Even and odd steps have separate buffers: XLA would copy a buffer that is read
 and written in the same step, and it would give a result that has no buffer to several threads, which takes longer than

@@ -1,4 +1,4 @@
-r"""One step of the forward pass, and of the backward pass: the equations that loops and kernels share.
+r"""Define one step of the forward pass, and of the backward pass, for both the loops and the kernels.
 
 Column s of the lattice holds two states, blank s and label s, which lies between blank s and blank s + 1. The forward
 variables alpha are :math:`b` for blanks, without the emission of their own frame, and :math:`l` for labels. With

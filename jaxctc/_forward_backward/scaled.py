@@ -1,18 +1,18 @@
-"""Numbers kept as a mantissa and a power of two: sums and products without a logarithm or an exponential.
+"""Store a number as a mantissa and a power of two: sums and products need no logarithm and no exponential.
 
-A float's own exponent cannot hold the likelihood of a long input, and its logarithm loses a digit
-whenever it grows tenfold. Here the mantissa keeps every digit however small the number, and adding
-two numbers costs an alignment, as it does in hardware. The exponent is itself a float that holds a
-whole number, so that it neither wraps around nor overflows.
+A float's own exponent cannot hold the likelihood of a long input, and the logarithm of the likelihood loses a digit
+whenever it becomes ten times as large. Here the mantissa keeps every digit however small the number is, and an addition
+has to align its two numbers, as it does in hardware. The exponent is itself a float that holds a whole number, so that
+it neither wraps around nor overflows.
 
 Zero has the mantissa 1 and the exponent `LOG_ZERO`:
 
-| a      | b      | a + b              | a b        | portion a of (a + b) |
-| ------ | ------ | ------------------ | ---------- | -------------------- |
-| finite | finite | rounded once       | rounded once | a / (a + b)        |
-| finite | 0      | a                  | below any finite number | 1       |
-| 0      | finite | b                  | below any finite number | 0       |
-| 0      | 0      | 2 mantissas of 0   | 0          | 1/2; never seen      |
+| a      | b      | a + b                  | a b                     | fraction a / (a + b) |
+| ------ | ------ | ---------------------- | ----------------------- | -------------------- |
+| finite | finite | rounded once           | rounded once            | a / (a + b)          |
+| finite | 0      | a                      | below any finite number | 1                    |
+| 0      | finite | b                      | below any finite number | 0                    |
+| 0      | 0      | 0, but with mantissa 2 | 0                       | 1/2; has no effect   |
 """
 
 import operator
@@ -26,10 +26,10 @@ from jaxtyping import Array, Complex, Float
 from jaxctc._types import LOG_ZERO
 
 Ratio: TypeAlias = Callable[[Array, Array], Array]
-"""a / b of floats, no more than 1 if a <= b, and exactly 1 if a == b."""
+"""A function that returns a / b of floats: at most 1 if a <= b, and exactly 1 if a == b."""
 
-# The minimax polynomial of 2^f over 0 <= f < 1, right to 2e-9 of its value: errors that are alike from frame to
-# frame add up, and must be smaller than those of rounding.
+# The minimax polynomial of 2^f over 0 <= f < 1, with a relative error of at most 2e-9: errors that are alike from frame
+# to frame add up, so that they must be smaller than those of rounding.
 _EXP2 = (
     1.0,
     0.6931470632553101,
@@ -60,7 +60,7 @@ def zeros(shape: tuple[int, ...], dtype: jnp.dtype) -> Scaled:
 
 
 def exp2(x: Float[Array, "..."], floor: Callable[[Array], Array] = jnp.floor) -> Scaled:
-    """2**x, for any x but NaN and the infinities."""
+    """Return 2**x, for any x but NaN and the infinities."""
     whole = floor(x)
     f = x - whole
     if x.dtype == jnp.float64:
@@ -71,7 +71,7 @@ def exp2(x: Float[Array, "..."], floor: Callable[[Array], Array] = jnp.floor) ->
 
 
 def renormalized(a: Scaled) -> Scaled:
-    """The same number with its mantissa in [1, 2)."""
+    """Return the same number with its mantissa in [1, 2)."""
     digits, bias, integer = _layout(a.mantissa.dtype)
     bits = lax.bitcast_convert_type(a.mantissa, integer)
     mantissa = (bits & ((1 << digits) - 1)) | (bias << digits)
@@ -80,37 +80,37 @@ def renormalized(a: Scaled) -> Scaled:
 
 
 def fraction(part: Scaled, whole: Scaled) -> Float[Array, "..."]:
-    """part / whole, for a part that is no larger than the whole; a part too small to matter gives a little more."""
+    """Return part / whole, for a part no larger than the whole; it is too large for a part too small to matter."""
     floor = _floor(part)
     return part.mantissa / whole.mantissa * _power_of_two(part.exponent - whole.exponent, least=floor)
 
 
 def smaller_fraction(a: Scaled, b: Scaled) -> Float[Array, "..."]:
-    """The `fraction` of a + b that the smaller of the two is, with a minus sign if that is b.
+    """Return the `fraction` of a + b that the smaller of the two is, with a minus sign if that is b.
 
-    What is left for the larger one follows from it; from a share of nearly one nothing follows for the other.
+    The fraction of the larger one follows from it. A fraction of nearly one has too few digits to give the smaller one.
     """
     _, part, other = _aligned(a, b, least=_floor(a))
     return jnp.where(other < part, -other, part) / (part + other)
 
 
 def divided(amount: Float[Array, "..."], taken: Float[Array, "..."]) -> tuple[Array, Array]:
-    """The two parts of an amount, of which `taken` is that times a `smaller_fraction`: of a, and of b."""
+    """Divide an amount into the part of a and the part of b; `taken` is the amount times `smaller_fraction(a, b)`."""
     of_b = taken < 0
     return jnp.where(of_b, amount + taken, taken), jnp.where(of_b, -taken, amount - taken)
 
 
 def sum_with_fraction(a: Scaled, b: Scaled, ratio: Ratio = operator.truediv) -> tuple[Scaled, Float[Array, "..."]]:
-    """a + b, and a's portion of it, exactly 0 or 1 where one of the two is too small to be seen."""
+    """Return a + b, and the fraction of it that a is: exactly 0 or 1 where one of the two is too small to matter."""
     exponent, part, other = _aligned(a, b, jnp.maximum)
     return Scaled(part + other, exponent), ratio(part, part + other)
 
 
 def least(dtype: jnp.dtype) -> float:
-    """A probability that counts as 0, and so does all below it.
+    """Return a probability that counts as 0, as all smaller ones do.
 
-    It is more than any `fraction` of a part too small to matter. And its product with one is still a normal
-    number: the others, which hardware handles slowly, never occur.
+    It is more than any `fraction` of a part too small to matter. The product of the two is still a normal number, so
+    that subnormal numbers, which hardware handles slowly, never occur.
     """
     return 2.0 ** -(_layout(dtype).bias // 3)
 
@@ -120,14 +120,14 @@ def where(condition: Array, a: Scaled, b: Scaled) -> Scaled:
 
 
 def total(a: Scaled, axis: tuple[int, ...]) -> Scaled:
-    """The sum over some axes, which are kept."""
+    """Return the sum over some axes, which stay in the result with size 1."""
     exponent = a.exponent.max(axis=axis, keepdims=True)
     aligned = a.mantissa * _power_of_two(a.exponent - exponent)
     return renormalized(Scaled(aligned.sum(axis=axis, keepdims=True), exponent))
 
 
 def pack(a: Scaled) -> Complex[Array, "..."]:
-    """Both parts in one array: what is computed once for both is not computed twice, once for each array."""
+    """Return both parts in one array, so that XLA does not compute twice what both have in common."""
     return lax.complex(a.mantissa, a.exponent)
 
 
@@ -136,12 +136,12 @@ def unpack(z: Complex[Array, "..."]) -> Scaled:
 
 
 class _Layout(NamedTuple):
-    """How a float is made."""
+    """The layout of the bits of a float."""
 
     digits: int
     bias: int
     integer: type
-    """Of the same width."""
+    """The integer type of the same width."""
 
 
 def _layout(dtype: jnp.dtype) -> _Layout:
@@ -149,19 +149,19 @@ def _layout(dtype: jnp.dtype) -> _Layout:
 
 
 def _max(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`jnp.maximum` but for NaN, which cannot occur, and which it takes a CPU four instructions to respect."""
+    """Return the larger number. NaN cannot occur, and a CPU needs four instructions to respect it (`jnp.maximum`)."""
     return lax.select(a < b, b, a)
 
 
 def _floor(a: Scaled) -> int:
-    """The exponent of the least part that is told from a smaller one where parts are compared."""
+    """Return the exponent of the smallest part that still differs from smaller ones where parts are compared."""
     return -_layout(a.exponent.dtype).bias // 2
 
 
 def _aligned(
     a: Scaled, b: Scaled, maximum: Callable[[Array, Array], Array] = _max, least: int | None = None
 ) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
-    """The larger of two exponents, and what both numbers are in units of its power of two."""
+    """Return the larger of two exponents, and both numbers in units of its power of two."""
     exponent = maximum(a.exponent, b.exponent)
     part, other = (x.mantissa * _power_of_two(x.exponent - exponent, maximum, least) for x in (a, b))
     return exponent, part, other
@@ -170,7 +170,7 @@ def _aligned(
 def _power_of_two(
     exponent: Float[Array, "..."], maximum: Callable[[Array, Array], Array] = _max, least: int | None = None
 ) -> Float[Array, "..."]:
-    """2**exponent for a whole number that is at most 0; 0 for what is too small to be seen, or 2**least.
+    """Return 2**exponent for a whole number that is at most 0; if that is too small, return 0, or 2**least if given.
 
     Adding 1.5 * 2**digits leaves the whole number in the lowest bits, where it is shifted into place.
     """

@@ -1,7 +1,8 @@
 """Scale the emissions of the lattice's states, as the two directions of the recursion read them (see `frame_map`).
 
 Scores are relative to the best one of their frame: along a path of best scores nothing is rounded, so that a confident
-model's loss keeps its digits. A frame that does not count keeps every path in the state that it is in.
+model's loss keeps its digits. In a frame that does not count, the blank has probability one and every label zero, so
+that a path in a blank stays there.
 """
 
 import math
@@ -25,42 +26,42 @@ from jaxctc._types import LOG_ZERO, Request
 LOG2_E = 1.4426950408889634
 _PARTS = 256
 _LOG_2 = 177 / _PARTS
-"""Nearly."""
+"""ln 2 rounded to 1/256, so that partial sums are exact."""
 
 _SMALL = 1 << 20
-"""Bytes of scores that are made at once."""
+"""Up to this many bytes, scores are computed at once, not in blocks."""
 _LARGE = 1 << 29
-"""Bytes of scores that are made again whenever they are read, rather than kept."""
+"""Above this many bytes, scores are not stored but recomputed whenever they are read."""
 
 
 class ScaledEmissions(NamedTuple):
-    """Axes: N sequences, 2 directions (forward, backward), M steps, W columns."""
+    """The emissions of all states. Axes: N sequences, 2 directions (forward, backward), M steps, W columns."""
 
     scores: Float[Array, "N 2 M W"] | None
-    """Logarithms to base 2 of each label's probability over the frame's best, if they are kept."""
+    """Logarithms to base 2 of each label's probability over the frame's best, if they are stored."""
     blank: Scaled
-    """(N, 2, M + 1): the blank's probability over the frame's best, at index i that of the frame before step i."""
+    """(N, 2, M + 1): the blank's probability over the frame's best; index i is for the frame before step i."""
     skip: Bool[Array, "N 2 W"]
-    """The label of a column differs from the one before it, in each direction's own order."""
+    """Whether the label of a column differs from the one before it, in each direction's own order."""
     target_lengths: Int[Array, " N"]
     first: Int[Array, "N 2"]
-    """The step that reads the first live frame of each direction."""
+    """The first step of each direction that reads a frame of the sequence."""
     peak: Float[Array, "N 2 M"]
     """The best score of each frame among the blank and the target's labels, to which all scores are relative where it
-    counts; 0 in steps that read no live frame.
+    counts; 0 in steps outside the frame mask.
     """
     best: Float[Array, "N 2 M"]
-    """The class that has it."""
+    """The class that has this best score."""
     non_finite: Bool[Array, " N"]
-    """A NaN or +inf among the scores of some live frame."""
+    """Whether the blank or a label of the target has a NaN or +inf score in some frame inside the frame mask."""
     zero_probability: Bool[Array, " N"]
-    """Some live frame gives every label of the target, and the blank, probability zero."""
+    """Whether some frame inside the frame mask gives the blank and every label of the target probability zero."""
     made: Callable[[Index, int], Float[Array, "N 2 K W"]] | None = None
-    """Makes the scores of K steps from a first one on, if they are not kept."""
+    """Computes the scores of K steps from a first one on, if they are not stored."""
 
     @property
     def kept(self) -> Float[Array, "N 2 M W"]:
-        """The scores, where it is known that they are kept."""
+        """Return the scores, which must be stored."""
         assert self.scores is not None
         return self.scores
 
@@ -69,7 +70,7 @@ class ScaledEmissions(NamedTuple):
         return self.blank.exponent.shape[2] - 1
 
     def cut(self, first: Index, size: int) -> "ScaledEmissions":
-        """A walk of these steps alone."""
+        """Return the emissions of these steps alone, with their scores stored."""
         blank = Scaled(*(lax.dynamic_slice_in_dim(x, first, size + 1, axis=2) for x in self.blank))
         scores = (
             lax.dynamic_slice_in_dim(self.kept, first, size, axis=2) if self.made is None else self.made(first, size)
@@ -77,7 +78,7 @@ class ScaledEmissions(NamedTuple):
         return self._replace(scores=scores, blank=blank, made=None)
 
     def segment(self, first: Index, size: int) -> tuple["ScaledEmissions", Index]:
-        """A walk that has these steps' scores, and the index that the first has in it."""
+        """Return emissions that have the scores of these steps, and the index of the first of the steps in them."""
         return (self, first) if self.made is None else (self.cut(first, size), 0)
 
 
@@ -87,7 +88,7 @@ def stores_scores(frames: int, columns: int, dtype: jnp.dtype) -> bool:
 
 
 class _Rows(NamedTuple):
-    """What the frames of K steps give beside their scores, named as in `ScaledEmissions`, before any sum over steps."""
+    """The fields of `ScaledEmissions` that K steps' frames give beside their scores, before any sum over steps."""
 
     blank: Float[Array, "N 2 K"]
     """The logarithm to base 2."""
@@ -107,10 +108,10 @@ def build(
     *,
     keep: bool = True,
 ) -> ScaledEmissions:
-    """Made in blocks of steps, which leave little memory to be touched but the result's own.
+    """Return the emissions, computed in blocks of steps, which use little memory but that of the result.
 
-    `block` divides their number; no step before `start` reads a live frame, and blocks before it are not made. What is
-    known of all frames together is known then, whether their scores are kept or not.
+    `block` divides the number of steps. No step before `start` reads a frame inside the frame mask, and blocks before
+    it are not computed. All other fields are computed here for all frames, even if `keep` says not to store the scores.
     """
     count, dtype = frame_map.frame.shape[2], accumulation_dtype(scores.dtype)
     labels = indexing.labels_both_ways(lattice.labels, lattice)
@@ -141,7 +142,7 @@ def build(
     if block in (None, count) or frame_map.frame.size * labels.shape[2] * dtype.itemsize <= _SMALL:
         kept, made = some(frame_map)
     elif keep:
-        # A TPU's frames are slices where all are read at once.
+        # A TPU reads all frames at once, because it can then take slices.
         kept, made = indexing.on_tpu(lambda: some(frame_map, products), lambda: in_blocks(block, gathers))
     else:
         kept, made = in_blocks(block)
@@ -173,7 +174,7 @@ def _rows(
 ) -> tuple[Float[Array, "N 2 K W"], _Rows]:
     used, best, blank = (x.astype(dtype) for x in fetch(frame_map))
 
-    # A column without a label holds some score all the same, but none that is not the target's.
+    # A column without a label has a score too: that of another label of the target, or of the blank.
     top = jnp.maximum(best, blank)
     non_finite = frame_map.live & ~(top < jnp.inf)
     zero_probability = frame_map.live & (top <= LOG_ZERO)
@@ -182,9 +183,9 @@ def _rows(
 
     blank_relative = jnp.where(sound, jnp.maximum(blank - peak, LOG_ZERO), 0) * LOG2_E
     behind = jnp.maximum(used - peak[..., None], LOG_ZERO)
-    # Nothing but the state that it is in can be reached in a frame that does not count.
+    # No path can enter a label in a frame that does not count, or in a column without a label.
     relative = jnp.where(sound[..., None] & real, behind * LOG2_E, LOG_ZERO)
-    # The class of the best label. Without a comparison, for a CPU adds eight numbers at a time where it selects one.
+    # The class of the best label, without a comparison: a CPU adds eight numbers at a time, but selects one.
     label = (labels[:, :, None].astype(dtype) + behind * float(2.0**100)).max(axis=3)
     best_class = jnp.where(sound & (blank < peak), label, blank_class)
     return relative, _Rows(blank_relative, jnp.where(frame_map.live, top, 0), best_class, non_finite, zero_probability)
@@ -193,12 +194,12 @@ def _rows(
 def log_likelihood(
     likelihood: Scaled, removed_nats: tuple[Float[Array, " N"], Float[Array, " N"]]
 ) -> Float[Array, " N"]:
-    """The logarithm of a likelihood along the walk, with all that was taken out put back.
+    """Return the logarithm of a likelihood, with the nats that were taken out of the scores added again.
 
-    Up to 65,536 nats what is large is added without a rounding, and the result is rounded once.
+    Up to 65,536 nats the large parts are added without rounding, and the result is rounded once.
     """
     offset, rest = removed_nats
-    # A mantissa near one is one whose logarithm is small, and keeps its digits.
+    # The logarithm of a mantissa near one is small, and keeps its digits.
     halved = likelihood.mantissa > math.sqrt(2)
     mantissa = jnp.where(halved, likelihood.mantissa / 2, likelihood.mantissa)
     exponent = likelihood.exponent + jnp.where(halved, 1, 0)
@@ -206,23 +207,23 @@ def log_likelihood(
 
 
 def counts(peak: Float[Array, "..."]) -> Bool[Array, "..."]:
-    """Whether scores can be relative to it."""
+    """Return whether scores can be relative to this peak."""
     return (peak > LOG_ZERO) & (peak < jnp.inf)
 
 
 def peaks(emissions: ScaledEmissions) -> Float[Array, "steps N"]:
-    """What was taken out of the scores of each step, in no particular order."""
+    """Return what was taken out of the scores of each step, in no particular order of the steps."""
     return jnp.where(counts(emissions.peak), emissions.peak, 0).reshape(len(emissions.peak), 2 * emissions.steps).T
 
 
 def in_parts(nats: Float[Array, "steps N"]) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
-    """The sum over frames: in whole 256ths of a nat, which is exact, and what that leaves over."""
+    """Return the sum over frames in two parts: whole 256ths of a nat, whose sum is exact, and the remainder."""
     offset = jnp.round(nats * _PARTS) / _PARTS
     return _sum(offset), _sum(nats - offset)
 
 
 def _sum(x: Float[Array, "steps N"]) -> Float[Array, " N"]:
-    """In two stages: a sum of thousands, one after the other, would lose digits."""
+    """Return the sum over steps, in two stages: thousands of numbers added one after the other would lose digits."""
     frames, sequences = x.shape
     rows = max(int(frames**0.5), 1)
     padded = jnp.pad(x, ((0, -frames % rows), (0, 0)))

@@ -2,8 +2,8 @@
 
 Each direction takes M >= T / 2 steps, as many as suit the implementation. The forward one reads the first half of a
 sequence's frames, the backward one the second half from its last frame down, over the labels in reverse order, so that
-both directions are the same program. They end together, in the middle of each sequence, however long it is: a short
-sequence starts late.
+both directions are the same program. Both end at the last step, in the middle of each sequence, however long it is: a
+short sequence starts late.
 """
 
 from typing import NamedTuple, TypeAlias
@@ -23,8 +23,8 @@ class FrameMap(NamedTuple):
     frame: Int[Array, "N 2 M"]
     live: Bool[Array, "N 2 M"]
     middle: Int[Array, " N"] | None = None
-    """The frame that the backward direction comes to last and the forward one would next, where both are all that is
-    read and frames follow one another to the first step and beyond.
+    """The frame that the backward direction reads last, and that the forward direction would read next. It is given for
+    the map of all steps only, where the frames of each direction follow one another, without a gap.
     """
 
     def part(self, first: Index, size: int) -> "FrameMap":
@@ -32,11 +32,11 @@ class FrameMap(NamedTuple):
         return FrameMap(frame, live)
 
     def moved(self, by: Int[Array, "1 2 1"]) -> "FrameMap":
-        """Each direction reads frames so much later."""
+        """Return a map in which each direction reads frames that are `by` later."""
         return FrameMap(self.frame + by, self.live)
 
     def until(self, lengths: Int[Array, " N"]) -> "FrameMap":
-        """No frame counts at or beyond these."""
+        """Return a map in which no frame at or beyond these lengths counts."""
         return self._replace(live=self.live & (self.frame < lengths[:, None, None]))
 
 
@@ -51,7 +51,7 @@ def build_frame_map(lattice: Lattice, frames: int, count: int) -> FrameMap:
 
 
 def steps_of_frames(lattice: Lattice, frames: int, count: int) -> tuple[Int[Array, "N T"], Int[Array, "N T"]]:
-    """The inverse of `build_frame_map`: direction and step of each live frame."""
+    """Return the direction and the step that read each frame within its length: the inverse of `build_frame_map`."""
     half, rest = halves(lattice)
     frame = row_of_indices(frames)
     ahead = frame < half
@@ -60,6 +60,6 @@ def steps_of_frames(lattice: Lattice, frames: int, count: int) -> tuple[Int[Arra
 
 
 def halves(lattice: Lattice) -> tuple[Int[Array, "N 1"], Int[Array, "N 1"]]:
-    """Frames that each direction reads."""
+    """Return how many frames the forward direction reads, and how many the backward direction reads."""
     half = lattice.input_lengths[:, None] // 2
     return half, lattice.input_lengths[:, None] - half

@@ -1,8 +1,8 @@
-"""Fetch what frames, steps, labels and classes have: one function for each operation, whatever the platform.
+"""Fetch values by frame, step, label and class: one function for each operation, whatever the platform.
 
 A TPU gathers element by element, so that it multiplies with one-hot matrices and takes slices (see `products`); every
-other platform gathers. `on_tpu` makes that choice when a program is lowered, here and where an operation has its
-forms beside it.
+other platform gathers. `on_tpu` makes that choice when a program is lowered, here and in modules that have both forms
+of an operation of their own.
 """
 
 import functools
@@ -22,18 +22,18 @@ from jaxctc._types import Request
 
 _T = TypeVar("_T")
 Fetch: TypeAlias = Callable[[FrameMap], tuple[Float[Array, "N 2 K W"], Float[Array, "N 2 K"], Float[Array, "N 2 K"]]]
-"""Gives the scores that the steps of a schedule read: those of the labels, the best of them, and the blank's. A column
-that has no label has the score of another label of the target, or of the blank.
+"""A function that returns the scores that the steps of a frame map read: those of the labels, the best of them, and
+that of the blank. A column without a label has the score of another label of the target, or of the blank.
 """
 
 
 def on_tpu(multiplied: Callable[[], _T], elsewhere: Callable[[], _T]) -> _T:
-    """The first where the program is lowered for a TPU, the second anywhere else."""
+    """Return what the first function returns where the program is lowered for a TPU, else what the second returns."""
     return lax.platform_dependent(tpu=multiplied, default=elsewhere)
 
 
 def to_frames(x: Float[Array, "N 2 M"], lattice: Lattice, frames: int) -> Float[Array, "T N"]:
-    """What each live frame's direction and step have; in other frames whatever."""
+    """Return the value of the step that reads each frame; unspecified beyond a sequence's length."""
 
     def gathered() -> Array:
         direction, step = steps_of_frames(lattice, frames, x.shape[2])
@@ -45,7 +45,7 @@ def to_frames(x: Float[Array, "N 2 M"], lattice: Lattice, frames: int) -> Float[
 
 
 def by_frame(x: Float[Array, "N 2 M *X"], lattice: Lattice, frames: int) -> Float[Array, "N T *X"]:
-    """What each live frame's direction and step have, as a TPU fetches it: beyond a sequence's length whatever."""
+    """Return the same as `to_frames`, in the way of a TPU; unspecified beyond a sequence's length."""
     count = x.shape[2]
     both = jnp.concatenate([x[:, 0], x[:, 1, ::-1]], axis=1)
     padded = products.padded(both, 0, max(frames - count, 0))
@@ -53,7 +53,7 @@ def by_frame(x: Float[Array, "N 2 M *X"], lattice: Lattice, frames: int) -> Floa
 
 
 def both_ways(x: Array, lattice: Lattice) -> Array:
-    """(N, W, ...) by label, to (N, 2, W, ...): as it is, and with the target reversed; beyond its end whatever."""
+    """Return (N, 2, W, ...) for (N, W, ...): as it is, and with the target reversed; unspecified beyond its end."""
     column = lattice.target_lengths[:, None] - 1 - row_of_indices(x.shape[1])
     reverse = jax.vmap(lambda x, column: x.at[column].get(mode="promise_in_bounds"))
     return jnp.stack([x, reverse(x, jnp.maximum(column, 0))], axis=1)
@@ -64,7 +64,7 @@ def labels_both_ways(labels: Int[Array, "N W"], lattice: Lattice) -> Int[Array, 
 
 
 def fetch_by_either(multiplied: Fetch, gathered: Fetch) -> Fetch:
-    """The one on a TPU, and the other elsewhere."""
+    """Return a function that fetches by products on a TPU, and by gathers elsewhere."""
     return lambda frame_map: on_tpu(lambda: multiplied(frame_map), lambda: gathered(frame_map))
 
 
@@ -79,12 +79,12 @@ def fetch_by_gathers(
 
     def fetched(frame_map: FrameMap) -> tuple[Array, Array, Array]:
         def kept() -> tuple[Array, Array, Array]:
-            # What a gather is fused with is no longer done eight at a time.
+            # What XLA fuses with a gather is no longer done eight at a time; the barrier prevents this.
             used, blank = lax.optimization_barrier(gather(scores, frame_map.frame, labels))
             return used, _best(used), blank
 
         def twice() -> tuple[Array, Array, Array]:
-            # On a GPU it is done as fast as the memory goes that what is kept would have to pass through.
+            # On a GPU a second gather takes no longer than writing the result of the first to memory and reading it.
             used, blank = gather(scores, frame_map.frame, labels)
             again, _ = gather(scores, lax.optimization_barrier(frame_map.frame), labels)
             return again, _best(used), blank
@@ -92,7 +92,7 @@ def fetch_by_gathers(
         if frames == 0:
             none = jnp.zeros(frame_map.frame.shape, scores.dtype)
             return jnp.zeros((*none.shape, labels.shape[2]), scores.dtype), none, none
-        # Classes on several devices would be asked twice as well.
+        # Where the classes are on several devices, a second gather would communicate a second time.
         return kept() if is_xlas_to_divide(scores) else lax.platform_dependent(cuda=twice, default=kept)
 
     return fetched
@@ -124,7 +124,7 @@ def fetch_by_products(
     lattice: Lattice,
     request: Request,
 ) -> Fetch:
-    """As a TPU does it (see `indexing`)."""
+    """Return a function that fetches by products and slices, in the way of a TPU (see `products`)."""
     axes = (0, 1) if request.batch_first else (1, 0)
     frames = scores.shape[axes[1]]
 
@@ -140,7 +140,7 @@ def fetch_by_products(
         every = 2 * frame_map.frame.shape[2] >= frames
         rows = functools.partial(steps, frame_map=frame_map)
         used = products.emitted(scores.transpose(*axes, 2), labels, lattice, rows, every=every).astype(scores.dtype)
-        # The last column's label is the blank.
+        # The last column has the class of the blank.
         return used, _best(used), used[..., -1]
 
     return fetched

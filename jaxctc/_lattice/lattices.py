@@ -1,9 +1,9 @@
-"""From targets to the lattice of states that the recursion walks, and the scores along it.
+"""Build the lattice of states that the recursion runs over from the targets of a batch.
 
-The lattice has W columns: column s holds blank s and label s (see `recursion`). A target of more than T
-labels can never be spelled in T frames, so W is min(S, T) + 2, rounded up to whole vectors, or to what a kernel
-takes at once: one column for the last blank, and one that no target reaches. Columns without a label take the blank's
-class.
+The lattice has W columns: column s holds blank s and label s (see `equations`). A target of more than T labels can
+never be spelled in T frames, so W is min(S, T) + 2, rounded up to whole vectors, or to as many columns as a kernel
+takes at once. The 2 are one column for the last blank, and one that no target reaches. Columns without a label have the
+class of the blank.
 """
 
 from typing import NamedTuple
@@ -16,24 +16,27 @@ from jaxctc._types import Layout, Problem, Request
 
 
 class Lattice(NamedTuple):
-    """The states of one batch. Whatever was illegal has been replaced by something harmless."""
+    """The states of one batch. Illegal labels and lengths have been replaced by legal ones."""
 
     labels: Int[Array, "N W"]
     input_lengths: Int[Array, " N"]
     target_lengths: Int[Array, " N"]
     legal: Bool[Array, " N"]
-    """Lengths within their ranges, labels within [0, C) and none of them the blank."""
+    """Whether the lengths are within their ranges, and the labels within [0, C) and none of them the blank."""
     feasible: Bool[Array, " N"]
-    """Enough frames: one a label, and one more for the blank between two equal labels."""
+    """Whether there are enough frames: one for each label, and one for the blank between two equal labels."""
 
 
 def accumulation_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """What the scores are computed in: float64 stays, all else is float32."""
+    """Return the type that is computed in: float64 for float64 scores, and float32 for all others."""
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def wide(x: Integer[Array, "..."]) -> Integer[Array, "..."]:
-    """Small integer types hold neither T nor C; wider ones must not be narrowed before they are checked."""
+    """Return the integers in a type of 32 bits at least.
+
+    Small integer types hold neither T nor C, and wider ones must not be narrowed before they are checked.
+    """
     return x.astype(jnp.int32) if x.dtype.itemsize < 4 else x
 
 
@@ -46,14 +49,14 @@ def row_of_indices(count: int) -> Int[Array, "1 count"]:
 
 
 def within(x: Integer[Array, "..."], stop: int) -> Bool[Array, "..."]:
-    """0 <= x <= stop, in any integer type."""
+    """Return whether 0 <= x <= stop, for any integer type."""
     return (x >= 0) & (x <= stop)
 
 
 def legal_labels(
     targets: Integer[Array, "N S"], target_lengths: Integer[Array, " N"], blank: int, classes: int
 ) -> Bool[Array, "N S"]:
-    """Padding is always legal."""
+    """Return which labels are legal; padding always is."""
     padding = row_of_indices(targets.shape[1]) >= target_lengths[:, None]
     return padding | (within(targets, classes - 1) & (targets != blank))
 
@@ -95,12 +98,12 @@ def frames_of(scores: Float[Array, "A B C"], request: Request) -> int:
 
 
 def frame_mask(input_lengths: Integer[Array, " N"], frames: int) -> Bool[Array, "T N"]:
-    """The frames within each sequence's length."""
+    """Return which frames are within each sequence's length."""
     return input_lengths[None] > row_of_indices(frames).T
 
 
 def frames_first(x: jax.Array, request: Request) -> jax.Array:
-    """(N, T, ...) to (T, N, ...) where the caller keeps the batch first; its own inverse."""
+    """Swap the axes T and N where the caller keeps the batch first; the function is its own inverse."""
     return jnp.swapaxes(x, 0, 1) if request.batch_first else x
 
 
@@ -110,6 +113,6 @@ def has_label(lattice: Lattice) -> Bool[Array, "N W"]:
 
 
 def skip(labels: Int[Array, "... W"]) -> Bool[Array, "... W"]:
-    """Label s differs from label s - 1, so that the blank between them may be skipped."""
+    """Return where label s differs from label s - 1, so that the blank between them may be skipped."""
     before = jnp.concatenate([jnp.full_like(labels[..., :1], -1), labels[..., :-1]], axis=-1)
     return labels != before

@@ -1,14 +1,15 @@
-"""What a TPU does in place of gathers: products with one-hot matrices, and long slices.
+"""Replace gathers on a TPU by products with one-hot matrices, and by long slices.
 
 A TPU gathers element by element, in about ten cycles each, which for a whole batch is a hundred times what its kernel
-takes to walk the lattice. Its matrix unit picks classes out of a frame in next to no time, and adds up those of equal
-labels; and the steps of a direction read consecutive frames, so that a slice of a sequence's frames is all they are.
+takes to run over the lattice. Its matrix unit selects classes from a frame in almost no time, and adds up those of
+equal labels. The steps of a direction read consecutive frames, so that one slice of a sequence's frames has them all.
 
-A product with ones and zeros is exact at the highest precision: it takes a number apart into three of eight digits,
-and puts it together again. But zero times infinity is NaN. What is infinite, or NaN, is something large instead, and
-infinite again where it has been picked: nobody sees what is not.
+A product with ones and zeros is exact at the highest precision: the hardware splits a number into three parts of eight
+binary digits each, and adds these up again. But zero times infinity is NaN. Infinite values and NaN are therefore
+replaced by large finite ones before the product, and by infinite ones after it, where they have been selected. Values
+that are not selected are discarded.
 
-On every other platform programs are what they would be without this module.
+On every other platform, programs are the same as without this module.
 """
 
 import functools
@@ -22,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, row_of_indices
 
 _HUGE = 2.0**127
-"""The largest power of two of float32 and of bfloat16: whatever is not below it counts as infinite."""
+"""The largest power of two of float32 and of bfloat16: all that is not below it counts as infinite."""
 
 
 def one_hot(index: Int[Array, "*N W"], count: int) -> Bool[Array, "*N W count"]:
@@ -30,9 +31,9 @@ def one_hot(index: Int[Array, "*N W"], count: int) -> Bool[Array, "*N W count"]:
 
 
 def product(equation: str, x: Float[Array, "..."], ones: Bool[Array, "..."]) -> Float[Array, "..."]:
-    """With a matrix of ones and zeros, at which nothing is rounded but sums."""
+    """Return the product with a matrix of ones and zeros; nothing is rounded but sums."""
     narrow = x.dtype == jnp.bfloat16
-    # All that there is of a bfloat16 is what the default precision keeps.
+    # The default precision keeps all digits of a bfloat16.
     precision = lax.Precision.DEFAULT if narrow else lax.Precision.HIGHEST
     found = jnp.einsum(
         equation, x, ones.astype(x.dtype), precision=precision, preferred_element_type=accumulation_dtype(x.dtype)
@@ -41,17 +42,17 @@ def product(equation: str, x: Float[Array, "..."], ones: Bool[Array, "..."]) -> 
 
 
 def picked(x: Shaped[Array, "N W"], index: Int[Array, "N W"]) -> Shaped[Array, "N W"]:
-    """The columns of these indices: of few numbers, all are looked at. 0 where there is no such column."""
+    """Return the columns of these indices, by comparing all of them; 0 where there is no such column."""
     return jnp.where(one_hot(index, x.shape[1]), x[:, None], 0).sum(axis=2, dtype=x.dtype)
 
 
 def both_ways(x: Int[Array, "N W"], lattice: Lattice) -> Int[Array, "N 2 W"]:
-    """As `scaled_emissions.both_ways`; what is beyond the target's end is the last column's."""
+    """Return the same as `indexing.both_ways`, with the value of the last column beyond the target's end."""
     return jnp.stack([x, picked(x, reverse(lattice))], axis=1)
 
 
 def reverse(lattice: Lattice) -> Int[Array, "N W"]:
-    """The columns from the target's last to its first; beyond its end the last of all, which no target reaches."""
+    """Return the columns from the target's last to its first; beyond its end the last one, which no target reaches."""
     columns = lattice.labels.shape[1]
     column = lattice.target_lengths[:, None] - 1 - row_of_indices(columns)
     return jnp.where(column < 0, columns - 1, column)
@@ -65,9 +66,9 @@ def emitted(
     *,
     every: bool = True,
 ) -> Float[Array, "N 2 K W"]:
-    """The scores of the labels in the frames that `steps` takes, which may be `every` frame.
+    """Return the scores of the labels in the frames that `steps` takes; `every` says whether these may be all frames.
 
-    There is +inf for a NaN, and `-_HUGE` for -inf.
+    The result has +inf for a NaN, and `-_HUGE` for -inf.
     """
     classes, columns = scores.shape[2], labels.shape[2]
     if scores.dtype == jnp.float16:
@@ -75,7 +76,7 @@ def emitted(
     # A NaN is not below anything.
     x = jnp.where(scores < _HUGE, jnp.maximum(scores, -_HUGE), _HUGE)
     if every and classes > columns:
-        # Only what is left of the classes is moved.
+        # The classes are selected first, so that `steps` moves the scores of the labels alone.
         x = product("ntc,nwc->ntw", x, one_hot(lattice.labels, classes))
         straight = jnp.broadcast_to(row_of_indices(columns), lattice.labels.shape)
         labels = jnp.stack([straight, reverse(lattice)], axis=1)
@@ -84,13 +85,16 @@ def emitted(
 
 
 def padded(x: Float[Array, "N R *X"], before: int, after: int) -> Float[Array, "N Q *X"]:
-    """With rows of zeros. XLA pads in a pass of its own, and concatenates where the rows are made."""
+    """Return the rows with rows of zeros before and after them.
+
+    This concatenates, which XLA does where it computes the rows; it would pad in a separate pass.
+    """
     parts = [jnp.zeros((len(x), size, *x.shape[2:]), x.dtype) for size in (before, after)]
     return jnp.concatenate([parts[0], x, parts[1]], axis=1)
 
 
 def rows(x: Float[Array, "N R *X"], first: Int[Array, " N"], count: int) -> Float[Array, "N count *X"]:
-    """So many rows of each sequence, from a first one of its own on."""
+    """Return `count` rows of each sequence, from the sequence's own `first` row on."""
     if x.ndim == 2:
         return _slid(x, first)[:, :count]
     return jax.vmap(lambda x, first: lax.dynamic_slice_in_dim(x, first, count))(x, first)
@@ -98,7 +102,10 @@ def rows(x: Float[Array, "N R *X"], first: Int[Array, " N"], count: int) -> Floa
 
 @functools.partial(jax.jit, inline=True)  # traced once, however often it is called
 def _slid(x: Float[Array, "N R"], by: Int[Array, " N"]) -> Float[Array, "N R"]:
-    """Single numbers lie in lanes, and are moved in the whole batch at once, by one power of two after the other."""
+    """Return each sequence moved to the left by its own number of rows.
+
+    A TPU keeps these numbers in lanes: the whole batch is moved at once, by one power of two after the other.
+    """
     for bit in range(x.shape[1].bit_length()):
         x = jnp.where((by >> bit & 1)[:, None] == 1, jnp.roll(x, -(1 << bit), axis=1), x)
     return x

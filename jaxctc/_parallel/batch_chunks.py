@@ -1,4 +1,4 @@
-"""A batch in slices, one after the other, for one that is too large to be worked on all at once."""
+"""Process a batch that is too large to be processed at once in chunks, one after the other."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +14,11 @@ from jaxctc._types import Request
 
 
 def sliced(function: Callable[..., Any], request: Request) -> Callable[..., Any]:
-    """A function of scores and their lattice, called with as many sequences at once as there may be.
+    """Return a function of scores and their lattice that calls `function` with one chunk of the sequences at a time.
 
-    Its results are put in place slice by slice, so that they are there once. The last slice is as long as the others:
-    JAX moves it back to begin within the one before, whose results it finds again.
+    A chunk has `Request.sequences_at_once` sequences. Each chunk writes its results into the arrays for the whole
+    batch, so that they are in memory only once. The last chunk is as long as the others: JAX moves its start back into
+    the chunk before, and it computes the results of some sequences a second time.
     """
     axis = 0 if request.batch_first else 1
     most = request.sequences_at_once

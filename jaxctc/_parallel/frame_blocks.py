@@ -2,8 +2,8 @@
 
 Each of D devices holds a block of B consecutive frames, and runs it as one device runs all frames: from both ends at
 once, and then the backward pass. It begins with the states that its neighbours end with, which are passed on
-beforehand: the first device runs its block and hands its last states to the second, and so on; the last device does
-the same the other way. What is handed over is as small as the states are, but only two devices work at any time, for
+beforehand: the first device runs its block and sends its last states to the second, and so on; the last device does
+the same in the other direction. Only states are sent, which are small, but only two devices work at any time, for
 (D - 1) B steps.
 """
 
@@ -59,21 +59,21 @@ def build(
     keep: bool,
     ends: bool,
 ) -> PreparedBatch:
-    """Return the prepared batch of one device's block; whatever concerns whole sequences in it is that of all blocks.
+    """Return the prepared batch of one device's block; its fields about whole sequences are those of all blocks.
 
-    What a device begins with is known to all devices, or if not to both `ends`, to the one in the middle.
+    If `ends`, every device gets the states that it begins with; else only the one in the middle is certain to.
     """
     axis, frames = request.frame_axis, frames_of(scores, request)
     assert axis is not None
     near = prepared.prepare(scores, lattice, request, size, first=index * frames, keep=keep)
-    # The half of the block that each direction comes to after its own.
+    # The half of the block that each direction reads after its own half.
     frame_map = build_frame_map(near.lattice, frames, near.emissions.steps)
     half = jnp.array([frames // 2, -(frames // 2)], jnp.int32)[None, :, None]
     frame_map = frame_map.moved(half).until(lattice.input_lengths - index * frames)
     far = scaled_emissions.build(scores, near.lattice, request, frame_map, size, near.start, keep=keep)
 
     def through_block(begin: StateBuffers, start: Index) -> StateBuffers:
-        """Return what the next device begins with, from what this one does, unless all steps are left out."""
+        """Return the states that the next device begins with, from those that this one begins with."""
         for emissions in (near.emissions, far):
             begin = bidirectional.states_after(emissions, begin, start, size)
         return begin
@@ -90,7 +90,7 @@ def build(
 
 
 def from_middle_device(x: Any, index: Index | None, request: Request) -> Any:
-    """Return on all devices what the device in the middle has."""
+    """Return on all devices the values that the device in the middle has."""
     axis = request.frame_axis
     if axis is None or index is None:
         return x
@@ -105,7 +105,7 @@ def _passed_on(
     axis: str,
     turns: int,
 ) -> StateBuffers:
-    """Return what each device begins with: in each turn two of them run their block and hand on its last states."""
+    """Return the states that each device begins with; in each turn two devices run their block and send its states."""
     devices = lax.axis_size(axis)
     ahead = [(d, d + 1) for d in range(devices - 1)]
     back = [(d + 1, d) for d in range(devices - 1)]
