@@ -44,7 +44,8 @@ def ctc_loss(
         zero_infinity: Count infinite losses, and their gradient, as 0.
         normalized: The scores are a distribution, so that PyTorch's gradient is right.
         batch_first: `log_probs` is (N, T, C).
-        implementation: ``"scan"``, ``"pallas"`` (GPU kernels) or None, as for `jaxctc.ctc_loss`.
+        implementation: ``"reference"`` (the recursion as a textbook has it, to debug), ``"xla"`` (the fast form, which
+            runs everywhere), ``"pallas"`` (GPU kernels) or None, which chooses; see `jaxctc.ctc_loss`.
 
     Returns:
         The loss in nats: float64 for float64, float32 otherwise; (N,) or (). An infeasible target has the
