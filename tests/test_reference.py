@@ -51,13 +51,7 @@ def with_gradient(scores, loss, implementation):
     return values, gradient
 
 
-STRICT = pytest.mark.xfail(
-    raises=jax.dtypes.TypePromotionError,
-    reason="the reference mixes int32 and int64: remove this mark once its indices have one type",
-)
-
-
-@pytest.mark.parametrize("dtype", [pytest.param(jnp.float64, marks=STRICT), jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     ("loss", "scores"),
     [
@@ -84,7 +78,5 @@ def test_the_implementations_agree(loss, scores, dtype):
             for found in (reference, fast)
         )
         np.testing.assert_allclose(fast_values, values, rtol=tolerance, atol=tolerance)
-        rows = ~np.isnan(values)
-        np.testing.assert_allclose(fast_gradient[:, rows], gradient[:, rows], rtol=tolerance, atol=tolerance)
-        for found in (gradient, fast_gradient):
-            assert np.isnan(found[:, ~rows]).any(axis=(0, 2)).all()
+        # A row whose loss is NaN is NaN in every live frame, and in no other.
+        np.testing.assert_allclose(fast_gradient, gradient, rtol=tolerance, atol=tolerance)

@@ -31,7 +31,7 @@ def ctc_loss(
     blank: int,
 ) -> Float[Array, ""]:
     """Return minus the log probability of one target; at least ``-LOG_ZERO / 2`` if no path spells it."""
-    states = jnp.full(2 * len(targets) + 1, blank).at[1::2].set(targets)
+    states = jnp.full(2 * len(targets) + 1, blank, targets.dtype).at[1::2].set(targets)
     may_skip = (states != blank) & (states != jnp.roll(states, 2))
     emissions = jnp.maximum(log_probs, LOG_ZERO)[:, states]
 
@@ -47,7 +47,7 @@ def ctc_loss(
 
     # Before the first frame every path is in the first blank.
     start = jnp.full(len(states), LOG_ZERO, log_probs.dtype).at[0].set(0)
-    alpha, _ = lax.scan(frame, start, (jnp.arange(len(log_probs)), emissions))
+    alpha, _ = lax.scan(frame, start, (jnp.arange(len(log_probs), dtype=jnp.int32), emissions))
     last_blank, last_label = alpha[2 * target_length], shifted(alpha, 1)[2 * target_length]
     return -logaddexp(last_blank, last_label)
 

@@ -28,11 +28,13 @@ def log_probs(scores: Float[Array, "A B C"], lattice: Lattice, request: Request)
     made = jnp.where(mask, scores.astype(accumulation_dtype(scores.dtype)), 0)
     if request.from_logits:
         peak = jax.lax.stop_gradient(made.max(axis=2, keepdims=True))
-        made = made - peak
+        # A frame that rules out every class has no log-softmax: all its classes are impossible.
+        dead = jnp.isneginf(peak)
+        made = jnp.where(dead, 0, made) - jnp.where(dead, 0, peak)
         # A confident model leaves little to the other classes: added to 1 it would lose its digits.
         best = jnp.arange(made.shape[2])[None, None] == jnp.argmax(made, axis=2, keepdims=True)
         above_one = jnp.where(best, jnp.expm1(made), jnp.exp(made)).sum(axis=2, keepdims=True)
-        made = made - jnp.log1p(above_one)
+        made = jnp.where(dead, LOG_ZERO, made - jnp.log1p(above_one))
     return jnp.maximum(frames_first(made, request), LOG_ZERO)
 
 
