@@ -48,7 +48,7 @@ def class_scatter(lattice: Lattice, classes: int, dtype: jnp.dtype) -> ClassScat
     first_column = _first(lattice)
     return ClassScatter(
         _scatter_matrix(lattice, first_column, columns).astype(dtype),
-        _places(lattice, first_column, classes),
+        _bins_of_classes(lattice, first_column, classes),
         lattice.labels,
     )
 
@@ -115,16 +115,16 @@ def dominant(
     return Dominant(*(frames_first(x, request) for x in found))
 
 
-def _scatter_matrix(lattice: Lattice, first_column: Int[Array, "N W"], class_scatter: int) -> Bool[Array, "N 2 W K"]:
+def _scatter_matrix(lattice: Lattice, first_column: Int[Array, "N W"], bins: int) -> Bool[Array, "N 2 W K"]:
     """Return which column is added to which bin."""
     exists = has_label(lattice)[:, :, None]
 
     def compared() -> Array:
-        return exists[:, None] & products.one_hot(indexing.both_ways(first_column, lattice), class_scatter)
+        return exists[:, None] & products.one_hot(products.both_ways(first_column, lattice), bins)
 
     def gathered() -> Array:
-        scatter = exists & (first_column[:, :, None] == row_of_indices(class_scatter)[None])
-        return indexing.both_ways(scatter, lattice)
+        matrix = exists & (first_column[:, :, None] == row_of_indices(bins)[None])
+        return indexing.both_ways(matrix, lattice)
 
     return indexing.on_tpu(compared, gathered)
 
@@ -135,7 +135,7 @@ def _first(lattice: Lattice) -> Int[Array, "N W"]:
     return jnp.argmax(same, axis=2).astype(jnp.int32)
 
 
-def _places(lattice: Lattice, first_column: Int[Array, "N W"], classes: int) -> Int[Array, "N C"]:
+def _bins_of_classes(lattice: Lattice, first_column: Int[Array, "N W"], classes: int) -> Int[Array, "N C"]:
     """Return the bin of each class; for classes that do not occur it is the last column, which no target reaches."""
     nowhere = jnp.full(classes, first_column.shape[1] - 1, jnp.int32)
     aim = jnp.where(has_label(lattice), lattice.labels, classes)
