@@ -1,7 +1,8 @@
-"""`torch.nn.functional.ctc_loss`'s own signature, computed by jaxctc on the tensor's own device.
+"""Compute CTC losses of PyTorch tensors by jaxctc, with `torch.nn.functional.ctc_loss`'s signature.
 
-Tensors cross to JAX and back without a copy, padded to a few shapes so that JAX compiles few programs:
-see `set_sizes`.
+JAX computes on the tensor's own device. CPU tensors go to JAX as numpy views of their memory, CUDA tensors by DLPack.
+JAX compiles a program for every shape, so that batches are padded to a few shapes first (see `set_sizes`). A batch
+that is contiguous and has one of these shapes is shared with JAX; any other batch is copied.
 """
 
 try:

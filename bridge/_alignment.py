@@ -1,4 +1,4 @@
-"""Alignment, posteriors and decoding for tensors: `jaxctc`'s own, padded to the bridge's sizes."""
+"""Provide the alignment, the posteriors and the decoding of `jaxctc` for tensors."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from jaxctc._api.alignment import check_feasible
 
 
 class Alignment(NamedTuple):
-    """The best path of each target, frame by frame."""
+    """Hold the best path of each target, frame by frame."""
 
     labels: Tensor
     """(N, T): the class of each frame, blanks included; the blank beyond a sequence's length; -1 without a path."""
@@ -24,23 +24,23 @@ class Alignment(NamedTuple):
 
 
 class Posteriors(NamedTuple):
-    """Probabilities given the target; each sums to one over its last axis in every frame of a sequence."""
+    """Hold probabilities given the target; both sum to one over the last axis in every frame of a sequence."""
 
     states: Tensor
-    """(T, N, 2 S + 1): blank 0, label 0, blank 1, and so on."""
+    """(T, N, 2 S + 1): the states in order: blank 0, label 0, blank 1, and so on."""
     classes: Tensor
-    """(T, N, C)."""
+    """(T, N, C): the classes."""
 
 
 class Decoded(NamedTuple):
-    """What the best path of each sequence spells."""
+    """Hold what the best path of each sequence spells."""
 
     labels: Tensor
-    """(N, T), -1 after the last label."""
+    """(N, T): the labels, and -1 after the last one."""
     lengths: Tensor
-    """(N,)."""
+    """(N,): the number of labels."""
     log_probs: Tensor
-    """(N,), of the path."""
+    """(N,): the log probability of the path."""
 
 
 def forced_align(
@@ -52,12 +52,12 @@ def forced_align(
     *,
     batch_first: bool = False,
 ) -> Alignment:
-    """The most probable path that spells each target: `jaxctc.forced_align`, of a whole batch.
+    """Return the most probable path that spells each target, as `jaxctc.forced_align` does.
 
     `torchaudio.functional.forced_align` takes one sequence, as (1, T, C): pass ``batch_first=True`` for that layout.
 
     Args:
-        log_probs: (T, N, C), or (T, C) for one sequence; on the CPU or a CUDA device. No derivative.
+        log_probs: (T, N, C), or (T, C) for one sequence; on the CPU or a CUDA device. The result has no derivative.
         targets: (N, S), padded with anything, or end to end; of any integer type. One sequence: (S,) or (1, S).
         input_lengths: Frames of each sequence: a tensor, an array, a sequence of ints, or one int.
         target_lengths: Labels of each target; the same forms.
@@ -65,8 +65,8 @@ def forced_align(
         batch_first: `log_probs` is (N, T, C).
 
     Returns:
-        `Alignment`: labels, (N, T), of int32 where the targets are, else of int64; scores, (N, T), of the type of
-        `log_probs`; (T,) for one sequence. For spans, `jaxctc.merge_tokens` takes both, on the CPU.
+        `Alignment`: labels, (N, T), int32 if the targets are, else int64; scores, (N, T), of the dtype of
+        `log_probs`; (T,) for one sequence. `jaxctc.merge_tokens` takes both, on the CPU, and returns the spans.
 
     Raises:
         RuntimeError: A shape, a length, a label or `blank` is illegal, or a target needs more frames than there are.
@@ -104,19 +104,19 @@ def ctc_posteriors(
     *,
     batch_first: bool = False,
 ) -> Posteriors:
-    """The probability of each state, and of each class, at each frame, given the target: `jaxctc.ctc_posteriors`.
+    """Return the probability of each state and of each class at each frame, given the target.
 
     Args:
-        log_probs: (T, N, C), or (T, C) for one sequence; on the CPU or a CUDA device. Differentiable, once.
+        log_probs: (T, N, C), or (T, C) for one sequence; on the CPU or a CUDA device. Differentiable once.
         targets: (N, S), padded with anything, or end to end; of any integer type. One sequence: (S,) or (1, S).
         input_lengths: Frames of each sequence: a tensor, an array, a sequence of ints, or one int.
         target_lengths: Labels of each target; the same forms.
         blank: Index of the blank class.
-        batch_first: `log_probs` is (N, T, C), and the results likewise.
+        batch_first: `log_probs` is (N, T, C), and frames and sequences of the results have this order too.
 
     Returns:
         `Posteriors`: states, (T, N, 2 S + 1), and classes, (T, N, C), float64 for float64 and float32 otherwise; S is
-        the longest target's length where targets are end to end. Without the axis N for one sequence.
+        the longest target's length if targets are end to end. For one sequence the axis N is missing.
 
     Raises:
         RuntimeError: A shape, a length, a label or `blank` is illegal; or JAX lacks the tensor's device.
@@ -137,16 +137,16 @@ def ctc_posteriors(
     states, classes = _Posteriors.apply(call.scores, call)
     count = call.targets.shape[1] if call.targets.ndim == 2 else int(call.target_lengths.max())
     made = Posteriors(states[:, :, : 2 * count + 1], classes)
-    if call.turned:
+    if call.transposed:
         made = Posteriors(*(x.transpose(0, 1) for x in made))
     return made if call.batched else Posteriors(*(x.squeeze(0 if batch_first else 1) for x in made))
 
 
 def greedy_decode(log_probs: Tensor, input_lengths: Lengths, blank: int = 0, *, batch_first: bool = False) -> Decoded:
-    """The labels of the best path, repeats merged, then blanks removed: `jaxctc.greedy_decode`.
+    """Return the labels of the best path, with repeats merged and blanks removed, as `jaxctc.greedy_decode` does.
 
     Args:
-        log_probs: (T, N, C), or (T, C) for one sequence, normalised or not; on the CPU or a CUDA device.
+        log_probs: (T, N, C), or (T, C) for one sequence, normalized or not; on the CPU or a CUDA device.
         input_lengths: Frames of each sequence: a tensor, an array, a sequence of ints, or one int.
         blank: Index of the blank class.
         batch_first: `log_probs` is (N, T, C).

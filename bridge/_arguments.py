@@ -1,4 +1,4 @@
-"""From whatever the caller passed to one batch in canonical form, or PyTorch's own exceptions."""
+"""Convert the caller's arguments to one batch in canonical form, or raise the exception that PyTorch raises."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -11,7 +11,7 @@ from bridge._batch import Spec, Tensors
 from jaxctc._inputs import checks
 
 Lengths: TypeAlias = Tensor | np.ndarray | Sequence[Any] | int
-"""What PyTorch takes for lengths, and numpy arrays and plain numbers besides."""
+"""The types of lengths: those that PyTorch takes, numpy arrays, and single numbers."""
 
 
 class Call(NamedTuple):
@@ -24,8 +24,8 @@ class Call(NamedTuple):
     spec: Spec
     """`batch_first` is that of `scores` here: a transposed view is taken as it lies in memory rather than copied."""
     batched: bool
-    turned: bool
-    """The caller has the axes of the scores the other way round."""
+    transposed: bool
+    """Frames and sequences are swapped with respect to the caller's scores."""
 
     @property
     def tensors(self) -> Tensors:
@@ -52,11 +52,11 @@ def canonical(scores: Tensor, targets: Tensor, input_lengths: Lengths, target_le
     _check_shapes(name, targets, lengths, sequences)
     input_lengths, target_lengths = (x if x.ndim == 1 else x.reshape(-1).expand(sequences) for x in lengths)
 
-    turned = not scores.is_contiguous() and scores.transpose(0, 1).is_contiguous()
-    if turned:
+    transposed = not scores.is_contiguous() and scores.transpose(0, 1).is_contiguous()
+    if transposed:
         scores, batch_first = scores.transpose(0, 1), not batch_first
     spec = Spec(blank, spec.from_logits, batch_first, spec.normalized, spec.implementation)
-    return Call(scores, targets, input_lengths, target_lengths, spec, batched, turned)
+    return Call(scores, targets, input_lengths, target_lengths, spec, batched, transposed)
 
 
 def _check_scores(name: str, scores: Any, batch_first: bool) -> None:
@@ -85,13 +85,13 @@ def _labels(targets: Any) -> Tensor:
         )
     if not targets.is_floating_point():
         return targets
-    whole = targets.long()
-    if not torch.equal(whole.to(targets.dtype), targets):
+    converted = targets.long()
+    if not torch.equal(converted.to(targets.dtype), targets):
         raise RuntimeError(
             f"targets is of type {targets.dtype} and holds values that are no whole numbers: labels are indices. "
             "Convert it with targets.long()."
         )
-    return whole
+    return converted
 
 
 def _lengths(name: str, lengths: Any) -> Tensor:
@@ -115,7 +115,7 @@ def _tensor(name: str, x: Any) -> Tensor:
 
 
 def _one_target(name: str, targets: Tensor) -> Tensor:
-    """(S,) is taken for end to end: like PyTorch, the bridge wants no padding there."""
+    """Check the target of one sequence. (S,) counts as end to end, without padding, as in PyTorch."""
     if not (targets.ndim == 1 or (targets.ndim == 2 and targets.shape[0] == 1)):
         raise RuntimeError(
             f"targets must have shape (S,) or (1, S) for one sequence, that is {name} of shape (T, C); got "

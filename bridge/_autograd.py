@@ -1,8 +1,8 @@
-"""The losses as PyTorch's autograd sees them: differentiable twice, in either mode, and under vmap.
+"""Make the losses differentiable by PyTorch's autograd: twice, in reverse and forward mode, and under vmap.
 
-Three functions, each the derivative of the one before: the losses, the gradient of each with respect
-to its own scores, and the product of that gradient's derivative with a direction. Each one's
-derivative calls the next through autograd, so that every transform of PyTorch finds its way.
+There are three functions, each the derivative of the one before: the losses, the gradient of each loss with respect
+to its own scores, and the product of that gradient's derivative with a direction. The derivative of each calls the
+next one through autograd, so that PyTorch's transforms can be composed.
 """
 
 from collections.abc import Sequence
@@ -14,25 +14,25 @@ from torch.autograd import Function
 
 from bridge import _operators
 from bridge._batch import Spec, Tensors
-from bridge._gradient import weigh
+from bridge._gradient import weighted
 
 
 def losses(problem: Tensors, spec: Spec) -> Tensor:
-    """One loss a sequence, (N,). Shapes as in `_operators`."""
-    # The gradient comes almost free with the loss, but not quite: nobody should pay for it unasked.
-    wanted = torch.is_grad_enabled() and problem[0].requires_grad
+    """Return one loss a sequence, (N,). Shapes as in `_operators`."""
+    # The gradient costs little more than the loss, but something: it is computed only if it can be asked for.
+    with_gradient = torch.is_grad_enabled() and problem[0].requires_grad
     if torch.compiler.is_exporting():  # a Function would leave no derivative in the exported program
         return _operators.losses(problem, spec)
     function = _Losses if torch.compiler.is_compiling() else _DualLosses
-    loss, _ = function.apply(*problem, spec, wanted)
+    loss, _ = function.apply(*problem, spec, with_gradient)
     return loss
 
 
 def gradients(problem: Sequence[Tensor], spec: Spec, known: Tensor | None = None) -> Tensor:
-    """The gradient of each loss with respect to its own scores, of their shape: `known`, if it is, differentiable.
+    """Return the gradient of each loss with respect to its own scores, of their shape, and differentiable.
 
-    Like the losses it is in float32 where the scores are in half precision; what is multiplied in comes before it is
-    narrowed.
+    `known` is the gradient if it has been computed already. For half-precision scores the gradient is in float32, as
+    the losses are: it is to be multiplied by all weights before it is rounded.
     """
     function = _Gradient if torch.compiler.is_compiling() else _DualGradient
     known = problem[0].new_empty(0) if known is None else known
@@ -47,10 +47,10 @@ class _Losses(Function):
         input_lengths: Tensor,
         target_lengths: Tensor,
         spec: Spec,
-        wanted: bool,
+        with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         problem = scores, targets, input_lengths, target_lengths
-        if wanted:
+        if with_gradient:
             return _operators.losses_and_gradient(problem, spec)
         return _operators.losses(problem, spec), scores.new_empty(0)
 
@@ -68,22 +68,22 @@ class _Losses(Function):
         if weights is None:
             return (None,) * 6
         *problem, known = ctx.saved_tensors
-        return _weighed(weights, gradients(problem, ctx.spec, known), problem, ctx.spec), *(None,) * 5
+        return _weighted(weights, gradients(problem, ctx.spec, known), problem, ctx.spec), *(None,) * 5
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
-        *tensors, spec, wanted = args
-        fold = _Fold(info.batch_size, spec.batch_first)
-        folded = fold.problem(tensors, in_dims)
-        loss, known = _DualLosses.apply(*folded, spec, wanted)
+        *tensors, spec, with_gradient = args
+        merged = _MergedBatches(info.batch_size, spec.batch_first)
+        problem = merged.problem(tensors, in_dims)
+        loss, known = _DualLosses.apply(*problem, spec, with_gradient)
         loss = loss.reshape(info.batch_size, -1)
-        if not wanted:
+        if not with_gradient:
             return (loss, known), (0, None)
-        return (loss, fold.undo(known)), (0, fold.axis)
+        return (loss, merged.split(known)), (0, merged.axis)
 
 
 class _Gradient(Function):
-    """The last tensor is the gradient itself where the losses have left it, or empty."""
+    """Compute the gradient, unless `known` holds it already; else `known` is empty."""
 
     @staticmethod
     def forward(
@@ -113,10 +113,10 @@ class _Gradient(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
         *tensors, known, spec = args
-        fold = _Fold(info.batch_size, spec.batch_first)
+        merged = _MergedBatches(info.batch_size, spec.batch_first)
         if known.numel():
-            known = fold.scores(known, in_dims[4])
-        return fold.undo(gradients(fold.problem(tensors, in_dims), spec, known)), fold.axis
+            known = merged.scores(known, in_dims[4])
+        return merged.split(gradients(merged.problem(tensors, in_dims), spec, known)), merged.axis
 
 
 class _HessianProduct(Function):
@@ -144,20 +144,20 @@ class _HessianProduct(Function):
             raise RuntimeError(
                 "The bridge has no third derivative with respect to the scores. JAX has: differentiate jaxctc.ctc_loss."
             )
-        # A matrix of second derivatives is symmetric.
+        # The matrix of second derivatives is symmetric: its transposed product is the product itself.
         return _HessianProduct.apply(direction, *ctx.saved_tensors, ctx.spec), *(None,) * 5
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
         direction, *tensors, spec = args
-        fold = _Fold(info.batch_size, spec.batch_first)
-        folded = fold.problem(tensors, in_dims[1:])
-        product = _HessianProduct.apply(fold.scores(direction, in_dims[0]), *folded, spec)
-        return fold.undo(product), fold.axis
+        merged = _MergedBatches(info.batch_size, spec.batch_first)
+        problem = merged.problem(tensors, in_dims[1:])
+        product = _HessianProduct.apply(merged.scores(direction, in_dims[0]), *problem, spec)
+        return merged.split(product), merged.axis
 
 
 class _DualLosses(_Losses):
-    """With forward mode, which PyTorch's compiler refuses."""
+    """Add forward mode, which PyTorch's compiler does not accept."""
 
     @staticmethod
     def jvp(ctx: Any, direction: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
@@ -177,8 +177,8 @@ class _DualGradient(_Gradient):
         return _HessianProduct.apply(direction, *ctx.saved_tensors, ctx.spec)
 
 
-class _Fold:
-    """Makes one batch of N of B batches of N, for `vmap`: sequences are independent as it is."""
+class _MergedBatches:
+    """Merge the axis of `vmap` into the batch: B batches of N independent sequences are one batch of B N."""
 
     def __init__(self, size: int, batch_first: bool) -> None:
         self.size = size
@@ -202,24 +202,24 @@ class _Fold:
             x = x.movedim(dim, axis)
         return x.flatten(axis, axis + 1)
 
-    def undo(self, x: Tensor) -> Tensor:
+    def split(self, x: Tensor) -> Tensor:
         return x.unflatten(self.axis, (self.size, -1))
 
 
-def _weighed(weights: Tensor, gradient: Tensor, problem: Sequence[Tensor], spec: Spec) -> Tensor:
+def _weighted(weights: Tensor, gradient: Tensor, problem: Sequence[Tensor], spec: Spec) -> Tensor:
     scores, _, input_lengths, _ = problem
-    return weigh(weights, gradient, scores, input_lengths, spec.batch_first)
+    return weighted(weights, gradient, scores, input_lengths, spec.batch_first)
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
     ctx.save_for_backward(*inputs[:4])
     ctx.spec = Spec(*inputs[4:])
 
 
 def _backward(ctx: Any, weights: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     problem, spec = ctx.saved_tensors, ctx.spec
-    return _weighed(weights, gradients(problem, spec), problem, spec), *(None,) * 8
+    return _weighted(weights, gradients(problem, spec), problem, spec), *(None,) * 8
 
 
-# For exported programs, in which nothing stands above the operators.
-_operators.losses_operator.register_autograd(_backward, setup_context=_remember)
+# Exported programs contain the operators alone, without the functions above.
+_operators.losses_operator.register_autograd(_backward, setup_context=_save)

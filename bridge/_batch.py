@@ -1,7 +1,7 @@
-"""A batch of tensors, its values checked, cut and padded into the blocks that programs are compiled for.
+"""Check the values of a batch, and divide and pad it into the blocks that programs are compiled for.
 
-Shapes as `_functional` leaves them: scores (T, N, C), or (N, T, C) with `batch_first`; targets (N, S) or
-end to end; lengths (N,). T', R and S' are the padded sizes of `_sizes`.
+Tensors have the shapes of `_arguments.Call`: scores (T, N, C), or (N, T, C) with `batch_first`; targets (N, S) or end
+to end; lengths (N,). T', R and S' are the padded sizes of `_sizes`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from jaxctc._inputs import checks
 from jaxctc._inputs.checks import Form
 from jaxctc._types import Request
 
-_WHOLE = torch.iinfo(torch.int32)
+_INT32 = torch.iinfo(torch.int32)
 
 Tensors: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 """Scores, targets, input lengths and target lengths of one call, in this order."""
@@ -44,25 +44,25 @@ class Spec(NamedTuple):
 
 
 class Block(NamedTuple):
-    """R sequences of a batch, of which the first `rows` are real."""
+    """Describe R sequences of a batch, of which the first `rows` are real and the others padding."""
 
     first: int
     rows: int
     labels: np.ndarray | Tensor
-    """(R, S'), 32 bits wide; a tensor where the targets are on a GPU."""
+    """(R, S') int32; a tensor if the targets are on a GPU."""
     classes: Tensor | None
-    """(rows, K): those that the labels number, where the batch is compact (see `_vocabulary`)."""
+    """(rows, K): the classes that the labels index, if the batch is compact (see `_vocabulary`); else None."""
     lengths: np.ndarray
     """(R, 2): frames and labels of each sequence; 0 and 0 for padded rows."""
 
 
 class Batch:
-    """All about a batch but its scores.
+    """Hold everything about a batch but its scores, and say how to pad these.
 
-    Checks the values that are at hand; the lengths always are, as for PyTorch, the labels unless on a GPU.
+    The lengths are always checked, as in PyTorch; the labels are unless they are on a GPU.
 
-    It is compact if its sequences are given no classes but their own (see `_vocabulary`), which it may be on the
-    CPU, where memory is what takes the time.
+    A batch is compact if JAX is given only the classes that each sequence uses (see `_vocabulary`). It can be compact
+    on the CPU only, where the time goes into reading and writing memory.
     """
 
     def __init__(
@@ -91,10 +91,10 @@ class Batch:
                 self._frames, self._rows, width = sizes.fit(
                     self.frames, self.sequences, longest, self.device.type != "cpu"
                 )
-            self.labels = self._lay_out(targets.detach(), counts, longest, width, classes)
+            self.labels = self._padded_labels(targets.detach(), counts, longest, width, classes)
         except ValueError as error:  # PyTorch raises RuntimeError for illegal values
             raise RuntimeError(str(error)) from None
-        self.rows_in_all = self.labels.shape[0]
+        self.total_rows = self.labels.shape[0]
         self.compact = (
             may_be_compact
             and not spec.from_logits
@@ -102,7 +102,7 @@ class Batch:
             and _vocabulary.pays(self.labels.shape[1], classes)
         )
         self.exact = not self.compact and (self._frames, self._rows) == (self.frames, self.sequences)
-        self.lengths = np.zeros((self.rows_in_all, 2), np.int32)
+        self.lengths = np.zeros((self.total_rows, 2), np.int32)
         self.lengths[: self.sequences, 0] = frames
         self.lengths[: self.sequences, 1] = counts
         if self.compact:
@@ -118,12 +118,12 @@ class Batch:
             yield Block(first, real, self.labels[rows], classes, self.lengths[rows])
 
     def part(self, x: Tensor, block: Block) -> Tensor:
-        """The sequences of a block, of a tensor of the shape of the scores."""
+        """Return a block's sequences of a tensor that has the shape of the scores."""
         rows = slice(block.first, block.first + block.rows)
         return x[rows] if self.request.batch_first else x[:, rows]
 
     def pad(self, x: Tensor, block: Block) -> Tensor:
-        """That part as (T', R, C), or (R, T', C), with K classes for C if compact; what is new is arbitrary."""
+        """Return that part as (T', R, C), or (R, T', C), or with K classes if compact; the padding is arbitrary."""
         part = self.part(x, block)
         shape = (self._rows, self._frames) if self.request.batch_first else (self._frames, self._rows)
         if block.classes is not None:
@@ -140,25 +140,25 @@ class Batch:
     def frames_first(self, x: Tensor) -> Tensor:
         return x.transpose(0, 1) if self.request.batch_first else x
 
-    def live(self) -> Tensor:
-        """(T, N): the frames within each sequence's length."""
+    def frame_mask(self) -> Tensor:
+        """Return which frames are within each sequence's length, (T, N)."""
         return torch.from_numpy(np.arange(self.frames)[:, None] < self.lengths[: self.sequences, 0])
 
     def crop(self, padded: Tensor, block: Block) -> Tensor:
-        """The real frames and sequences of what `pad` has made."""
+        """Return the real frames and sequences of a tensor that has the shape of what `pad` returns."""
         if self.request.batch_first:
             return padded[: block.rows, : self.frames]
         return padded[: self.frames, : block.rows]
 
     def assemble(self, padded: Sequence[Tensor]) -> Tensor:
-        """The whole batch again, from what `pad` has made of each block; that itself where nothing was padded."""
+        """Join the blocks of a padded tensor to one for the batch; if nothing was padded, return the block itself."""
         if self.exact:
             return padded[0]
         sizes = (self.sequences, self.frames) if self.request.batch_first else (self.frames, self.sequences)
-        whole = _memory.empty((*sizes, padded[0].shape[2]), padded[0])
+        out = _memory.empty((*sizes, padded[0].shape[2]), padded[0])
         for block, piece in zip(self.blocks(), padded, strict=True):
-            self.part(whole, block).copy_(self.crop(piece, block))
-        return whole
+            self.part(out, block).copy_(self.crop(piece, block))
+        return out
 
     def _check_lengths(self, frames: np.ndarray, counts: np.ndarray, targets: Tensor, name: str) -> None:
         checks.length_values(
@@ -180,10 +180,10 @@ class Batch:
                 "be equal. Padded targets must be two-dimensional, of shape (N, S)."
             )
 
-    def _lay_out(
+    def _padded_labels(
         self, targets: Tensor, counts: np.ndarray, longest: int, width: int, classes: int
     ) -> np.ndarray | Tensor:
-        """(N', S') labels, N' a multiple of R; 0 where there are none."""
+        """Return the labels as (N', S'), N' a multiple of R, padded with 0."""
         shape = -(-self.sequences // self._rows) * self._rows, width
         inside = np.arange(longest) < counts[:, None]
         if targets.device.type == "cpu" or self.device.type == "cpu":
@@ -198,10 +198,10 @@ class Batch:
             labels = np.zeros(shape, np.int32)
             labels[: self.sequences, :longest] = padded
             return labels
-        # A label that does not fit into the 32 bits that JAX uses stays illegal.
-        targets = targets.to(self.device).long().clamp(_WHOLE.min, _WHOLE.max).to(torch.int32)
+        # JAX uses int32 labels. Clamped, and not wrapped around, a label that does not fit stays illegal.
+        targets = targets.to(self.device).long().clamp(_INT32.min, _INT32.max).to(torch.int32)
         made = targets.new_zeros(shape)
-        if targets.ndim == 1:  # by index: a mask on the device would have to be counted, and waited for
+        if targets.ndim == 1:  # by index: with a mask PyTorch would have to wait for the device to count it
             row, column = (torch.from_numpy(x).to(targets.device, non_blocking=True) for x in np.nonzero(inside))
             made[row, column] = targets
         else:

@@ -1,12 +1,12 @@
-"""The only file that crosses frameworks: tensors to arrays and back, without a copy where they can share.
+"""Convert tensors to arrays and back, without a copy where the two can share memory. No other file does so.
 
-A GPU's tensors cross by DLPack. The host's cross as numpy views, which JAX's compiled programs share just
-the same, and take in an eighth of the time.
+GPU tensors are converted by DLPack. CPU tensors become numpy views: JAX's compiled programs share their memory as
+well, and accept a view in an eighth of the time.
 
-JAX runs asynchronously, on the CPU too, while PyTorch lets a tensor be changed in place at any time.
-`to_torch` waits for its array, so that what was computed from a shared tensor is computed before the
-caller has the result, and with it the chance to change the tensor. On a GPU the wait is an event on
-the stream, not a synchronisation.
+JAX computes asynchronously, on the CPU too, while PyTorch allows a tensor to be changed in place at any time.
+`to_torch` therefore waits for its array: everything that JAX computes from a shared tensor is computed before the
+caller gets the result and can change the tensor. On a GPU the wait is an event on the stream, and the host does not
+wait.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from bridge import _fork
 
 
 @contextlib.contextmanager
-def crossing(like: torch.Tensor) -> Iterator[None]:
-    """Within it, JAX computes on the tensor's device, and in float64 if that is the tensor's type.
+def jax_context(like: torch.Tensor) -> Iterator[None]:
+    """Make JAX compute on the tensor's device, and in float64 if the tensor does, within a ``with`` block.
 
-    Both settings belong to the thread and end with the block: JAX's global switches stay as they are.
+    Both settings belong to the thread and end with the block: JAX's global configuration is not changed.
     """
     _fork.check()
     with jax.default_device(_device(like.device)), jax.enable_x64(like.dtype == torch.float64):
@@ -34,11 +34,11 @@ def crossing(like: torch.Tensor) -> Iterator[None]:
 
 @functools.cache
 def _device(device: torch.device) -> jax.Device:
-    """JAX's name for the device."""
+    """Return the device as JAX knows it."""
     platform = {"cpu": "cpu", "cuda": "rocm" if torch.version.hip else "cuda"}.get(device.type)
     if platform is None:
         raise RuntimeError(
-            f"log_probs is on {device}: the bridge crosses on CPU and CUDA. Move it with log_probs.cpu()."
+            f"log_probs is on {device}: the bridge takes tensors on CPU and CUDA devices. Move it with log_probs.cpu()."
         )
     try:
         return jax.devices(platform)[device.index or 0]
@@ -53,17 +53,17 @@ def _device(device: torch.device) -> jax.Device:
 
 
 def to_jax(tensor: torch.Tensor) -> jax.Array | np.ndarray:
-    """Shares the memory of a contiguous tensor; JAX must not be told to keep it."""
-    if tensor.device.type != "cpu" and tensor.numel():  # not every exporter takes an empty one
+    """Return an array over the memory of a contiguous tensor. JAX must not donate or keep it."""
+    if tensor.device.type != "cpu" and tensor.numel():  # not every exporter accepts an empty tensor
         return jax.dlpack.from_dlpack(tensor)
     tensor = tensor.cpu()
-    if tensor.dtype == torch.bfloat16:  # a type that numpy has from JAX, and PyTorch does not know
+    if tensor.dtype == torch.bfloat16:  # numpy gets this dtype from JAX; PyTorch cannot export it to numpy
         return tensor.view(torch.int16).numpy().view(jax.numpy.bfloat16)
     return tensor.numpy()
 
 
 def to_torch(array: jax.Array) -> torch.Tensor:
-    """A tensor over the array's memory. The caller must let go of the array: the tensor is writable."""
+    """Return a tensor over the array's memory. The tensor is writable: the caller must not use the array again."""
     if array.size == 0:
         return torch.from_numpy(np.zeros(array.shape, np.float32)).to(getattr(torch, array.dtype.name))
     return torch.utils.dlpack.from_dlpack(array)

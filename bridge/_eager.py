@@ -1,8 +1,7 @@
-"""The short way of a plain call: no transform, no compiler, one node in PyTorch's graph.
+"""Evaluate a plain call, without transforms and without the compiler, as one node in PyTorch's graph.
 
-The reduction's weights are multiplied in where JAX writes the gradient, so that the backward pass of a
-`loss.backward()` has nothing left to compute. Whatever asks for more than that gradient (a second
-derivative) goes on through `_autograd`.
+JAX multiplies the gradient by the weights of the reduction when it writes it, so that the backward pass of a
+`loss.backward()` has nothing left to compute. A second derivative is computed by `_autograd`.
 """
 
 from typing import Any
@@ -14,14 +13,14 @@ from torch.autograd import Function, forward_ad
 
 from bridge import _autograd, _gradient, _programs
 from bridge._batch import Batch, Spec, Tensors
-from bridge._gradient import weigh
+from bridge._gradient import weighted
 from bridge._reduction import Reduction, reduce
 
 _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 
 
 def plain(tensors: tuple[Tensor, ...]) -> bool:
-    """Nobody looks on but PyTorch's own autograd."""
+    """Return whether no transform, compiler or subclass of tensors takes part, but at most PyTorch's autograd."""
     return (
         not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
@@ -43,7 +42,7 @@ def loss(problem: Tensors, spec: Spec, reduction: Reduction, zero_infinity: bool
 
 
 def _weights(batch: Batch, scores: Tensor, reduction: Reduction, zero_infinity: bool) -> np.ndarray:
-    """(2, N): of finite losses and of infinite ones."""
+    """Return the reduction's weights of finite losses and of infinite losses, (2, N)."""
     weights = np.ones((2, batch.sequences), _programs.precision(scores))
     if reduction == "mean":
         weights /= np.maximum(batch.target_lengths, 1) * batch.sequences
@@ -57,7 +56,9 @@ def _reduced(
 ) -> Tensor:
     if reduction == "none" or zero_infinity or losses.device.type != "cpu":
         return reduce(losses, target_lengths, reduction, zero_infinity)
-    return torch.dot(losses, torch.from_numpy(weights[0]))  # in one operation: of a small batch the rest shows
+    return torch.dot(
+        losses, torch.from_numpy(weights[0])
+    )  # one operation: for a small batch each one takes noticeable time
 
 
 class _Loss(Function):
@@ -75,27 +76,28 @@ class _Loss(Function):
         batch = Batch(scores, targets, input_lengths, target_lengths, spec)
         weights = _weights(batch, scores, reduction, zero_infinity)
         value, gradients = _programs.losses_and_gradient(batch, scores.detach(), spec.normalized, weights)
-        ctx.batch, ctx.inner = batch, weights
+        ctx.batch, ctx.applied = batch, weights
         ctx.spec, ctx.reduction, ctx.zero_infinity = spec, reduction, zero_infinity
         ctx.save_for_backward(scores, targets, input_lengths, target_lengths, value, *gradients)
         return _reduced(value, target_lengths, weights, reduction, zero_infinity)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (weights,) = upstream
+        (cotangent,) = upstream
         scores, targets, input_lengths, target_lengths, value, *gradients = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph
-            inner = torch.ones_like(value)
+            weights = torch.ones_like(value)
             if ctx.reduction == "mean":
-                inner = inner / (target_lengths.to(inner).clamp(min=1) * len(inner))
+                weights = weights / (target_lengths.to(weights).clamp(min=1) * len(weights))
             if ctx.zero_infinity:
-                inner = torch.where(value == torch.inf, 0, inner)
+                weights = torch.where(value == torch.inf, 0, weights)
             gradient = _autograd.gradients((scores, targets, input_lengths, target_lengths), ctx.spec)
-            return weigh(weights * inner, gradient, scores, input_lengths, ctx.spec.batch_first), *(None,) * 6
-        outer = None
-        if weights.ndim or weights.device.type != "cpu" or weights.item() != 1:
-            outer = weights.expand(len(value))
-        made = _gradient.whole(ctx.batch, scores, gradients, value, ctx.inner, outer, ctx.spec.normalized, scores.dtype)
-        # What the program wrote is handed out, unless it is wanted again.
+            return weighted(cotangent * weights, gradient, scores, input_lengths, ctx.spec.batch_first), *(None,) * 6
+        by_row = None
+        if cotangent.ndim or cotangent.device.type != "cpu" or cotangent.item() != 1:
+            by_row = cotangent.expand(len(value))
+        normalized = ctx.spec.normalized
+        made = _gradient.assemble(ctx.batch, scores, gradients, value, ctx.applied, by_row, normalized, scores.dtype)
+        # The caller gets the program's own buffer, unless the graph is kept and the buffer is needed again.
         shared = made is gradients[0] and _keeps_graph()
         return made.clone() if shared else made, *(None,) * 6

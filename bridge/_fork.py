@@ -1,4 +1,7 @@
-"""JAX's threads do not survive a fork: whoever calls it in the child waits for them for ever."""
+"""Detect a process that was forked after JAX had started.
+
+JAX's threads do not survive a fork: a call of JAX in the child would wait for them for ever.
+"""
 
 import os
 
@@ -16,7 +19,7 @@ os.register_at_fork(after_in_child=_in_child)
 
 
 def check() -> None:
-    """Raises in a process that was forked after JAX had started in its parent."""
+    """Raise an error in a process that was forked after JAX had started in its parent."""
     if _inherited:
         raise RuntimeError(
             "The bridge was called in a process that was forked after JAX had started in its parent, where JAX would "

@@ -1,4 +1,4 @@
-"""The public functions: PyTorch's signature, shapes, types and exceptions."""
+"""Provide the loss functions, with PyTorch's signature, shapes, types and exceptions."""
 
 from torch import Tensor
 
@@ -23,18 +23,17 @@ def ctc_loss(
     batch_first: bool = False,
     implementation: Implementation | None = None,
 ) -> Tensor:
-    """`torch.nn.functional.ctc_loss`, computed by JAX.
+    """Compute what `torch.nn.functional.ctc_loss` computes, by JAX.
 
-    The gradient is PyTorch's own by default: exp(log_probs) minus the posterior, the right one when
-    `log_probs` comes out of a log-softmax. For scores that are no distribution, such as those with label
-    priors, scaled or masked ones, pass ``normalized=False`` and get the true derivative. Either can be
-    differentiated once more.
+    The gradient is PyTorch's own by default: exp(log_probs) minus the posterior, which is right if `log_probs` comes
+    from a log-softmax. For scores that are not a distribution, such as scaled or masked scores or scores with label
+    priors, pass ``normalized=False`` and get the true derivative. Both can be differentiated once more.
 
     Shapes: T frames, N sequences, C classes with the blank, S labels of the longest target.
 
     Args:
-        log_probs: (T, N, C) or (T, C), floating point, on the CPU or a CUDA device. Half precisions are
-            computed in float32, and their gradient is narrowed once, after all that it is multiplied by.
+        log_probs: (T, N, C) or (T, C), floating point, on the CPU or a CUDA device. For half-precision scores the loss
+            and the gradient are computed in float32; the gradient is rounded once, after all multiplications.
         targets: (N, S), padded with anything; or one-dimensional, all targets end to end; of any integer
             type, or a floating-point one that holds whole numbers. One sequence: (S,) or (1, S).
         input_lengths: Frames of each sequence, within [0, T]: a tensor, an array, a sequence of ints, or one int.
@@ -42,21 +41,22 @@ def ctc_loss(
         blank: Index of the blank class.
         reduction: ``"none"``, ``"mean"`` (each loss by its target length, then over the batch) or ``"sum"``.
         zero_infinity: Count infinite losses, and their gradient, as 0.
-        normalized: The scores are a distribution, so that PyTorch's gradient is right.
+        normalized: Selects the gradient. True gives PyTorch's own, exp(log_probs) minus the posterior, which is right
+            for scores that are a distribution; False gives the true derivative, minus the posterior.
         batch_first: `log_probs` is (N, T, C).
         implementation: ``"reference"`` (the recursion as a textbook has it, to debug), ``"xla"`` (the fast form, which
             runs everywhere), ``"pallas"`` (GPU kernels) or None, which chooses; see `jaxctc.ctc_loss`.
 
     Returns:
-        The loss in nats: float64 for float64, float32 otherwise; (N,) or (). An infeasible target has the
-        loss inf, and the gradient NaN with ``normalized=True``, as in PyTorch, and 0 with False; where its
-        loss is multiplied by 0 the gradient is 0.
+        The loss in nats: float64 for float64, float32 otherwise; (N,) or (). An infeasible target has the loss inf.
+        Its gradient is NaN with ``normalized=True``, as in PyTorch, and 0 with False; if its loss is multiplied by 0,
+        its gradient is 0 with both.
 
     Raises:
         RuntimeError: A shape, a length, a label or `blank` is illegal; or JAX lacks the tensor's device.
         NotImplementedError: `log_probs` is not of a floating-point type.
         TypeError: An argument is of the wrong type.
-        ValueError: `reduction` is unknown, or `implementation` is not for this.
+        ValueError: `reduction` is unknown, or `implementation` cannot run this call.
 
     Example:
         >>> import torch, bridge
@@ -85,10 +85,10 @@ def ctc_loss_with_logits(
     batch_first: bool = False,
     implementation: Implementation | None = None,
 ) -> Tensor:
-    """`ctc_loss` of ``logits.log_softmax(-1)``, fused: faster, and never negative.
+    """Compute `ctc_loss` of ``logits.log_softmax(-1)`` in one operation, which is faster and never negative.
 
     Args:
-        logits: (T, N, C) or (T, C), unnormalised scores; all other arguments are those of `ctc_loss`.
+        logits: (T, N, C) or (T, C), unnormalized scores; all other arguments are those of `ctc_loss`.
         targets: (N, S), or end to end.
         input_lengths: Frames of each sequence.
         target_lengths: Labels of each target.
@@ -96,16 +96,16 @@ def ctc_loss_with_logits(
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
         zero_infinity: Count infinite losses as 0.
         batch_first: `logits` is (N, T, C).
-        implementation: As for `ctc_loss`.
+        implementation: ``"reference"``, ``"xla"``, ``"pallas"`` or None, as for `ctc_loss`.
 
     Returns:
-        The loss in nats, as `ctc_loss` does; the gradient of an infeasible target is 0.
+        The loss in nats, as `ctc_loss` returns it; the gradient of an infeasible target is 0.
 
     Raises:
         RuntimeError: A shape, a length, a label or `blank` is illegal; or JAX lacks the tensor's device.
         NotImplementedError: `logits` is not of a floating-point type.
         TypeError: An argument is of the wrong type.
-        ValueError: `reduction` is unknown, or `implementation` is not for this.
+        ValueError: `reduction` is unknown, or `implementation` cannot run this call.
 
     Example:
         >>> import torch, bridge

@@ -1,8 +1,8 @@
-"""The gradient of a whole batch, in the caller's memory, from what the programs have made of its blocks.
+"""Write the gradient of a batch in the caller's memory, from the gradients that the programs return for its blocks.
 
 The programs write the gradients of half-precision scores in float32. A loss scale, which keeps small gradients
-above float16's smallest numbers, arrives afterwards, and float16 holds neither the scale nor, before it is applied,
-the gradients: weights are multiplied in float32, and the product is narrowed once.
+above float16's smallest numbers, is known only in the backward pass. Float16 can represent neither the scale nor,
+before the scale is applied, the gradients: both are multiplied in float32, and the product is rounded once.
 """
 
 import numpy as np
@@ -11,72 +11,76 @@ from torch import Tensor
 
 from bridge import _memory, _vocabulary
 from bridge._batch import Batch
-from bridge._vocabulary import Share
+from bridge._vocabulary import GradientWeights
 
 _CHUNK = 1 << 18
-"""Elements that are multiplied, and narrowed while they are in the cache."""
+"""The number of elements that are multiplied and rounded in one piece: they fit in the cache."""
 
 
-def weigh(weights: Tensor, gradient: Tensor, scores: Tensor, input_lengths: Tensor, batch_first: bool) -> Tensor:
-    """Each sequence's gradient times its weight, differentiable, of the type of the scores.
+def weighted(weights: Tensor, gradient: Tensor, scores: Tensor, input_lengths: Tensor, batch_first: bool) -> Tensor:
+    """Return each sequence's gradient times its weight, differentiable, in the dtype of the scores.
 
-    A weight of 0 gives 0 even for a gradient of NaN, and padded frames are 0 even for an infinite weight.
+    A weight of 0 gives 0 even if the gradient is NaN, and padded frames are 0 even if the weight is infinite.
     """
     lengths = input_lengths.to(weights.device)
-    live = torch.arange(gradient.shape[1 if batch_first else 0], device=weights.device)[:, None] < lengths
-    by_frame = _by_frame(weights.to(gradient.dtype), live)
+    frame_mask = torch.arange(gradient.shape[1 if batch_first else 0], device=weights.device)[:, None] < lengths
+    by_frame = _by_frame(weights.to(gradient.dtype), frame_mask)
     if batch_first:
         by_frame = by_frame.transpose(0, 1)
     product = by_frame * torch.where((by_frame == 0) & gradient.isnan(), 0, gradient)
     return product.to(scores.dtype)
 
 
-def _by_frame(weights: Tensor, live: Tensor) -> Tensor:
-    """(T, N, 1): the weights, (N,), but 0 instead of an infinite one or a NaN where a frame is not live, (T, N)."""
-    return torch.where(live | weights.isfinite(), weights, 0)[:, :, None]
+def _by_frame(weights: Tensor, frame_mask: Tensor) -> Tensor:
+    """Return the weights, (N,), as (T, N, 1), with 0 for infinities and NaN outside the frame mask, (T, N)."""
+    return torch.where(frame_mask | weights.isfinite(), weights, 0)[:, :, None]
 
 
-def whole(
+def assemble(
     batch: Batch,
     scores: Tensor,
     pieces: list[Tensor],
     losses: Tensor,
-    inner: np.ndarray,
-    outer: Tensor | None,
+    applied: np.ndarray,
+    upstream: Tensor | None,
     normalized: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The gradient in this type, of the shape of the scores.
+    """Return the gradient of a batch, of the shape of the scores, in this dtype.
 
-    `inner`, (2, N), are the weights that the programs were given; `outer`, (N,) or None for ones, come on top.
+    The programs have multiplied the gradients, `pieces`, by the weights `applied`, (2, N). This function multiplies
+    them by `upstream`, (N,); None stands for ones.
     """
     if not batch.compact:
-        if outer is None and pieces[0].dtype == dtype:
+        if upstream is None and pieces[0].dtype == dtype:
             return batch.assemble(pieces)
-        return _weighed(batch, pieces, outer, _memory.empty(scores.shape, scores, dtype))
-    base, infinite = torch.from_numpy(inner)
-    over = torch.ones_like(base) if outer is None else outer.to(base.dtype)
-    lost = losses.isnan() | (losses.isposinf() & (infinite != 0) & normalized)
-    lost &= over != 0
-    live = batch.live()
+        return _assemble_weighted(batch, pieces, upstream, _memory.empty(scores.shape, scores, dtype))
+    finite, infinite = torch.from_numpy(applied)
+    weights = torch.ones_like(finite) if upstream is None else upstream.to(finite.dtype)
+    # As in the programs: illegal rows are NaN; so are, in PyTorch's gradient, infeasible rows whose weight is not 0.
+    nan = losses.isnan() | (losses.isposinf() & (infinite != 0) & normalized)
+    nan &= weights != 0
+    frame_mask = batch.frame_mask()
     out = _memory.empty(scores.shape, scores, dtype)
     for block, piece in zip(batch.blocks(), pieces, strict=True):
         rows = slice(block.first, block.first + block.rows)
-        counts = live[:, rows] & losses[rows].isfinite() & (over[rows] != 0)
-        share = Share(base[rows] * over[rows], over[rows], counts, live[:, rows] & lost[rows])
-        change, own, target = (
+        zero = ~(frame_mask[:, rows] & losses[rows].isfinite() & (weights[rows] != 0))
+        own_weights = GradientWeights(
+            finite[rows] * weights[rows], weights[rows], zero, frame_mask[:, rows] & nan[rows]
+        )
+        gradient, own_scores, target = (
             batch.frames_first(x) for x in (batch.crop(piece, block), batch.part(scores, block), batch.part(out, block))
         )
         assert block.classes is not None
-        _vocabulary.spread(change, block.classes, own if normalized else None, share, target)
+        _vocabulary.write_gradient(gradient, block.classes, own_scores if normalized else None, own_weights, target)
     return out
 
 
-def _weighed(batch: Batch, pieces: list[Tensor], outer: Tensor | None, out: Tensor) -> Tensor:
-    """Writes what `weigh` returns, without a derivative, in one pass: of a large gradient every pass shows."""
-    weights = None if outer is None else outer[None, :, None]
-    if outer is not None and (outer.device.type != "cpu" or not outer.isfinite().all()):
-        weights = _by_frame(outer, batch.live().to(outer.device, non_blocking=True))
+def _assemble_weighted(batch: Batch, pieces: list[Tensor], upstream: Tensor | None, out: Tensor) -> Tensor:
+    """Write what `weighted` returns, without a derivative, in one pass: each pass over a large gradient takes time."""
+    weights = None if upstream is None else upstream[None, :, None]
+    if upstream is not None and (upstream.device.type != "cpu" or not upstream.isfinite().all()):
+        weights = _by_frame(upstream, batch.frame_mask().to(upstream.device, non_blocking=True))
     for block, piece in zip(batch.blocks(), pieces, strict=True):
         gradient, target = (batch.frames_first(x) for x in (batch.crop(piece, block), batch.part(out, block)))
         if weights is None:
@@ -87,17 +91,16 @@ def _weighed(batch: Batch, pieces: list[Tensor], outer: Tensor | None, out: Tens
 
 
 def _multiply(gradient: Tensor, weights: Tensor, out: Tensor) -> None:
-    """Writes gradient, (T, R, C), times weights, (T, R, 1) or (1, R, 1), with 0 wherever the weight is."""
+    """Write gradient, (T, R, C), times weights, (T, R, 1) or (1, R, 1), to `out`; a weight of 0 always gives 0."""
     masked = weights == 0
     if out.device.type != "cpu" or out.dtype == gradient.dtype:
-        torch.mul(gradient, weights, out=out)  # a GPU narrows in the same pass
+        torch.mul(gradient, weights, out=out)  # a GPU rounds in the same pass
     else:
         weights = weights.expand(len(out), -1, -1)
         step = max(1, _CHUNK // max(1, out[0].numel()))
         product = gradient.new_empty(min(step, len(out)), *out.shape[1:])
         for start in range(0, len(out), step):
             here = slice(start, start + step)
-            made = product[: len(out[here])]
-            out[here].copy_(torch.mul(gradient[here], weights[here], out=made))
+            out[here].copy_(torch.mul(gradient[here], weights[here], out=product[: len(out[here])]))
     if out.device.type != "cpu" or masked.any():
         out.masked_fill_(masked, 0)

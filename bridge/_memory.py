@@ -1,4 +1,4 @@
-"""Fresh memory for large tensors."""
+"""Allocate memory for large tensors."""
 
 import math
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Contiguous and arbitrary, of the device of another tensor and, unless it is given, of its type.
+    """Return a contiguous tensor of arbitrary values on the device of `like`, of its dtype unless one is given.
 
-    The host's comes from numpy, which asks Linux for huge pages: to touch a large tensor for the first time takes
-    half as long as with the small ones that PyTorch gets.
+    Host memory comes from numpy, which asks Linux for huge pages: the first access to a large tensor takes half as
+    long as with the small pages that PyTorch gets.
     """
     dtype = dtype or like.dtype
     size = math.prod(shape) * dtype.itemsize

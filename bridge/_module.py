@@ -1,4 +1,4 @@
-"""The loss as a module."""
+"""Provide the loss as a module."""
 
 from torch import Tensor, nn
 
@@ -9,18 +9,18 @@ from jaxctc._types import Implementation
 
 
 class CTCLoss(nn.Module):
-    """`torch.nn.CTCLoss`, computed by JAX.
+    """Compute what `torch.nn.CTCLoss` computes, by JAX.
 
     Args:
         blank: Index of the blank class.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
         zero_infinity: Count infinite losses, and their gradient, as 0.
-        normalized: The scores are a distribution, so that PyTorch's gradient is right; see `ctc_loss`.
+        normalized: Selects the gradient: PyTorch's own (True) or the true derivative (False); see `ctc_loss`.
         batch_first: `log_probs` is (N, T, C).
-        implementation: As for `ctc_loss`.
+        implementation: ``"reference"``, ``"xla"``, ``"pallas"`` or None, as for `ctc_loss`.
 
     Shapes:
-        As `ctc_loss`: scores (T, N, C) or (T, C), targets (N, S), (S,) or end to end, lengths (N,) or ();
+        Those of `ctc_loss`: scores (T, N, C) or (T, C), targets (N, S), (S,) or end to end, lengths (N,) or ();
         the loss is (N,) or () with ``reduction="none"``, () otherwise.
 
     Raises:
@@ -54,7 +54,7 @@ class CTCLoss(nn.Module):
         self.implementation = implementation
 
     def forward(self, log_probs: Tensor, targets: Tensor, input_lengths: Lengths, target_lengths: Lengths) -> Tensor:
-        """The loss; shapes as for `ctc_loss`."""
+        """Return the loss; shapes are those of `ctc_loss`."""
         return ctc_loss(
             log_probs,
             targets,
@@ -69,7 +69,7 @@ class CTCLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """What `print` shows between the parentheses."""
+        """Return what `print` shows between the parentheses."""
         return (
             f"blank={self.blank}, reduction={self.reduction!r}, zero_infinity={self.zero_infinity}, "
             f"normalized={self.normalized}, batch_first={self.batch_first}"

@@ -1,9 +1,9 @@
-"""The losses, their gradient and its derivative as operators that PyTorch's compiler takes for opaque.
+"""Provide the losses, their gradient and its derivative as operators that PyTorch's compiler does not look into.
 
-Each takes a batch whose shapes are settled: scores (T, N, C), or (N, T, C) with `batch_first`; targets
-(N, S) or end to end; lengths (N,). Values are checked within, where they are at hand under every
-transform. An operator takes tensors and plain scalars only: the functions above the operators unpack the
-description of the call, and each operator builds it again.
+Each takes a batch in canonical form: scores (T, N, C), or (N, T, C) with `batch_first`; targets (N, S) or end to
+end; lengths (N,). The operators check the values, because under every transform an operator is given real ones.
+An operator takes tensors and plain scalars only: the functions above the operators unpack the description of the
+call, and each operator builds it again.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def losses(problem: Sequence[Tensor], spec: Spec) -> Tensor:
 
 
 def losses_and_gradient(problem: Sequence[Tensor], spec: Spec) -> tuple[Tensor, Tensor]:
-    """Return those and the gradient of each with respect to its own scores, of their shape, not yet narrowed."""
+    """Return the losses, and the gradient of each with respect to its own scores, in the dtype of the losses."""
     return losses_and_gradient_operator(*problem, *spec)
 
 
@@ -64,7 +64,7 @@ def losses_and_gradient_operator(
     batch = Batch(scores, targets, input_lengths, target_lengths, spec)
     weights = np.ones((2, batch.sequences), _programs.precision(scores))
     value, gradient = _programs.losses_and_gradient(batch, scores.detach(), normalized, weights)
-    return value, _gradient.whole(batch, scores.detach(), gradient, value, weights, None, normalized, _wide(scores))
+    return value, _gradient.assemble(batch, scores.detach(), gradient, value, weights, None, normalized, _wide(scores))
 
 
 @torch.library.custom_op("jaxctc::hessian_product", mutates_args=())
@@ -80,14 +80,14 @@ def hessian_product_operator(
     normalized: bool,
     implementation: str | None = None,
 ) -> Tensor:
-    """Each loss's matrix of second derivatives times its own part of `direction`, which may be of a wider type."""
+    """Return what `hessian_product` returns; `direction` may have the dtype of the scores or of the losses."""
     spec = Spec(blank, from_logits, batch_first, normalized, implementation)
     batch = Batch(scores, targets, input_lengths, target_lengths, spec, may_be_compact=False)
     return _programs.hessian_product(batch, scores.detach(), normalized, direction.detach())
 
 
 def _wide(scores: Tensor) -> torch.dtype:
-    """What losses and their derivatives are computed in, and handed on until all weights are multiplied in."""
+    """Return the dtype of the losses, and of their derivatives until these are multiplied by all weights."""
     return torch.float64 if scores.dtype == torch.float64 else torch.float32
 
 

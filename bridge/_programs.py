@@ -1,4 +1,4 @@
-"""What JAX computes, block by block: the compiled programs, and the way of a batch through them."""
+"""Define the programs that JAX compiles, and run them on the blocks of a batch."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bridge._batch import Batch, Block
-from bridge._dlpack import crossing, to_jax, to_torch
+from bridge._dlpack import jax_context, to_jax, to_torch
 from jaxctc._api.alignment import align
 from jaxctc._api.decoding import best_paths
 from jaxctc._autodiff.loss_rule import losses as core_losses
@@ -22,7 +22,7 @@ from jaxctc._types import Problem, Request
 
 
 def losses(batch: Batch, scores: Tensor) -> Tensor:
-    """(N,)."""
+    """Return the losses, (N,)."""
     results = _run(batch, scores, lambda block: (_losses, batch.request, to_jax(batch.pad(scores, block))))
     return _joined(batch, [loss for (loss,) in results])
 
@@ -30,18 +30,18 @@ def losses(batch: Batch, scores: Tensor) -> Tensor:
 def losses_and_gradient(
     batch: Batch, scores: Tensor, normalized: bool, weights: np.ndarray
 ) -> tuple[Tensor, list[Tensor]]:
-    """(N,), and of each block the padded gradient of its losses, each with respect to its own scores.
+    """Return the losses, (N,), and for each block the padded gradient of each loss with respect to its own scores.
 
-    `weights`, (2, N), multiply the gradients of finite losses and of infinite ones. Of a compact batch, the
-    gradient with respect to its vocabulary, without the exp(scores) that PyTorch adds if they are `normalized`.
-    It is in the precision of the losses, not yet narrowed to the type of the scores.
+    The gradients of finite losses are multiplied by `weights[0]` and those of infinite losses by `weights[1]`, (N,).
+    For a compact batch the gradients are those of its vocabulary, without the exp(scores) that `normalized` adds.
+    Gradients have the dtype of the losses.
     """
     normalized = normalized and not batch.compact
-    wide = np.zeros((2, batch.rows_in_all), weights.dtype)
-    wide[:, : batch.sequences] = weights
+    padded_weights = np.zeros((2, batch.total_rows), weights.dtype)
+    padded_weights[:, : batch.sequences] = weights
 
     def call(block: Block) -> tuple[Any, ...]:
-        own = wide[:, block.first : block.first + len(block.lengths)]
+        own = padded_weights[:, block.first : block.first + len(block.lengths)]
         return _losses_and_gradient, batch.request, normalized, own, to_jax(batch.pad(scores, block))
 
     results = _run(batch, scores, call)
@@ -49,9 +49,9 @@ def losses_and_gradient(
 
 
 def hessian_product(batch: Batch, scores: Tensor, normalized: bool, direction: Tensor) -> Tensor:
-    """Each loss's matrix of second derivatives times its own part of `direction`.
+    """Return each loss's matrix of second derivatives times its own part of `direction`.
 
-    Of the shape of the scores, in the precision of the losses; `direction` may be in either's type.
+    The product has the shape of the scores and the dtype of the losses; `direction` may have the dtype of either.
     """
 
     def call(block: Block) -> tuple[Any, ...]:
@@ -62,28 +62,28 @@ def hessian_product(batch: Batch, scores: Tensor, normalized: bool, direction: T
 
 
 def aligned(batch: Batch, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """The labels of the best paths and their scores, each (N, T)."""
+    """Return the labels of the best path of each target and their scores, each (N, T)."""
     found = _run(batch, scores, lambda block: (_aligned, batch.request, to_jax(batch.pad(scores, block))))
     labels, values = (_joined(batch, list(pieces)) for pieces in zip(*found, strict=True))
     return labels[:, : batch.frames], values[:, : batch.frames]
 
 
 def greedy(batch: Batch, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the best path of all spells: labels (N, T), lengths (N,) and log probabilities (N,)."""
+    """Return what the best of all paths spells: labels (N, T), lengths (N,) and log probabilities (N,)."""
     found = _run(batch, scores, lambda block: (_greedy, batch.request, to_jax(batch.pad(scores, block))))
     labels, lengths, log_probs = (_joined(batch, list(pieces)) for pieces in zip(*found, strict=True))
     return labels[:, : batch.frames], lengths, log_probs
 
 
 def posteriors(batch: Batch, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Of states, 2 S' + 1 of them, and of classes."""
+    """Return the posteriors of the 2 S' + 1 states and of the classes."""
     found = _run(batch, scores, lambda block: (_posteriors, batch.request, to_jax(batch.pad(scores, block))))
     states, classes = (batch.assemble(pieces) for pieces in zip(*found, strict=True))
     return states, classes
 
 
 def posteriors_pulled_back(batch: Batch, scores: Tensor, states: Tensor, classes: Tensor) -> Tensor:
-    """From cotangents of the posteriors to that of the scores."""
+    """Return the cotangent of the scores, given those of the posteriors of states and classes."""
 
     def call(block: Block) -> tuple[Any, ...]:
         padded = (to_jax(batch.pad(x, block)) for x in (states, classes, scores))
@@ -93,13 +93,13 @@ def posteriors_pulled_back(batch: Batch, scores: Tensor, states: Tensor, classes
 
 
 def precision(scores: Tensor) -> str:
-    """What the losses are computed in, in numpy's words."""
+    """Return numpy's name of the dtype that the losses are computed in."""
     return "float64" if scores.dtype == torch.float64 else "float32"
 
 
 def _run(batch: Batch, scores: Tensor, call: Callable[[Block], tuple[Any, ...]]) -> list[tuple[Tensor, ...]]:
-    """Starts every block before it waits for the first: JAX computes them side by side."""
-    with crossing(scores):
+    """Run a program on every block. All are started before the first is waited for: JAX computes them in parallel."""
+    with jax_context(scores):
         started = []
         for block in batch.blocks():
             program, *arguments = call(block)
@@ -109,23 +109,19 @@ def _run(batch: Batch, scores: Tensor, call: Callable[[Block], tuple[Any, ...]])
 
 
 def _joined(batch: Batch, pieces: list[Tensor]) -> Tensor:
-    if len(pieces) == 1 and batch.rows_in_all == batch.sequences:
+    if len(pieces) == 1 and batch.total_rows == batch.sequences:
         return pieces[0]
     return torch.cat([piece[: block.rows] for block, piece in zip(batch.blocks(), pieces, strict=True)])
 
 
-def _value(request: Request, scores: jax.Array, labels: jax.Array, lengths: jax.Array) -> jax.Array:
-    return core_losses(request, scores, labels, *_extent(lengths))
-
-
-def _extent(lengths: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Frames and labels of each sequence, and the longest input, beyond which nothing is computed."""
+def _split(lengths: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the frames and the labels of each sequence, and the longest input, beyond which nothing is computed."""
     return lengths[:, 0], lengths[:, 1], lengths[:, 0].max()
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _losses(request: Request, *problem: jax.Array) -> tuple[jax.Array]:
-    return (_value(request, *problem),)
+def _losses(request: Request, scores: jax.Array, labels: jax.Array, lengths: jax.Array) -> tuple[jax.Array]:
+    return (core_losses(request, scores, labels, *_split(lengths)),)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -139,13 +135,13 @@ def _losses_and_gradient(
 def _hessian_product(
     request: Request, normalized: bool, direction: jax.Array, scores: jax.Array, *rest: jax.Array
 ) -> tuple[jax.Array]:
-    wide = accumulation_dtype(scores.dtype)
-    weights = jnp.ones((2, rest[0].shape[0]), wide)
+    dtype = accumulation_dtype(scores.dtype)
+    weights = jnp.ones((2, rest[0].shape[0]), dtype)
 
     def gradient(scores: jax.Array) -> jax.Array:
         return _gradient_of(request, normalized, weights, scores, *rest)[1]
 
-    return (jax.jvp(gradient, (scores.astype(wide),), (direction.astype(wide),))[1],)
+    return (jax.jvp(gradient, (scores.astype(dtype),), (direction.astype(dtype),))[1],)
 
 
 def _gradient_of(
@@ -156,18 +152,18 @@ def _gradient_of(
     labels: jax.Array,
     lengths: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    value, gradient, _ = core_losses_and_gradient(request, scores, labels, *_extent(lengths))
+    value, gradient, _ = core_losses_and_gradient(request, scores, labels, *_split(lengths))
     finite, infinite = weights
     by_row = frames_first(finite[None], request)[:, :, None]
     if not normalized or request.from_logits:
         return value, gradient * by_row
-    # PyTorch's own: behind a log-softmax it is the same, for exp(log_probs) is normal to all that it lets through.
+    # PyTorch's gradient adds exp(log_probs). The backward pass of a log-softmax removes that term again.
     within = frame_mask(lengths[:, 0], frames_of(scores, request))
-    lost = jnp.isposinf(value)
-    nan = frames_first(within & (lost & (infinite != 0))[None], request)[:, :, None]
-    sound = frames_first(within & ~lost[None], request)[:, :, None]
-    # Whatever the row's own frames, a NaN that says "illegal" must stay.
-    gradient = jnp.where(sound, jnp.exp(scores.astype(gradient.dtype)) + gradient, gradient) * by_row
+    infeasible = jnp.isposinf(value)
+    nan = frames_first(within & (infeasible & (infinite != 0))[None], request)[:, :, None]
+    feasible = frames_first(within & ~infeasible[None], request)[:, :, None]
+    # Elsewhere the gradient stays as it is: an illegal row is NaN in all its frames.
+    gradient = jnp.where(feasible, jnp.exp(scores.astype(gradient.dtype)) + gradient, gradient) * by_row
     return value, jnp.where(nan, jnp.nan, gradient)
 
 

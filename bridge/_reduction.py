@@ -1,4 +1,4 @@
-"""From one loss a sequence to what the caller asked for."""
+"""Reduce one loss a sequence to what the caller asked for."""
 
 from typing import Literal, TypeAlias, get_args
 
@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 Reduction: TypeAlias = Literal["none", "mean", "sum"]
-"""PyTorch's."""
+"""The reductions of PyTorch."""
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 
 
 def reduce(losses: Tensor, target_lengths: Tensor, reduction: Reduction, zero_infinity: bool) -> Tensor:
-    """(N,) losses to (N,) or ()."""
+    """Reduce losses, (N,), to (N,) or ()."""
     if zero_infinity:
         losses = torch.where(losses == torch.inf, 0, losses)
     if reduction == "none":

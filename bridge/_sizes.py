@@ -1,15 +1,15 @@
-"""The few shapes that batches are padded to, so that XLA compiles a few programs and not one a batch.
+"""Choose the few shapes that batches are padded to, so that XLA compiles a few programs and not one for each batch.
 
 A program is compiled for T' frames, R sequences and S' labels, and serves every batch that fits:
 
-- T is padded to the next of a few sizes. Padded frames are beyond every input length: not computed.
-- The sequences are cut into blocks of R rows, and the last block is filled up with empty sequences: the
-  number of sequences is no part of the program at all. On a CPU a few small blocks also run faster than
-  one large one, whose working set leaves the cache. On a GPU, where sequences side by side cost little and
-  blocks one after the other cost their launches, there is one block, of one of a few sizes.
+- T is padded to the next of a few sizes. Padded frames lie beyond every input length and are not computed.
+- The sequences are divided into blocks of R rows, and the last block is filled with empty sequences, so that
+  a program does not depend on the number of sequences. On a CPU a few small blocks also run faster than one
+  large block, whose working set does not fit in the cache. On a GPU more sequences in a block cost little, and
+  every block costs its launches: there is one block, of one of a few sizes.
 - S, the longest target of the batch, is padded to the next of a few sizes.
 
-C, the types, and what is asked for (a loss, a gradient) are never changed.
+C and the dtypes are never changed, nor is what a program computes (a loss, or a gradient as well).
 """
 
 import itertools
@@ -20,19 +20,19 @@ from jaxctc._inputs import checks
 
 
 class Sizes(NamedTuple):
-    """The sizes that batches are padded to; see `set_sizes`.
+    """Hold the sizes that batches are padded to; see `set_sizes`.
 
-    Beyond its largest size an axis goes on by doubling.
+    Beyond the largest size of an axis, its sizes double.
 
     Args:
         frames: Sizes for T, ascending.
-        labels: Sizes for the longest target of a batch, ascending. Two less than a multiple of 8 wastes nothing:
-            the lattice has two columns more.
-        sequences: Sequences in a block; None chooses for the device: 16 on the CPU, or 8 from 64 labels on and
-            4 from 256; on a GPU 32, or by doubling as many as hold the batch.
+        labels: Sizes for the longest target of a batch, ascending. Use multiples of 8, minus 2: the lattice has two
+            columns more, and pads them to a multiple of 8.
+        sequences: Sequences in a block. None chooses for the device: on the CPU 16, or 8 from 64 labels on, or 4 from
+            256 labels on; on a GPU 32, doubled until one block holds the batch.
 
     Raises:
-        TypeError, ValueError: When set, as `set_sizes` says.
+        TypeError, ValueError: `set_sizes` raises them for illegal sizes.
 
     Example:
         >>> import bridge
@@ -45,7 +45,7 @@ class Sizes(NamedTuple):
     sequences: int | None = None
 
     def fit(self, frames: int, sequences: int, labels: int, accelerated: bool) -> tuple[int, int, int]:
-        """T', R and S' for a batch of so many frames, sequences and labels."""
+        """Return T', R and S' for a batch of this many frames, sequences and labels."""
         labels = _next(labels, self.labels)
         rows = self.sequences
         if rows is None:
@@ -67,22 +67,22 @@ _current: Sizes | None = Sizes()
 
 
 def current() -> Sizes | None:
-    """What `set_sizes` has set; None leaves every shape as it is."""
+    """Return the sizes that `set_sizes` has set; None leaves every shape as it is."""
     return _current
 
 
-class set_sizes:  # noqa: N801, a function to its users, as torch.set_grad_enabled is
-    """Chooses the sizes that batches are padded to, for the whole process; None switches padding off.
+class set_sizes:  # noqa: N801, users call it like a function, as they do torch.set_grad_enabled
+    """Choose the sizes that batches are padded to, for the whole process; None switches padding off.
 
-    Takes effect at once; in a ``with`` statement, until its end. The default is ``Sizes()``. With None
-    every new shape (T, N, C, S) is compiled anew, half a second or more, and runs without any padding:
-    the right choice where all batches have the same shape.
+    The call takes effect at once; as a ``with`` statement, until the end of its block. The default is ``Sizes()``.
+    With None every new shape (T, N, C, S) is compiled, which takes half a second or more, and runs without padding:
+    the right choice if all batches have the same shape.
 
     Args:
         sizes: The sizes, or None.
 
     Raises:
-        TypeError: `sizes` is neither `Sizes` nor None, or holds something that is no int.
+        TypeError: `sizes` is neither `Sizes` nor None, or holds something other than ints.
         ValueError: A size is not positive, or they do not ascend.
 
     Example:

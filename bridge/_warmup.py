@@ -1,4 +1,4 @@
-"""Compiles ahead what a training is going to need."""
+"""Compile, before a training starts, the programs that it needs."""
 
 import functools
 from collections.abc import Iterable
@@ -21,19 +21,19 @@ def warmup(
     batch_first: bool = False,
     implementation: Implementation | None = None,
 ) -> None:
-    """Compiles for batches of these shapes, and of all that are padded to the same sizes.
+    """Compile the programs for batches of these shapes, which serve all batches that are padded to the same sizes.
 
     Args:
         shapes: (T, N, C, S) of each kind of batch: frames, sequences, classes with the blank, labels of the
             longest target.
-        dtype: The type of the scores.
-        device: Where they are.
-        logits: For `ctc_loss_with_logits` rather than `ctc_loss`.
-        gradient: For a training step; without it, for the loss alone.
-        blank: As for `ctc_loss`.
-        normalized: As for `ctc_loss`; of no account with `logits`.
-        batch_first: The scores lie in memory as (N, T, C), be it behind a transposed view.
-        implementation: As for `ctc_loss`.
+        dtype: The dtype of the scores.
+        device: The device of the scores.
+        logits: Compile for `ctc_loss_with_logits` rather than for `ctc_loss`.
+        gradient: Compile the loss with its gradient, as a training step needs; if False, the loss alone.
+        blank: Index of the blank class.
+        normalized: The gradient to compile, as for `ctc_loss`; it has no effect with `logits`.
+        batch_first: The scores lie in memory as (N, T, C), even if the caller passes a transposed view of them.
+        implementation: The implementation to compile, as for `ctc_loss`.
 
     Raises:
         RuntimeError: A shape or `blank` is illegal, or JAX lacks the device.
@@ -47,5 +47,5 @@ def warmup(
         size = (sequences, frames) if batch_first else (frames, sequences)
         scores = torch.zeros((*size, classes), dtype=dtype, device=device, requires_grad=gradient)
         targets = torch.full((sequences, labels), 0 if blank else classes - 1)
-        # Sequences without a frame: nothing is left to do but compile.
+        # With input lengths of 0 the programs have nothing to compute: only the compilation takes time.
         function(scores, targets, 0, labels, blank, batch_first=batch_first, implementation=implementation)

@@ -87,7 +87,7 @@ def test_a_gradient_asked_for_twice_is_the_caller_s_each_time():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_every_type_crosses_as_itself(dtype):
     tensor = torch.linspace(-1, 1, 32, dtype=dtype).reshape(4, 8)
-    with _dlpack.crossing(tensor):
+    with _dlpack.jax_context(tensor):
         array = jax.numpy.asarray(_dlpack.to_jax(tensor))
         assert array.dtype.name == str(dtype).removeprefix("torch.")
         back = _dlpack.to_torch(array + 0)
@@ -98,7 +98,7 @@ def test_every_type_crosses_as_itself(dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_nothing_to_share(dtype):
     tensor = torch.zeros(3, 0, dtype=dtype)
-    with _dlpack.crossing(tensor):
+    with _dlpack.jax_context(tensor):
         assert _dlpack.to_torch(jax.numpy.asarray(_dlpack.to_jax(tensor))).shape == (3, 0)
         assert _dlpack.to_torch(jax.numpy.asarray(_dlpack.to_jax(tensor))).dtype == dtype
 
