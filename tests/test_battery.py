@@ -35,7 +35,7 @@ class Entry(NamedTuple):
     dtype: Any
     batch_first: bool
     implementation: str | None = None
-    """"tpu" and "gpu" are the kernels for them, interpreted."""
+    """"interpreted-tpu" and "interpreted-gpu" are the kernels for them, interpreted."""
 
     @property
     def from_logits(self) -> bool:
@@ -112,15 +112,16 @@ ENTRIES = PLAIN + [
     for dtype, batch_first in ((jnp.float64, True), (jnp.bfloat16, True), (jnp.float16, False))
 ]
 INTERPRETED = [
-    Entry(jaxctc.ctc_loss, jnp.float32, False, "tpu"),
-    Entry(jaxctc.ctc_loss_with_logits, jnp.bfloat16, True, "tpu"),
+    Entry(jaxctc.ctc_loss, jnp.float32, False, "interpreted-tpu"),
+    Entry(jaxctc.ctc_loss_with_logits, jnp.bfloat16, True, "interpreted-tpu"),
 ]
 REFERENCE = [
     Entry(jaxctc.ctc_loss, jnp.float32, False, "reference"),
     Entry(jaxctc.ctc_loss_with_logits, jnp.float64, True, "reference"),
     Entry(jaxctc.ctc_loss_with_logits, jnp.bfloat16, False, "reference"),
 ]
-SLOWLY_INTERPRETED = Entry(jaxctc.ctc_loss_with_logits, jnp.float32, False, "gpu")
+KERNELS = "interpreted-tpu", "interpreted-gpu"
+SLOWLY_INTERPRETED = Entry(jaxctc.ctc_loss_with_logits, jnp.float32, False, "interpreted-gpu")
 
 
 def name(entry: Entry) -> str:
@@ -132,7 +133,11 @@ def parameters(entries):
     def marks(entry):
         # What one entry compiles serves all its tests, where they run in one process.
         together = pytest.mark.xdist_group(name(entry))
-        return [together, pytest.mark.full] if entry.implementation in ("tpu", "gpu") else [together]
+        return (
+            [together, pytest.mark.full]
+            if entry.implementation in ("interpreted-tpu", "interpreted-gpu")
+            else [together]
+        )
 
     return [pytest.param(e, id=name(e), marks=marks(e)) for e in entries]
 
@@ -148,7 +153,7 @@ def any_entry(request, monkeypatch):
 
 
 def _set_up(request, monkeypatch):
-    if request.param.implementation in ("tpu", "gpu"):
+    if request.param.implementation in KERNELS:
         _register_interpreted(request.param.implementation, monkeypatch)
     with jax.enable_x64(request.param.dtype == jnp.float64):
         yield request.param
@@ -156,7 +161,7 @@ def _set_up(request, monkeypatch):
 
 def _register_interpreted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes of the kernels for TPUs and GPUs, interpreted, implementations of their own."""
-    if name == "gpu":
+    if name == "interpreted-gpu":
         pytest.importorskip("absl", reason="Pallas's Mosaic GPU needs absl-py")
         from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 

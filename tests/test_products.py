@@ -193,7 +193,7 @@ def gathered(text):
 
 @pytest.mark.parametrize(
     ("kind", "shape", "implementation"),
-    [("v5e", (300, 24, 40, 50), "scan"), ("v6e", (60, 24, 700, 12), "pallas")],
+    [("v5e", (300, 24, 40, 50), "xla"), ("v6e", (60, 24, 700, 12), "pallas")],
     ids=["few", "many"],
 )
 def test_a_tpu_gathers_neither_scores_nor_posterior(kind, shape, implementation):

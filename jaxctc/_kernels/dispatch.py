@@ -26,7 +26,7 @@ from jaxctc._forward_backward.scaled_emissions import ScaledEmissions, stores_sc
 from jaxctc._lattice.frame_map import Index
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, column_count, frames_of
 from jaxctc._mesh import mapped_over
-from jaxctc._types import REGISTERED, Layout, Problem, Request
+from jaxctc._types import IMPLEMENTATIONS, REGISTERED, Layout, Problem, Request
 
 PROVEN: frozenset[str] = frozenset()
 """Platforms whose kernels are the default: on whose hardware `make gpu-check` or its like has passed, none yet."""
@@ -71,7 +71,12 @@ def register(name: str, kernels: Any) -> None:
 
     `kernels` has what the modules of kernels have: `likelihood`, `posterior` and `PRECISION`. It is how the tests run
     the kernels in Pallas's interpreter, and how to try new ones.
+
+    Raises:
+        ValueError: The name is taken, by an implementation or by a platform.
     """
+    if name in (*IMPLEMENTATIONS, "tpu", "cuda"):
+        raise ValueError(f"name is {name!r}, which is taken: choose another, such as {'my-' + name!r}.")
     REGISTERED[name] = kernels
 
 
