@@ -28,16 +28,16 @@ def sharded_like_scores(results: Callable[[P, P], Any]) -> Callable[[Callable[..
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
-        def call(request: Request, scores: jax.Array, *rest: Any) -> Any:
+        def call(request: Request, scores: jax.Array, *rest: Any, **static: Any) -> Any:
             scores, *rest = varying_like((scores, *rest), (scores, *rest))
             sharding = jax.typeof(scores).sharding
             if AxisType.Explicit not in sharding.mesh.axis_types:
-                return function(request, scores, *rest)
+                return function(request, scores, *rest, **static)
             spec = sharding.spec
             sequences = spec[0 if request.batch_first else 1]
             request = request._replace(sequence_axis=sequences)
             specs = results(P(sequences), spec)
-            automatic = jax.sharding.auto_axes(functools.partial(function, request), out_sharding=specs)
+            automatic = jax.sharding.auto_axes(functools.partial(function, request, **static), out_sharding=specs)
             # The scores may be on a mesh that is not the current one.
             with jax.sharding.use_abstract_mesh(sharding.mesh):
                 return automatic(scores, *rest)
