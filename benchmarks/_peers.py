@@ -4,7 +4,7 @@ A peer prepares a job on a batch, once, and gives a function of no arguments tha
 The losses stay one a sequence and the gradient is that of their sum: what there is to compare.
 
 Each gets the layout that its signature asks for, so that none pays for a transposition: optax and Keras take the batch
-first. They and TensorFlow have no loss of log probabilities; they get those as logits, and normalise them once more.
+first. They and TensorFlow have no loss of log probabilities; they get those as logits, and normalize them once more.
 """
 
 import enum

@@ -318,7 +318,7 @@ class Compiler:
         import jax
         import jax.numpy as jnp
 
-        from jaxctc._forward_backward import bidirectional, scaled_emissions
+        from jaxctc._forward_backward import bidirectional, scaled_emissions, segments
         from jaxctc._kernels import dispatch, gpu, gpu_layout, gpu_passes, step
         from jaxctc._lattice import frame_map, lattices
         from jaxctc._types import Layout, Problem, Request
@@ -329,12 +329,12 @@ class Compiler:
             jax.ShapeDtypeStruct((T, N, C), jnp.float32), jax.ShapeDtypeStruct((N, S), jnp.int32), sizes, sizes
         )
         request = Request(layout=dispatch._layout("cuda") if implementation == "kernels" else Layout())
-        lattice = jax.eval_shape(lambda x: lattices.build(x, request), problem)
+        lattice = jax.eval_shape(lambda x: lattices.build_lattice(x, request), problem)
         recomputes = job == "posterior" and implementation == "xla"
-        size = bidirectional.segment_size(T, lattice, jnp.dtype(jnp.float32)) if recomputes else step.RENORMALIZE_EVERY
-        steps = bidirectional.even(T, size)
+        size = segments.segment_size(T, lattice, jnp.dtype(jnp.float32)) if recomputes else step.RENORMALIZE_EVERY
+        steps = segments.step_count(T, size)
         emissions = jax.eval_shape(
-            lambda x, y: scaled_emissions.build(x, y, request, frame_map.build_frame_map(y, T, steps)),
+            lambda x, y: scaled_emissions.build_emissions(x, y, request, frame_map.build_frame_map(y, T, steps)),
             problem.scores,
             lattice,
         )

@@ -39,7 +39,7 @@ from rich.progress import track  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from benchmarks._shapes import ACCELERATED, SHAPES, Shape  # noqa: E402
-from jaxctc._forward_backward import bidirectional  # noqa: E402
+from jaxctc._forward_backward import bidirectional, segments  # noqa: E402
 from jaxctc._forward_backward.scaled import Scaled  # noqa: E402
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions  # noqa: E402
 from jaxctc._kernels import tpu, tpu_layout  # noqa: E402
@@ -127,9 +127,9 @@ def _arguments(shape: Shape, sharding: Any) -> tuple[tuple[Any, ...], int]:
 
     lengths = of(N, dtype=jnp.int32)
     problem = Problem(of(T, N, C), of(N, S, dtype=jnp.int32), lengths, lengths)
-    lattice = jax.eval_shape(functools.partial(lattices.build, request=Request()), problem)
-    size = bidirectional.segment_size(T, lattice, jnp.dtype(jnp.float32))
-    M, W = bidirectional.even(T, size), lattice.labels.shape[1]
+    lattice = jax.eval_shape(functools.partial(lattices.build_lattice, request=Request()), problem)
+    size = segments.segment_size(T, lattice, jnp.dtype(jnp.float32))
+    M, W = segments.step_count(T, size), lattice.labels.shape[1]
     blank, counts = Scaled(*[of(N, 2, M + 1)] * 2), [lengths, of(N, 2, dtype=jnp.int32)]
     rest = ScaledEmissions(None, blank, of(N, 2, W, dtype=bool), *counts, *[of(N, 2, M)] * 2, *[of(N)] * 2)
     return (of(N, 2, M, 1), of(N, 2, 1, W), rest), size

@@ -57,8 +57,8 @@ def listen(weights: Weights, features: jax.Array, key: jax.Array | None = None) 
     x = jax.nn.relu(_convolve(x, weights["formant"], stride=2))
     x = jax.nn.relu(_convolve(x.reshape(*x.shape[:2], -1), weights["frame"]))
     for i, (name, apart) in enumerate(CONTEXT.items()):
-        x = x + jax.nn.relu(_convolve(_drop(_normalise(x), key, i), weights[name], apart=apart))
-    return _convolve(_drop(_normalise(x), key, len(CONTEXT)), weights["class"])
+        x = x + jax.nn.relu(_convolve(_drop(_normalize(x), key, i), weights[name], apart=apart))
+    return _convolve(_drop(_normalize(x), key, len(CONTEXT)), weights["class"])
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, apart: int = 1) -> jax.Array:
@@ -70,7 +70,7 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, apart: int = 1) 
     )
 
 
-def _normalise(x: jax.Array) -> jax.Array:
+def _normalize(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-3)
 
 

@@ -64,7 +64,7 @@ def is_xlas_to_divide(x: jax.Array) -> bool:
     return any(kind != AxisType.Manual for kind in jax.typeof(x).sharding.mesh.axis_types)
 
 
-def divided(function: Callable[..., list[jax.Array]]) -> Callable[..., list[jax.Array]]:
+def on_each_device(function: Callable[..., list[jax.Array]]) -> Callable[..., list[jax.Array]]:
     """Return a function that XLA calls on each device with the sequences that this device holds.
 
     It takes a batch's arrays, in all of which the sequences are the first axis. XLA does not know how to divide a

@@ -15,8 +15,8 @@ REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 
 Implementation: TypeAlias = Literal["reference", "xla", "pallas"]
 IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
-REGISTERED: dict[str, Any] = {}
-"""Kernels that `dispatch.register` has added under a name of their own."""
+REGISTERED: dict[str, tuple[Any, "Layout"]] = {}
+"""Kernels, and their layout, that `dispatch.register` has added under a name of their own."""
 
 LOG_ZERO = -1e30
 """Stands for log 0. Scores at or below it mean probability zero; a million of them still fit in float32."""
@@ -28,8 +28,8 @@ ArrayLike: TypeAlias = Any
 class Layout(NamedTuple):
     """How lattice and steps are laid out for the implementation that runs them; `dispatch` alone chooses one."""
 
-    platform: str | None = None
-    """The platform whose kernels run, "tpu" or "cuda"; None: XLA's loops."""
+    runs: str = "loops"
+    """What runs: "loops" (those of XLA), the kernels of a platform ("tpu", "cuda"), or kernels registered by name."""
     column_multiple: int = 8
     """The lattice's columns are a multiple of this: a vector register of a CPU, or a row of a kernel."""
     segment_steps: int | None = None

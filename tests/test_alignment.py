@@ -102,7 +102,7 @@ def test_recomputed_frames_give_the_same_path(segment_frames):
     scores = jnp.asarray(rng.normal(size=(75, 2, 5)), jnp.float32)
     arrays = rng.integers(1, 5, (2, 20)), [75, 61], [20, 17]
     problem, request = Problem(scores, *(jnp.asarray(x, jnp.int32) for x in arrays)), Request()
-    lattice = lattices.build(problem, request)
+    lattice = lattices.build_lattice(problem, request)
     want, score = viterbi.best_path(scores, lattice, request)
     path, recomputed = viterbi.best_path(scores, lattice, request, segment_frames)
     np.testing.assert_array_equal(path, want)

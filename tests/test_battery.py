@@ -461,7 +461,7 @@ def test_a_poisoned_class_that_the_target_does_not_use(entry, poison):
     want = entry.traced(x, *PROBLEM)
     x[2, 2, 0] = poison
     got = entry.traced(x, *PROBLEM)
-    if entry.from_logits:  # it is part of the normaliser
+    if entry.from_logits:  # it is part of the normalizer
         assert np.isnan(got.losses[2])
         assert np.isnan(got.gradient[: INPUT_LENGTHS[2], 2]).all()
         assert (got.gradient[INPUT_LENGTHS[2] :, 2] == 0).all()
@@ -501,7 +501,7 @@ def test_never_negative_however_confident(entry, scale):
         np.testing.assert_allclose(got.losses, 0, atol=frames * float(jnp.finfo(entry.dtype).eps))
 
 
-def test_a_true_negative_of_unnormalised_scores_stays(entry):
+def test_a_true_negative_of_unnormalized_scores_stays(entry):
     if not entry.from_logits:
         x = entry.draw() + 4
         got = entry.traced(x, *PROBLEM)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxctc
-from jaxctc._forward_backward import bidirectional, scaled_emissions
+from jaxctc._forward_backward import bidirectional, prepared, scaled_emissions, segments
 from jaxctc._lattice import frame_map, lattices
 from jaxctc._reference import log_emissions, recursion
 from jaxctc._types import Problem, Request
@@ -31,7 +31,7 @@ def problem(frames, dtype, seed=0):
 @jax.jit
 def plain(problem):
     """Log likelihoods, and the posterior of each label: the derivative with respect to its own score."""
-    lattice = lattices.build(problem, Request())
+    lattice = lattices.build_lattice(problem, Request())
     # The last column is the blank's, and no label's.
     scores = jnp.take_along_axis(problem.scores, lattice.labels[None], axis=2)
 
@@ -47,20 +47,20 @@ def plain(problem):
 @functools.partial(jax.jit, static_argnames=("size", "keep"))
 def both_ends(problem, first=None, size=None, keep=True):
     """Of the steps that there must be, none before `first` is taken."""
-    lattice, frames = lattices.build(problem, Request()), len(problem.scores)
-    size = size or bidirectional.segment_size(frames, lattice, problem.scores.dtype)
-    plan = frame_map.build_frame_map(lattice, frames, bidirectional.even(frames, size))
-    walk = scaled_emissions.build(problem.scores, lattice, Request(), plan, size, keep=keep)
+    lattice, frames = lattices.build_lattice(problem, Request()), len(problem.scores)
+    size = size or segments.segment_size(frames, lattice, problem.scores.dtype)
+    plan = frame_map.build_frame_map(lattice, frames, segments.step_count(frames, size))
+    walk = scaled_emissions.build_emissions(problem.scores, lattice, Request(), plan, size, keep=keep)
     start = 0 if first is None else walk.steps - -(-frames // 2) + first
     alone = bidirectional.likelihood(walk, start, size)
     value, posterior = bidirectional.posterior(walk, size, start)
-    taken_out = scaled_emissions.in_parts(scaled_emissions.peaks(walk))
-    return *(scaled_emissions.log_likelihood(x, taken_out) for x in (value, alone)), posterior
+    taken_out = prepared.in_parts(scaled_emissions.peaks(walk))
+    return *(prepared.log_likelihood(x, taken_out) for x in (value, alone)), posterior
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def steps(problem, count):
-    return frame_map.steps_of_frames(lattices.build(problem, Request()), len(problem.scores), count)
+    return frame_map.steps_of_frames(lattices.build_lattice(problem, Request()), len(problem.scores), count)
 
 
 def by_frame(problem, posterior):

@@ -157,7 +157,7 @@ def test_an_infeasible_row_has_no_gradient_without_zero_infinity_either(function
     assert (gradient[:, 2] == 0).all()
 
 
-def test_the_true_gradient_of_scores_that_are_not_normalised():
+def test_the_true_gradient_of_scores_that_are_not_normalized():
     """pytorch/pytorch#52241, #127608, #181534: minus the posterior, here by counting every path."""
     x = scores("ordinary") * 3 + 1
     _, gradient = reverse(jaxctc.ctc_loss, x, np.ones(3))

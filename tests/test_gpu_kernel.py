@@ -24,7 +24,7 @@ from jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call import get_races
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
 import jaxctc
-from jaxctc._forward_backward import bidirectional, occupancy, scaled_emissions
+from jaxctc._forward_backward import bidirectional, occupancy, prepared, scaled_emissions, segments
 from jaxctc._kernels import gpu, gpu_direction, gpu_layout, gpu_passes, warpgroup
 from jaxctc._lattice import frame_map, lattices
 from jaxctc._types import Problem, Request
@@ -49,14 +49,14 @@ def problem(frames, input_lengths, target_lengths, seed=0):
 
 @jax.jit
 def emissions_of(batch):
-    steps = bidirectional.even(len(batch.scores))
-    lattice = lattices.build(batch, Request())
+    steps = segments.step_count(len(batch.scores))
+    lattice = lattices.build_lattice(batch, Request())
     plan = frame_map.build_frame_map(lattice, len(batch.scores), steps)
-    return scaled_emissions.build(batch.scores, lattice, Request(), plan)
+    return scaled_emissions.build_emissions(batch.scores, lattice, Request(), plan)
 
 
 def log_likelihood(emissions, value):
-    return scaled_emissions.log_likelihood(value, scaled_emissions.in_parts(scaled_emissions.peaks(emissions)))
+    return prepared.log_likelihood(value, prepared.in_parts(scaled_emissions.peaks(emissions)))
 
 
 def likelihood(module, **options):
@@ -135,7 +135,7 @@ def test_posteriors_are_those_of_xla_and_of_an_oracle(monkeypatch, tiles):
     pytest.importorskip("torch")
     losses, wanted = torch_float64(*(np.asarray(x) for x in batch))
     np.testing.assert_allclose(-value, losses, rtol=1e-6)
-    lattice = lattices.build(batch, Request())
+    lattice = lattices.build_lattice(batch, Request())
     scatter = occupancy.class_scatter(lattice, C, found.label.dtype)
     found = found._replace(label=scatter.to_classes(found.label))
     classes = occupancy.class_posterior(found, scatter, lattice, 27, Request())

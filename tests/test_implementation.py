@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec as P
 from meshes import mesh_of
 
 import jaxctc
+from jaxctc import variants
+from jaxctc._forward_backward import bidirectional
 from jaxctc._kernels import dispatch
 
 T, N, C, S = 500, 16, 32, 100
@@ -220,3 +222,35 @@ def test_what_has_no_kernel_is_said():
     asked = functools.partial(jaxctc.ctc_loss, implementation="pallas")
     with pytest.raises(ValueError, match=r"more than 512 MB"):
         jax.eval_shape(asked, *large, *[jax.ShapeDtypeStruct((1,), jnp.int32)] * 2)
+
+
+def test_registered_kernels_refuse_what_only_loops_can_do():
+    """They run one device's frames as if there were no others: that would be a wrong number."""
+
+    class Kernels:
+        PRECISION = jax.lax.Precision.HIGHEST
+        likelihood = staticmethod(bidirectional.likelihood)
+        posterior = staticmethod(bidirectional.posterior)
+
+    dispatch.register("loops-again", Kernels, column_multiple=16, segment_steps=4)
+    rng = np.random.default_rng(0)
+    scores = jax.nn.log_softmax(jnp.asarray(rng.normal(size=(16, 2, 5)), jnp.float32))
+    rest = jnp.array([[1, 2, 2], [3, 1, 4]]), jnp.array([16, 13]), jnp.array([3, 2])
+    loss = functools.partial(jaxctc.ctc_loss, implementation="loops-again", reduction="none")
+
+    want = jaxctc.ctc_loss(scores, *rest, implementation="reference", reduction="none")
+    np.testing.assert_allclose(loss(scores, *rest), want, rtol=1e-6)
+    gradient = jax.grad(lambda x: loss(x, *rest).sum())(scores)
+    np.testing.assert_allclose(
+        gradient, jax.grad(lambda x: jaxctc.ctc_loss(x, *rest, reduction="sum"))(scores), atol=1e-6
+    )
+    with (
+        jax.set_mesh(mesh_of(AxisType.Auto, time=2)),
+        pytest.raises(ValueError, match=r"implementation is 'loops-again', but .* the frames are on several devices"),
+    ):
+        loss(scores, *rest, frame_axis="time")
+    large = [jax.ShapeDtypeStruct((30_000, 3, 5), jnp.float32), jax.ShapeDtypeStruct((3, 1500), jnp.int32), *LENGTHS]
+    with pytest.raises(ValueError, match=r"implementation is 'loops-again', but .* more than 512 MB"):
+        jax.eval_shape(loss, *large)
+    with pytest.raises(ValueError, match=r"implementation is 'loops-again', but .* these paths are not those"):
+        variants.star_ctc_loss(scores, *rest, penalty=-1.0, implementation="loops-again")

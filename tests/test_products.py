@@ -69,9 +69,9 @@ def both(monkeypatch):
 def walk_of(problem, options, keep=True):
     """And the rest that its posterior takes."""
     frames = lattices.frames_of(problem.scores, options)
-    lattice = lattices.build(problem, options)
+    lattice = lattices.build_lattice(problem, options)
     plan = frame_map.build_frame_map(lattice, frames, 16)
-    walk = scaled_emissions.build(problem.scores, lattice, options, plan, 4, 0, keep=keep)
+    walk = scaled_emissions.build_emissions(problem.scores, lattice, options, plan, 4, 0, keep=keep)
     made = None if keep else [walk.made(first, 4) for first in (0, 5, 12)]
     # Beyond the end of a target nothing is skipped to; and where a frame says nothing, so does its peak.
     walk = walk._replace(peak=jnp.where(jnp.abs(walk.peak) < -LOG_ZERO, walk.peak, 0))
@@ -107,7 +107,7 @@ def test_some_are_above_what_the_matrix_unit_takes_apart():
     """What counts as infinite is beyond any score, and the greatest that does not is kept."""
     assert np.float32(products._HUGE) < np.finfo(np.float32).max
     scores = jnp.array([[[np.finfo(np.float32).max, np.nextafter(np.float32(products._HUGE), 0), -jnp.inf]]])
-    lattice = lattices.build(Problem(scores, *(jnp.array(x) for x in ([[1]], [1], [1]))), Request())
+    lattice = lattices.build_lattice(Problem(scores, *(jnp.array(x) for x in ([[1]], [1], [1]))), Request())
     labels = jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32), (1, 2, 3))
     found = products.emitted(scores, labels, lattice, lambda x: jnp.stack([x, x], axis=1))
     np.testing.assert_array_equal(found[0, 0, 0], [jnp.inf, scores[0, 0, 1], -products._HUGE])
@@ -115,9 +115,9 @@ def test_some_are_above_what_the_matrix_unit_takes_apart():
 
 def posteriors_of(problem, options, keep):
     frames, dtype = lattices.frames_of(problem.scores, options), problem.scores.dtype
-    lattice = lattices.build(problem, options)
+    lattice = lattices.build_lattice(problem, options)
     plan = frame_map.build_frame_map(lattice, frames, 16)
-    walk = scaled_emissions.build(problem.scores, lattice, options, plan, 4, keep=keep)
+    walk = scaled_emissions.build_emissions(problem.scores, lattice, options, plan, 4, keep=keep)
     places = occupancy.class_scatter(lattice, problem.scores.shape[2], dtype)
     _, found = bidirectional.posterior(walk, 4, every_blank=True)
     folded = found._replace(label=places.to_classes(found.label))

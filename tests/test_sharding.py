@@ -79,7 +79,7 @@ def test_a_sharded_batch_meets_in_the_reduction_alone(function, axis_type):
 @every_type
 @pytest.mark.parametrize("axes", [{"model": 8}, {"data": 2, "model": 4}], ids=str)
 @every_function
-def test_sharded_classes_exchange_emissions_and_normalisers(function, axes, axis_type):
+def test_sharded_classes_exchange_emissions_and_normalizers(function, axes, axis_type):
     mesh = mesh_of(axis_type, **axes)
     with jax.set_mesh(mesh):
         arguments = placed(mesh, "data" if "data" in axes else None, "model")

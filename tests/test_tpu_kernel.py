@@ -15,7 +15,7 @@ from oracles import log_softmax, torch_float64
 
 import jaxctc
 from jaxctc._autodiff import loss_rule
-from jaxctc._forward_backward import bidirectional, scaled_emissions
+from jaxctc._forward_backward import bidirectional, scaled_emissions, segments
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
 from jaxctc._kernels import dispatch, tpu, tpu_layout, tpu_passes
@@ -38,9 +38,9 @@ def problem(frames, longest, input_lengths, target_lengths, seed=0):
 
 @functools.partial(jax.jit, static_argnums=1)
 def emissions_of(problem, steps):
-    lattice = lattices.build(problem, Request())
+    lattice = lattices.build_lattice(problem, Request())
     plan = frame_map.build_frame_map(lattice, len(problem.scores), steps)
-    return scaled_emissions.build(problem.scores, lattice, Request(), plan)
+    return scaled_emissions.build_emissions(problem.scores, lattice, Request(), plan)
 
 
 def agree(got, want, start=0):
@@ -61,7 +61,7 @@ def test_agrees_with_xla():
     """More rows and columns than a register has, more steps than a block; blocks reach beyond the arrays."""
     frames, size = 300, 30
     lengths = [(300, 120), (299, 140), (150, 0), (20, 300), (76, 9), (9, 5), (3, 9), (1, 1), (0, 0)]
-    emissions = emissions_of(problem(frames, 300, *zip(*lengths, strict=True)), bidirectional.even(frames, size))
+    emissions = emissions_of(problem(frames, 300, *zip(*lengths, strict=True)), segments.step_count(frames, size))
     cut = tpu_layout.cut(emissions.scores.shape, size)
     assert all(whole % part for whole, part in zip(cut[:3], cut[3:], strict=True))
     for every_blank in (False, True):

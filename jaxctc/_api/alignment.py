@@ -139,7 +139,7 @@ def check_feasible(targets: np.ndarray, frames: np.ndarray, counts: np.ndarray, 
 def align(request: Request, *arrays: jax.Array) -> Alignment:
     """Return the alignment of a problem in canonical form."""
     problem = Problem(*arrays)
-    lattice = lattices.build(problem, request)
+    lattice = lattices.build_lattice(problem, request)
     log_probs = log_emissions.log_probs(problem.scores, lattice, request)
     states, score = viterbi.best_path(log_probs, lattice, request)
     states = states.T

@@ -39,7 +39,7 @@ def ctc_loss(
 
     Args:
         log_probs: Natural logarithms of class probabilities, floating point, (T, N, C), or (T, C) for
-            one sequence. They need not be normalised. ``-inf`` and huge finite masks are legal. float64
+            one sequence. They need not be normalized. ``-inf`` and huge finite masks are legal. float64
             is computed in float64; float32, bfloat16 and float16 in float32.
         targets: Labels, of any integer type: (N, S), padded with anything; or one-dimensional, all
             targets end to end, ``sum(target_lengths)`` long; or (S,) for one sequence.
@@ -125,7 +125,7 @@ def ctc_loss_with_logits(
     model, and the gradient, softmax minus posterior, is written in one go.
 
     Args:
-        logits: Unnormalised scores, floating point, (T, N, C), or (T, C) for one sequence. A live frame
+        logits: Unnormalized scores, floating point, (T, N, C), or (T, C) for one sequence. A live frame
             that is ``-inf`` throughout makes the loss infinite; a NaN anywhere in a live frame makes it NaN.
         targets: As for `ctc_loss`, and so are all the others.
         input_lengths: Frames of each sequence.

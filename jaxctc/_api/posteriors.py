@@ -59,7 +59,7 @@ def ctc_posteriors(
     Shapes: T frames, N sequences, C classes with the blank, S labels of the longest target.
 
     Args:
-        log_probs: Log probabilities, normalised or not, floating point, (T, N, C), or (T, C) for one sequence.
+        log_probs: Log probabilities, normalized or not, floating point, (T, N, C), or (T, C) for one sequence.
         targets: Labels, (N, S), (S,) for one sequence, or end to end; all forms as for `ctc_loss`.
         input_lengths: Frames of each sequence.
         target_lengths: Labels of each target.
@@ -174,7 +174,7 @@ def _statistics(request: Request, *arrays: jax.Array) -> Statistics:
     occupied = frames_first(states, request)[:, :, 1::2]
     frames = occupied.sum(axis=0)
 
-    lattice = lattices.build(problem, request)
+    lattice = lattices.build_lattice(problem, request)
     kept = frames_first(frame_mask(lattice.input_lengths, frames_of(problem.scores, request)), request)[:, :, None]
     scores = frames_first(jnp.where(kept, problem.scores.astype(states.dtype), 0), request)
     labels = jnp.clip(problem.targets.astype(jnp.int32), 0, scores.shape[2] - 1)

@@ -1,7 +1,7 @@
 """Compute the losses of a batch, one for each sequence, and their derivatives of every order.
 
 Production computes the losses and their gradient by the bidirectional recursion. The derivative of the gradient, which
-few callers need, is that of `_by_recursion`: the forward recursion in logarithms, which JAX can differentiate any
+few callers need, is that of `_log_space_losses`: the forward recursion in logarithms, which JAX can differentiate any
 number of times. ``implementation="reference"`` uses neither: JAX differentiates the reference.
 """
 
@@ -74,7 +74,7 @@ def _reference_losses(request: Request, *problem: Array, dtype: jnp.dtype | None
     def chunk(scores: Array, lattice: Lattice) -> Float[Array, " N"]:
         return reference.losses(scores, lattice, request, dtype)
 
-    return sliced(chunk, request)(problem[0], lattices.build(Problem(*problem), request))
+    return sliced(chunk, request)(problem[0], lattices.build_lattice(Problem(*problem), request))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -93,20 +93,20 @@ def _losses(
     def run(request: Request) -> Float[Array, " N"]:
         def chunk(scores: Array, lattice: Lattice, index: Index | None = None) -> Float[Array, " N"]:
             batch = _prepare(scores, lattice, request, _BLOCK, frames, index, ends=False)
-            likelihood = dispatch.likelihood(batch.emissions, batch.start, _BLOCK, batch.begin, request)
+            likelihood = dispatch.implementation(request).likelihood(batch)
             likelihood = frame_blocks.from_middle_device(likelihood, index, request)
-            return prepared.losses(likelihood, batch, count, scores.dtype, request)
+            return prepared.losses_of(likelihood, batch, count, scores.dtype, request)
 
-        lattice = lattices.build(problem, request)
-        return frame_blocks.divided(sliced(chunk, request), request, lambda _: P())(scores, lattice)
+        lattice = lattices.build_lattice(problem, request)
+        return frame_blocks.over_devices(sliced(chunk, request), request, lambda _: P())(scores, lattice)
 
     return dispatch.choose(run, request, problem)
 
 
 @_losses.defjvp
 def _losses_jvp(request, primals, tangents):
-    value, gradient, counts = _losses_and_gradient(request, *primals)
-    return value, _directional_derivative(gradient, counts, tangents[0], request)
+    value, gradient, gradient_mask = _losses_and_gradient(request, *primals)
+    return value, _directional_derivative(gradient, gradient_mask, tangents[0], request)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -128,19 +128,18 @@ def _losses_and_gradient(
             size = dispatch.segment_size(own_frames, lattice, dtype, request)
             batch = _prepare(scores, lattice, request, size, frames, index, ends=True)
             class_scatter = occupancy.class_scatter(lattice, classes, dtype)
-            likelihood, posterior = dispatch.posterior(
-                batch.emissions, size, batch.start, batch.begin, request, scatter=class_scatter.to_classes
-            )
+            passes = dispatch.implementation(request)
+            likelihood, posterior = passes.posterior(batch, scatter=class_scatter.to_classes)
             likelihood = frame_blocks.from_middle_device(likelihood, index, request)
-            value = prepared.losses(likelihood, batch, count, scores.dtype, request)
+            value = prepared.losses_of(likelihood, batch, count, scores.dtype, request)
             found = occupancy.class_posterior(posterior, class_scatter, batch.lattice, own_frames, request)
             top = None
             if request.from_logits:
                 top = occupancy.dominant(posterior, class_scatter, batch.lattice, own_frames, request)
             return value, *_gradient(scores, found, top, value, batch, request)
 
-        lattice = lattices.build(problem, request)
-        results = frame_blocks.divided(sliced(chunk, request), request, lambda spec: (P(), spec, spec))
+        lattice = lattices.build_lattice(problem, request)
+        results = frame_blocks.over_devices(sliced(chunk, request), request, lambda spec: (P(), spec, spec))
         return results(scores, lattice)
 
     return dispatch.choose(run, request, problem)
@@ -161,7 +160,7 @@ def _prepare(
     keep = scaled_emissions.stores_scores(frames_of(scores, request), lattice.labels.size, dtype)
     if index is None:
         return prepared.prepare(scores, lattice, request, size, frames, keep=keep)
-    return frame_blocks.build(scores, lattice, request, size, index, keep=keep, ends=ends)
+    return frame_blocks.prepare_block(scores, lattice, request, size, index, keep=keep, ends=ends)
 
 
 def _gradient(
@@ -178,54 +177,57 @@ def _gradient(
     frame_mask = frames_first(batch.frame_mask, request) | ~batch.lattice.legal[None]
     finite, nan = (frames_first(frame_mask & row[None], request)[:, :, None] for row in rows)
     wide = scores.astype(posterior.dtype)
-    counts = finite & ~(wide <= LOG_ZERO)
+    gradient_mask = finite & ~(wide <= LOG_ZERO)
     gradient = -posterior
-    if batch.normaliser is not None:
+    if batch.normalizer is not None:
         assert top is not None
-        peak, excess, best, others = batch.normaliser
+        peak, excess, best, others = batch.normalizer
         # Two probabilities of nearly one are subtracted as what they lack to one, which has more digits.
         agreed = jnp.where(top.label == best, best, -1)
         agreed, missing = jax.lax.optimization_barrier((agreed[:, :, None], (top.others - others)[:, :, None]))
         gradient = jnp.exp((wide - peak[:, :, None]) - excess[:, :, None]) - posterior
         classes = jnp.arange(wide.shape[2], dtype=best.dtype)[None, None]
         gradient = jnp.where(classes == agreed, missing, gradient)
-    gradient = jnp.where(counts, gradient, 0)
-    if batch.normaliser is None:
-        counts = counts & (gradient != 0)
-    return jnp.where(nan, jnp.nan, gradient), counts | nan
+    gradient = jnp.where(gradient_mask, gradient, 0)
+    if batch.normalizer is None:
+        gradient_mask = gradient_mask & (gradient != 0)
+    return jnp.where(nan, jnp.nan, gradient), gradient_mask | nan
 
 
 @_losses_and_gradient.defjvp
 def _losses_and_gradient_jvp(request, primals, tangents):
-    value, gradient, counts = _losses_and_gradient(request, *primals)
+    value, gradient, gradient_mask = _losses_and_gradient(request, *primals)
     scores, *rest, _ = primals
 
     def derivative(scores):
-        return jax.grad(lambda scores: _by_recursion(request, scores, *rest).sum())(scores)
+        return jax.grad(lambda scores: _log_space_losses(request, scores, *rest).sum())(scores)
 
     _, change = jax.jvp(derivative, (scores,), (tangents[0],))
     # Rows that are NaN stay NaN, and only elements that count can change.
-    change = jnp.where(jnp.isnan(gradient), jnp.nan, jnp.where(counts, change.astype(gradient.dtype), 0))
-    no_tangent = zero_from_primal(counts)
-    return (value, gradient, counts), (
-        _directional_derivative(gradient, counts, tangents[0], request),
+    change = jnp.where(jnp.isnan(gradient), jnp.nan, jnp.where(gradient_mask, change.astype(gradient.dtype), 0))
+    no_tangent = zero_from_primal(gradient_mask)
+    return (value, gradient, gradient_mask), (
+        _directional_derivative(gradient, gradient_mask, tangents[0], request),
         change,
         no_tangent,
     )
 
 
 def _directional_derivative(
-    gradient: Float[Array, "A B C"], counts: Bool[Array, "A B C"], tangent: Float[Array, "A B C"], request: Request
+    gradient: Float[Array, "A B C"],
+    gradient_mask: Bool[Array, "A B C"],
+    tangent: Float[Array, "A B C"],
+    request: Request,
 ) -> Float[Array, " N"]:
     """Return the derivative of each sequence's loss along a tangent of the scores."""
     # This is a product and a sum, because a dot has a low default precision on TPU and GPU. `where` comes first,
     # because zero times a tangent that is NaN would be NaN.
-    terms = gradient * jnp.where(counts, tangent.astype(gradient.dtype), 0)
+    terms = gradient * jnp.where(gradient_mask, tangent.astype(gradient.dtype), 0)
     return frames_first(terms.sum(axis=2), request).sum(axis=0)
 
 
 @sharded_like_scores(lambda sequences, _: sequences)
-def _by_recursion(
+def _log_space_losses(
     request: Request,
     scores: Float[Array, "A B C"],
     targets: Integer[Array, "N S"],
@@ -233,7 +235,7 @@ def _by_recursion(
     target_lengths: Integer[Array, " N"],
 ) -> Float[Array, " N"]:
     """Return the losses by the forward recursion in logarithms; they are right only where they are finite."""
-    lattice = lattices.build(Problem(scores, targets, input_lengths, target_lengths), request)
-    emitted = log_emissions.build(log_emissions.log_probs(scores, lattice, request), lattice, request)
+    lattice = lattices.build_lattice(Problem(scores, targets, input_lengths, target_lengths), request)
+    emitted = log_emissions.build_emissions(log_emissions.log_probs(scores, lattice, request), lattice, request)
     log_likelihood = recursion.log_likelihood(emitted.states, log_emissions.topology_of(lattice))
     return -(log_likelihood + emitted.peak.sum(axis=0))

@@ -1,8 +1,8 @@
 """Compute the posterior of every state of the lattice, and of every class, with derivatives of every order.
 
 Production computes the values by the bidirectional recursion, as it does the gradient of the losses. The derivatives
-are those of `_by_recursion`, which differentiates the log likelihood of the forward recursion in logarithms.
-``implementation="reference"`` uses `_by_recursion` for the values too.
+are those of `_log_space_posteriors`, which differentiates the log likelihood of the forward recursion in logarithms.
+``implementation="reference"`` uses `_log_space_posteriors` for the values too.
 """
 
 import functools
@@ -36,8 +36,8 @@ def posteriors(
     """
     problem = Problem(scores, targets, input_lengths, target_lengths)
     if request.implementation == "reference":
-        lattice = lattices.build(problem, request)
-        return _masked(_by_recursion(request, problem), losses(request, *problem), lattice, request)
+        lattice = lattices.build_lattice(problem, request)
+        return _masked(_log_space_posteriors(request, problem), losses(request, *problem), lattice, request)
     return _posteriors(request, *problem)
 
 
@@ -53,17 +53,17 @@ def _posteriors(
     frames, dtype = frames_of(scores, request), accumulation_dtype(scores.dtype)
 
     def run(request: Request) -> tuple[Array, Array]:
-        lattice = lattices.build(problem, request)
+        lattice = lattices.build_lattice(problem, request)
         size = dispatch.segment_size(frames, lattice, dtype, request)
         keep = scaled_emissions.stores_scores(frames, lattice.labels.size, dtype)
         batch = prepared.prepare(scores, lattice, request, size, keep=keep)
-        posterior_of = functools.partial(dispatch.posterior, batch.emissions, size, batch.start, None, request)
+        passes = dispatch.implementation(request)
         class_scatter = occupancy.class_scatter(lattice, scores.shape[2], dtype)
-        likelihood, posterior = posterior_of(every_blank=True)
+        likelihood, posterior = passes.posterior(batch, every_blank=True)
         to_classes = posterior._replace(label=class_scatter.to_classes(posterior.label))
         if not keep:  # a caller that uses the classes alone needs no memory for all states
-            likelihood, to_classes = posterior_of(scatter=class_scatter.to_classes)
-        value = prepared.losses(likelihood, batch, frames, scores.dtype, request)
+            likelihood, to_classes = passes.posterior(batch, scatter=class_scatter.to_classes)
+        value = prepared.losses_of(likelihood, batch, frames, scores.dtype, request)
 
         classes = occupancy.class_posterior(to_classes, class_scatter, lattice, frames, request)
         states = _by_frame(posterior, lattice, frames, targets.shape[1], request)
@@ -94,7 +94,7 @@ def _posteriors_jvp(request, primals, tangents):
     scores, *rest = primals
 
     def by_recursion(scores):
-        return _by_recursion(request, Problem(scores, *rest))
+        return _log_space_posteriors(request, Problem(scores, *rest))
 
     _, change = jax.jvp(by_recursion, (scores,), (tangents[0],))
     # Rows that are NaN stay NaN, and only posteriors other than 0 can change.
@@ -103,11 +103,13 @@ def _posteriors_jvp(request, primals, tangents):
     )
 
 
-def _by_recursion(request: Request, problem: Problem) -> tuple[Float[Array, "A B states"], Float[Array, "A B C"]]:
-    lattice = lattices.build(problem, request)
+def _log_space_posteriors(
+    request: Request, problem: Problem
+) -> tuple[Float[Array, "A B states"], Float[Array, "A B C"]]:
+    lattice = lattices.build_lattice(problem, request)
 
     def log_likelihood(each: LogStates, log_probs: Float[Array, "T N C"]) -> Float[Array, ""]:
-        emitted = log_emissions.build(log_probs, lattice, request).states
+        emitted = log_emissions.build_emissions(log_probs, lattice, request).states
         emitted = LogStates(*(x + y for x, y in zip(emitted, each, strict=True)))
         return recursion.log_likelihood(emitted, log_emissions.topology_of(lattice)).sum()
 
@@ -174,9 +176,11 @@ def path_entropy(request: Request, problem: Problem) -> Float[Array, " N"]:
     The mean is a sum in the expectation semiring, which is what forward differentiation computes: the
     derivative of the log likelihood in the direction of the emissions themselves.
     """
-    lattice = lattices.build(problem, request)
+    lattice = lattices.build_lattice(problem, request)
     topology = log_emissions.topology_of(lattice)
-    emitted = log_emissions.build(log_emissions.log_probs(problem.scores, lattice, request), lattice, request).states
+    emitted = log_emissions.build_emissions(
+        log_emissions.log_probs(problem.scores, lattice, request), lattice, request
+    ).states
     direction = LogStates(*(jnp.where(x <= LOG_ZERO / 2, 0, x) for x in emitted))
     value, mean = jax.jvp(lambda x: recursion.log_likelihood(x, topology), (emitted,), (direction,))
     # An entropy is below 0 only by rounding; where a target has no path it is 0.

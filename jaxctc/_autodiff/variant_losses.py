@@ -75,7 +75,7 @@ def focal(request: Request, problem: Problem, gamma: Array, alpha: Array) -> Flo
 def smoothed(request: Request, problem: Problem, weight: Array) -> Float[Array, " N"]:
     """Return the mean of the CTC losses and of the divergence from the uniform distribution, so weighted."""
     loss = loss_rule.losses(request, *problem)
-    input_lengths = lattices.build(problem, request).input_lengths
+    input_lengths = lattices.build_lattice(problem, request).input_lengths
     # An infinite loss is infinite whatever the divergence, and has no gradient: its scores are not read.
     mask = _frame_mask(input_lengths, problem.scores, request) & frames_first(~jnp.isposinf(loss)[None], request)
     scores = jnp.where(mask[:, :, None], problem.scores.astype(weight.dtype), 0)
@@ -119,11 +119,11 @@ def _wildcard(request: Request, problem: Problem, *, begin: bool, end: bool) -> 
 
 def star(request: Request, problem: Problem, penalty: Array) -> Float[Array, " N"]:
     """Return the losses of paths that may have further labels before, between and after those of the target."""
-    lattice = lattices.build(problem, request)
+    lattice = lattices.build_lattice(problem, request)
     feasible = lattice.input_lengths >= lattice.target_lengths  # equal labels need no blank between them
     log_probs = log_emissions.log_probs(problem.scores, lattice, request)
     log_probs = jnp.where(feasible[None, :, None], log_probs, 0)
-    emissions = log_emissions.build(log_probs, lattice, request, feasible=feasible)
+    emissions = log_emissions.build_emissions(log_probs, lattice, request, feasible=feasible)
     blank, label = emissions.states
     star = _other_labels(log_probs, lattice, request) - emissions.peak[:, :, None] - penalty
     # A star has the predecessors and successors of the blank beside it, so that one state serves both.
@@ -149,9 +149,9 @@ def _other_labels(log_probs: Float[Array, "T N C"], lattice: Lattice, request: R
 
 
 def _emissions(request: Request, problem: Problem, *, relative: bool = True) -> tuple[Lattice, Emissions]:
-    lattice = lattices.build(problem, request)
+    lattice = lattices.build_lattice(problem, request)
     log_probs = log_emissions.log_probs(problem.scores, lattice, request)
-    return lattice, log_emissions.build(log_probs, lattice, request, relative=relative)
+    return lattice, log_emissions.build_emissions(log_probs, lattice, request, relative=relative)
 
 
 def _losses(

@@ -23,36 +23,32 @@ from jaxctc._forward_backward import equations, scaled
 from jaxctc._forward_backward.buffers import (
     MARGIN,
     StateBuffers,
-    empty,
     initial_states,
     interleaved,
     put,
     read,
     row_of,
     write,
+    zero_rows,
 )
-from jaxctc._forward_backward.join import Join, join_directions, visible
+from jaxctc._forward_backward.join import Join, flush_negligible, join_directions
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
 from jaxctc._lattice import indexing
 from jaxctc._lattice.frame_map import Index
-from jaxctc._lattice.lattices import Lattice
-
-_SMALL = 1 << 20
-"""Up to this many bytes, the states of all steps are stored, and none is recomputed."""
 
 Scatter: TypeAlias = Callable[..., Float[Array, "N 2 K X"]]
 """A function of the labels' posterior (N, 2, K, W) and, where there is a choice, of the precision of a product."""
 _Back: TypeAlias = tuple["_Segment", "_BackwardPass", tuple[Array | None, Array, Array | None]]
 
 
-def _left(emissions: ScaledEmissions, blank: Scaled, i: Index) -> Scaled:
+def _with_emission(emissions: ScaledEmissions, blank: Scaled, i: Index) -> Scaled:
     """Return the blanks' states before step i with the emission of the frame before."""
     return blank * Scaled(*(row_of(x[..., None], i) for x in emissions.blank))
 
 
 def _score(emissions: ScaledEmissions, i: Index) -> Scaled:
-    return scaled.exp2(row_of(emissions.kept, i))
+    return scaled.exp2(row_of(emissions.stored_scores, i))
 
 
 def _step(
@@ -68,7 +64,7 @@ def _step(
 
     A mantissa becomes at most eight times as large in one step.
     """
-    prev_blank = _left(emissions, source.read("blank", k), i)
+    prev_blank = _with_emission(emissions, source.read("blank", k), i)
     into_blank = equations.into_blank(prev_blank, source.read("label", k, -1))
     target = target.write("blank", j, finish(into_blank))
     entering = equations.entering_label(prev_blank, target.read("blank", j), emissions.skip)
@@ -97,7 +93,7 @@ class _Segment(NamedTuple):
     even: StateBuffers
     odd: StateBuffers
 
-    def walk_on(self, state: StateBuffers, emissions: ScaledEmissions, first: Index, skipped: Index) -> "_Segment":
+    def run_forward(self, state: StateBuffers, emissions: ScaledEmissions, first: Index, skipped: Index) -> "_Segment":
         """Run the forward pass from the state before step `first`, and store the states.
 
         The first `skipped` pairs of steps change nothing and are left out.
@@ -143,8 +139,8 @@ class _BackwardPass(NamedTuple):
     """The blanks' posterior for the even rows of a `_Segment`. Row K is stored where row 0 will be."""
     odd: Float[Array, "N 2 H W"]
     of_label: dict[str, Complex[Array, "N 2 V"]]
-    """Two numbers packed in one: each label's posterior after the step that is being undone, and the `taken` by which
-    `scaled.divided` divides it. Even and odd steps have separate buffers, since the previous one may still be read.
+    """Two numbers packed in one: each label's posterior after the step that is being undone, and the `smaller_part` of
+    it (see `scaled.split`). Even and odd steps have separate buffers, since the previous one may still be read.
     """
     of_blank: Complex[Array, "N 2 V"]
     """The same for all that came into each blank, including what went on to the label after it."""
@@ -169,22 +165,22 @@ class _BackwardPass(NamedTuple):
         columns, half, rows = emissions.skip.shape[2], self.odd.shape[2], self.label.shape[2]
         blank = row_of(self.odd, j) if name == "even" else row_of(self.even, jnp.where(j + 1 == half, 0, j + 1))
         label = row_of(self.label, k)
-        prev_label, prev_blank = before.read("label", b, -1), _left(emissions, before.read("blank", b), k)
+        prev_label, prev_blank = before.read("label", b, -1), _with_emission(emissions, before.read("blank", b), k)
         entering = equations.entering_label(prev_blank, after.read("blank", a), emissions.skip)
-        taken = label * scaled.smaller_fraction(before.read("label", b), entering)
-        of_label = write(self.of_label[name], lax.complex(label, taken), (0, 0, 0))
-        self_loop, entered = scaled.divided(lax.real(x := of_label[:, :, :columns]), lax.imag(x))
+        smaller_part = label * scaled.smaller_fraction(before.read("label", b), entering)
+        of_label = write(self.of_label[name], lax.complex(label, smaller_part), (0, 0, 0))
+        self_loop, entered = scaled.split(lax.real(x := of_label[:, :, :columns]), lax.imag(x))
 
         into_blank = equations.back_into_blank(blank, entered, emissions.skip)
-        taken = into_blank * scaled.smaller_fraction(prev_blank, prev_label)
-        of_blank = write(self.of_blank, lax.complex(into_blank, taken), (0, 0, 0))
-        kept, _ = scaled.divided(lax.real(x := of_blank[:, :, :columns]), lax.imag(x))
-        _, arriving = scaled.divided(lax.real(x := of_blank[:, :, 1 : columns + 1]), lax.imag(x))
+        smaller_part = into_blank * scaled.smaller_fraction(prev_blank, prev_label)
+        of_blank = write(self.of_blank, lax.complex(into_blank, smaller_part), (0, 0, 0))
+        staying, _ = scaled.split(lax.real(x := of_blank[:, :, :columns]), lax.imag(x))
+        _, arriving = scaled.split(lax.real(x := of_blank[:, :, 1 : columns + 1]), lax.imag(x))
 
         where = jnp.where(k == 0, rows - 1, k - 1)
-        labels = write(self.label, visible(self_loop + arriving)[:, :, None], (0, 0, where, 0))
-        kept = kept + jnp.where(emissions.skip, 0, entered)
-        blanks = write(getattr(self, name), visible(kept)[:, :, None], (0, 0, j, 0))
+        labels = write(self.label, flush_negligible(self_loop + arriving)[:, :, None], (0, 0, where, 0))
+        staying = staying + jnp.where(emissions.skip, 0, entered)
+        blanks = write(getattr(self, name), flush_negligible(staying)[:, :, None], (0, 0, j, 0))
         both = {**self.of_label, name: of_label}
         return self._replace(label=labels, of_label=both, of_blank=of_blank, **{name: blanks})
 
@@ -208,31 +204,13 @@ class _BackwardPass(NamedTuple):
         return sums, interleaved(self.even, self.odd) if every_blank else None
 
     @classmethod
-    def begun(cls, join: "Join", size: int, label: Float[Array, "N 2 R W"]) -> "_BackwardPass":
+    def initial(cls, join: "Join", size: int, label: Float[Array, "N 2 R W"]) -> "_BackwardPass":
         """Return a backward pass that holds the posterior after the last step; `label` has the labels' already."""
         columns = join.blank.shape[2]
-        blanks, margin = empty(join.blank, size // 2, columns), empty(join.blank, columns + MARGIN)
+        blanks, margin = zero_rows(join.blank, size // 2, columns), zero_rows(join.blank, columns + MARGIN)
         even = write(blanks, join.blank[:, :, None], (0, 0, 0, 0))
-        room = scaled.pack(Scaled(margin, margin))
-        return cls(label, even, blanks, {"even": room, "odd": room}, room)
-
-
-def segment_size(frames: int, lattice: Lattice, dtype: jnp.dtype) -> int:
-    """Return the number of steps whose states are stored at once.
-
-    These are all steps where that takes little memory, and elsewhere about the square root of their number.
-    """
-    sequences, columns = lattice.labels.shape
-    steps = even(frames)
-    row = 4 * sequences * (columns + MARGIN) * dtype.itemsize * 2
-    if steps * row <= _SMALL:
-        return steps
-    return max(int((frames / 2) ** 0.5) // 2 * 2, 2)
-
-
-def even(frames: int, size: int = 2) -> int:
-    """Return the number of steps needed for so many frames, in whole segments of `size` steps; `size` is even."""
-    return max(-(-frames // (2 * size)), 1) * size
+        scratch = scaled.pack(Scaled(margin, margin))
+        return cls(label, even, blanks, {"even": scratch, "odd": scratch}, scratch)
 
 
 def likelihood(
@@ -245,17 +223,17 @@ def likelihood(
     that is run, if that is not the state before the first frame.
     """
     return _joined(
-        _advanced(emissions, initial_states(emissions, 1) if begin is None else begin, start, size), emissions
+        _last_states(emissions, initial_states(emissions, 1) if begin is None else begin, start, size), emissions
     ).likelihood
 
 
 def states_after(emissions: ScaledEmissions, begin: StateBuffers, start: Index, size: int) -> StateBuffers:
     """Return the states with which the recursion over the frames that come next begins."""
-    end = _advanced(emissions, begin, start, size)
-    return end.write("blank", 0, _left(emissions, end.read("blank", 0), emissions.steps))
+    end = _last_states(emissions, begin, start, size)
+    return end.write("blank", 0, _with_emission(emissions, end.read("blank", 0), emissions.steps))
 
 
-def _advanced(emissions: ScaledEmissions, begin: StateBuffers, start: Index, size: int | None) -> StateBuffers:
+def _last_states(emissions: ScaledEmissions, begin: StateBuffers, start: Index, size: int | None) -> StateBuffers:
     """Return the states after the last step."""
     size = emissions.steps if emissions.scores is not None or size is None else size
 
@@ -308,43 +286,45 @@ def posterior(
     if size == emissions.steps:
         at, first = emissions.segment(0, size)
         skipped = _skipped(start, 0)
-        segment = segment.walk_on(begin, at, first, skipped)
+        segment = segment.run_forward(begin, at, first, skipped)
         join = _joined(segment.even.row(half), emissions)
-        backward = _BackwardPass.begun(join, size, _with_last(at.kept, join)).backward_steps(
+        backward = _BackwardPass.initial(join, size, _with_last(at.stored_scores, join)).backward_steps(
             segment, at, first, skipped
         )
         rows = Posterior(scatter(_with_last(backward.label, join)), *backward.blanks(every_blank=every_blank))
     else:
-        kept = _forward_pass(emissions, begin, start, size)
-        join = _joined(kept.row(emissions.steps // size), emissions)
-        rows = _backward_pass(emissions, segment, kept, join, start, size, scatter, every_blank=every_blank)
+        checkpoints = _forward_pass(emissions, begin, start, size)
+        join = _joined(checkpoints.row(emissions.steps // size), emissions)
+        rows = _backward_pass(emissions, segment, checkpoints, join, start, size, scatter, every_blank=every_blank)
     return join.likelihood, rows.from_step_0(join)
 
 
 def _forward_pass(emissions: ScaledEmissions, begin: StateBuffers, start: Index, size: int) -> StateBuffers:
     """Run the forward pass, and return the states before each segment and after the last one."""
 
-    def blank_mass(s: Index, states: tuple[StateBuffers, StateBuffers]) -> tuple[StateBuffers, StateBuffers]:
+    def segment_forward(s: Index, states: tuple[StateBuffers, StateBuffers]) -> tuple[StateBuffers, StateBuffers]:
         at, first = emissions.segment(s * size, size)
         skipped = _skipped(start, s * size)
 
         def pair(j: Index, states: tuple[StateBuffers, StateBuffers]) -> tuple[StateBuffers, StateBuffers]:
-            kept, odd = states
+            checkpoints, odd = states
             # Each pair of steps writes to row s + 1, where the state after the segment will be stored.
-            odd, kept = _two_steps(kept, jnp.where(j == skipped, s, s + 1), odd, 0, kept, s + 1, at, first + 2 * j)
-            return kept, odd
+            odd, checkpoints = _two_steps(
+                checkpoints, jnp.where(j == skipped, s, s + 1), odd, 0, checkpoints, s + 1, at, first + 2 * j
+            )
+            return checkpoints, odd
 
         return lax.fori_loop(skipped, size // 2, pair, states)
 
     first, count = start // size, emissions.steps // size
     states = initial_states(emissions, count + 1).put(first, begin), initial_states(emissions, 1)
-    return lax.fori_loop(first, count, blank_mass, states)[0]
+    return lax.fori_loop(first, count, segment_forward, states)[0]
 
 
 def _backward_pass(
     emissions: ScaledEmissions,
     segment: _Segment,
-    kept: StateBuffers,
+    checkpoints: StateBuffers,
     join: Join,
     start: Index,
     size: int,
@@ -354,36 +334,36 @@ def _backward_pass(
 ) -> Posterior:
     """Run the backward pass, and return the posterior; its row i has the blanks before step i."""
     count, half = emissions.steps // size, size // 2
-    remade = emissions.scores is None
+    recompute = emissions.scores is None
 
     def recomputed(
         segment: _Segment, state: StateBuffers, at: ScaledEmissions, first: Index, skipped: Index
     ) -> _Segment:
         # If one loop reads all scores and the next one writes them, a TPU uses two layouts and copies the scores.
         return indexing.on_tpu(
-            lambda: segment.walk_on(state, at.cut(first, size), 0, skipped),
-            lambda: segment.walk_on(state, at, first, skipped),
+            lambda: segment.run_forward(state, at.cut(first, size), 0, skipped),
+            lambda: segment.run_forward(state, at, first, skipped),
         )
 
     def back(n: Index, carry: _Back) -> _Back:
         segment, backward, rows = carry
         s = count - 1 - n
         skipped = _skipped(start, s * size)
-        if remade:
+        if recompute:
             # The additional row before the first one is for the posterior before the first step.
             base = jnp.maximum(s * size - 1, 0)
             at, first = emissions.segment(base, size + 1)
             first += s * size - base
         else:
             at, first = emissions._replace(scores=backward.label), s * size
-        segment = recomputed(segment, kept.row(s), at, first, skipped)
+        segment = recomputed(segment, checkpoints.row(s), at, first, skipped)
         # The posterior may have overwritten the last step's scores; the state after that step was stored.
-        segment = segment._replace(even=segment.even.put(half, kept.row(s + 1)))
-        if remade:
-            backward = backward._replace(label=write(at.kept, backward.label, (0, 0, first + size - 1, 0)))
+        segment = segment._replace(even=segment.even.put(half, checkpoints.row(s + 1)))
+        if recompute:
+            backward = backward._replace(label=write(at.stored_scores, backward.label, (0, 0, first + size - 1, 0)))
         backward = backward.backward_steps(segment, at, first, skipped)
         label = None
-        if remade:
+        if recompute:
             shape = (*backward.label.shape[:2], size, backward.label.shape[3])
             label = scatter(read(backward.label, (0, 0, first, 0), shape))
             backward = backward._replace(label=backward.label[:, :, :1])
@@ -392,10 +372,10 @@ def _backward_pass(
 
     # The posterior overwrites the scores, if these are stored.
     last = join.label[:, :, None]
-    backward = _BackwardPass.begun(join, size, last if remade else _with_last(emissions.kept, join))
-    label = empty(last, emissions.steps, jax.eval_shape(scatter, last).shape[3]) if remade else None
-    each = empty(last, emissions.steps, last.shape[3]) if every_blank else None
-    carry = segment, backward, (label, empty(last, emissions.steps), each)
+    backward = _BackwardPass.initial(join, size, last if recompute else _with_last(emissions.stored_scores, join))
+    label = zero_rows(last, emissions.steps, jax.eval_shape(scatter, last).shape[3]) if recompute else None
+    each = zero_rows(last, emissions.steps, last.shape[3]) if every_blank else None
+    carry = segment, backward, (label, zero_rows(last, emissions.steps), each)
     _, backward, (label, *blanks) = lax.fori_loop(0, count - start // size, back, carry)
     return Posterior(scatter(_with_last(backward.label, join)) if label is None else label, *blanks)
 

@@ -76,7 +76,7 @@ def _place(where: tuple[Index, ...]) -> tuple[np.int32 | Array, ...]:
     return tuple(np.int32(i) if isinstance(i, int) else lax.convert_element_type(i, jnp.int32) for i in where)
 
 
-def empty(like: Float[Array, "N 2 ..."], *shape: int) -> Float[Array, "N 2 ..."]:
+def zero_rows(like: Float[Array, "N 2 ..."], *shape: int) -> Float[Array, "N 2 ..."]:
     return varying_like(like, jnp.zeros((*like.shape[:2], *shape), like.dtype))
 
 

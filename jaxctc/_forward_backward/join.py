@@ -13,8 +13,8 @@ from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
 from jaxctc._lattice import indexing, products
 
 
-def visible(probability: Float[Array, "..."]) -> Float[Array, "..."]:
-    return jnp.where(probability <= scaled.least(probability.dtype), 0, probability)
+def flush_negligible(probability: Float[Array, "..."]) -> Float[Array, "..."]:
+    return jnp.where(probability <= scaled.negligible(probability.dtype), 0, probability)
 
 
 class Join(NamedTuple):
@@ -60,10 +60,10 @@ def join_directions(blank: Scaled, label: Scaled, emissions: ScaledEmissions) ->
 
     blank = blank * Scaled(*(x[:, :, -1:] for x in emissions.blank))
     skip = emissions.skip[:, 0]
-    prev_blank, kept = direction(blank, 0), direction(label, 0)
-    into_blank = prev_blank + from_left(kept)
+    prev_blank, prev_label = direction(blank, 0), direction(label, 0)
+    into_blank = prev_blank + from_left(prev_label)
     step = scaled.where(skip, into_blank, prev_blank)
-    into_label = kept + step
+    into_label = prev_label + step
 
     joint_blank = into_blank * other_way(direction(blank, 1), length)
     joint_label = into_label * other_way(direction(label, 1), length - 1)
@@ -71,15 +71,15 @@ def join_directions(blank: Scaled, label: Scaled, emissions: ScaledEmissions) ->
     whole = scaled.total(both, axis=(1,))
 
     at_blank, at_label = (
-        jnp.where(column <= last, visible(scaled.fraction(scaled.renormalized(x), whole)), 0)
+        jnp.where(column <= last, flush_negligible(scaled.fraction(scaled.renormalized(x), whole)), 0)
         for x, last in ((joint_blank, length), (joint_label, length - 1))
     )
-    self_loop, entered = scaled.divided(at_label, at_label * scaled.smaller_fraction(kept, step))
+    self_loop, entered = scaled.split(at_label, at_label * scaled.smaller_fraction(prev_label, step))
     blank_mass = at_blank + jnp.where(skip, entered, 0)
-    held, left = scaled.divided(blank_mass, blank_mass * scaled.smaller_fraction(prev_blank, from_left(kept)))
-    arriving = jnp.pad(left, ((0, 0), (0, 1)))[:, 1:]
+    staying, leaving = scaled.split(blank_mass, blank_mass * scaled.smaller_fraction(prev_blank, from_left(prev_label)))
+    arriving = jnp.pad(leaving, ((0, 0), (0, 1)))[:, 1:]
     return Join(
         Scaled(whole.mantissa[:, 0], whole.exponent[:, 0]),
-        jnp.stack([visible(held + jnp.where(skip, 0, entered)), mirrored(at_blank, length)], axis=1),
-        jnp.stack([visible(self_loop + arriving), mirrored(at_label, length - 1)], axis=1),
+        jnp.stack([flush_negligible(staying + jnp.where(skip, 0, entered)), mirrored(at_blank, length)], axis=1),
+        jnp.stack([flush_negligible(self_loop + arriving), mirrored(at_label, length - 1)], axis=1),
     )

@@ -120,11 +120,11 @@ def _scatter_matrix(lattice: Lattice, first_column: Int[Array, "N W"], bins: int
     exists = has_label(lattice)[:, :, None]
 
     def compared() -> Array:
-        return exists[:, None] & products.one_hot(products.both_ways(first_column, lattice), bins)
+        return exists[:, None] & products.one_hot(products.with_reversed(first_column, lattice), bins)
 
     def gathered() -> Array:
         matrix = exists & (first_column[:, :, None] == row_of_indices(bins)[None])
-        return indexing.both_ways(matrix, lattice)
+        return indexing.with_reversed(matrix, lattice)
 
     return indexing.on_tpu(compared, gathered)
 

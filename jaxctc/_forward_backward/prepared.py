@@ -1,22 +1,28 @@
 """Prepare all that a batch needs before its likelihoods are known, and compute its losses from them."""
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxctc._forward_backward import bidirectional, scaled_emissions
+from jaxctc._forward_backward import scaled_emissions
 from jaxctc._forward_backward.buffers import StateBuffers
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
+from jaxctc._forward_backward.segments import step_count
 from jaxctc._lattice import indexing, lattices, outcome
 from jaxctc._lattice.frame_map import Index, build_frame_map
 from jaxctc._lattice.lattices import Lattice, frames_first, frames_of
 from jaxctc._types import LOG_ZERO, Request
 
+_PARTS = 256
+_LOG_2 = 177 / _PARTS
+"""ln 2 rounded to 1/256, so that partial sums are exact."""
 
-class Normaliser(NamedTuple):
+
+class Normalizer(NamedTuple):
     """The log-sum-exp of each frame in two parts: their sum would lose digits where the peak is large."""
 
     peak: Float[Array, "A B"]
@@ -29,7 +35,7 @@ class Normaliser(NamedTuple):
     """The probability of all classes but `best` together, with all its digits."""
 
 
-def _normaliser(logits: Float[Array, "A B C"], best: Float[Array, "A B"], score: Float[Array, "A B"]) -> Normaliser:
+def _normalizer(logits: Float[Array, "A B C"], best: Float[Array, "A B"], score: Float[Array, "A B"]) -> Normalizer:
     """Return the normalizer of each frame, where `best` is some class of the frame and `score` is its logit.
 
     The log-sum-exp is right whatever `best` is. Where `best` has the largest logit, its exponential is 1, and the sum
@@ -43,7 +49,7 @@ def _normaliser(logits: Float[Array, "A B C"], best: Float[Array, "A B"], score:
     is_other = jnp.minimum(distance * distance, 1)
     others = (jnp.exp(logits.astype(score.dtype) - peak[:, :, None]) * is_other).sum(axis=2)
     above_one = jnp.expm1(score - peak) + others
-    return Normaliser(*lax.optimization_barrier((peak, jnp.log1p(above_one), best, others / (1 + above_one))))
+    return Normalizer(*lax.optimization_barrier((peak, jnp.log1p(above_one), best, others / (1 + above_one))))
 
 
 class PreparedBatch(NamedTuple):
@@ -52,27 +58,31 @@ class PreparedBatch(NamedTuple):
     lattice: Lattice
     """Its input lengths are those of the frames that the recursion runs over."""
     emissions: ScaledEmissions
-    normaliser: Normaliser | None
+    normalizer: Normalizer | None
     """The normalizer of logits; None for log probabilities."""
-    removed_nats: tuple[Float[Array, " N"], Float[Array, " N"]]
-    """Nats taken out of the score of every path of a sequence, in the two parts of `scaled_emissions.in_parts`."""
+    log_scale: tuple[Float[Array, " N"], Float[Array, " N"]]
+    """Nats that were taken out of the score of every path of a sequence, in the two parts of `in_parts`."""
     frame_mask: Bool[Array, "A B"]
     """The frames within each sequence's length."""
     invalid: Bool[Array, " N"]
     """Sequences whose loss is NaN: they have illegal lengths or labels, or a NaN or +inf score that counts."""
     infeasible: Bool[Array, " N"]
     """Sequences whose loss is known to be +inf before any recursion."""
+    segment: int
+    """The number of steps in a segment (see `segments`)."""
     start: Index
-    """The first step that reads a frame within its sequence's length."""
+    """The first step that reads a frame within the length of any sequence."""
     begin: StateBuffers | None = None
     """The states before step `start`, if they are not those before the first frame."""
 
 
-def _start(steps: int, scores: Float[Array, "A B C"], longest: Int[Array, ""] | None, request: Request) -> Index:
-    """Return the first step that reads a frame within its sequence's length; no length is above `longest`."""
-    if longest is None:
+def _start(
+    steps: int, scores: Float[Array, "A B C"], max_input_length: Int[Array, ""] | None, request: Request
+) -> Index:
+    """Return the first step that reads a frame within the length of any sequence."""
+    if max_input_length is None:
         return steps - -(-frames_of(scores, request) // 2)
-    return jnp.clip(steps - (longest + 1) // 2, 0, steps)
+    return jnp.clip(steps - (max_input_length + 1) // 2, 0, steps)
 
 
 def prepare(
@@ -80,19 +90,19 @@ def prepare(
     lattice: Lattice,
     request: Request,
     size: int,
-    longest: Int[Array, ""] | None = None,
+    max_input_length: Int[Array, ""] | None = None,
     *,
     first: Index | None = None,
     keep: bool = True,
 ) -> PreparedBatch:
     """Return the prepared batch, in segments of `size` steps; `keep` says whether their scores are stored.
 
-    No sequence is longer than `longest`, if that is given. If `first` is given, the scores hold the frames from `first`
-    on of longer sequences, and the recursion runs over all frames that they hold.
+    No sequence is longer than `max_input_length`, if that is given. If `first` is given, the scores hold the frames
+    from `first` on of longer sequences, and the recursion runs over all frames that they hold.
     """
     frames = frames_of(scores, request)
-    steps = bidirectional.even(frames, size)
-    start = _start(steps, scores, longest, request)
+    steps = step_count(frames, size)
+    start = _start(steps, scores, max_input_length, request)
     lengths = lattice.input_lengths
     if first is None:
         frame_map = build_frame_map(lattice, frames, steps)
@@ -102,35 +112,63 @@ def prepare(
         frame_map = build_frame_map(lattice, frames, steps).until(lengths)
     frame_mask = frames_first(lattices.frame_mask(lengths, frames), request)
     # Where a kernel runs the steps, a loop over blocks of scores would be the only loop: there are no blocks.
-    block = size if request.layout.platform is None else None
-    emissions = scaled_emissions.build(scores, lattice, request, frame_map, block, start, keep=keep)
-    normaliser, non_finite, removed_nats = None, emissions.non_finite, scaled_emissions.peaks(emissions)
+    block = size if request.layout.runs == "loops" else None
+    emissions = scaled_emissions.build_emissions(scores, lattice, request, frame_map, block, start, keep=keep)
+    normalizer, non_finite, log_scale = None, emissions.non_finite, scaled_emissions.peaks(emissions)
     if request.from_logits:
         peak, best = (
             frames_first(indexing.to_frames(x, lattice, frames), request) for x in (emissions.peak, emissions.best)
         )
-        counts = frame_mask & scaled_emissions.counts(peak)
+        counts = frame_mask & scaled_emissions.is_usable(peak)
         peak, best = jnp.where(counts, peak, 0), jnp.where(counts, best, 0)
-        normaliser = _normaliser(scores, best, peak)
-        non_finite = non_finite | frames_first(frame_mask & ~(normaliser.peak < jnp.inf), request).any(axis=0)
-        left = jnp.where(counts, (peak - normaliser.peak) - normaliser.excess, 0)
-        removed_nats = frames_first(left, request)
+        normalizer = _normalizer(scores, best, peak)
+        non_finite = non_finite | frames_first(frame_mask & ~(normalizer.peak < jnp.inf), request).any(axis=0)
+        normalized_peak = jnp.where(counts, (peak - normalizer.peak) - normalizer.excess, 0)
+        log_scale = frames_first(normalized_peak, request)
     return PreparedBatch(
         lattice,
         emissions,
-        normaliser,
-        scaled_emissions.in_parts(removed_nats),
+        normalizer,
+        in_parts(log_scale),
         frame_mask,
         invalid=~lattice.legal | (lattice.feasible & non_finite),
         infeasible=~lattice.feasible | emissions.zero_probability,
+        segment=size,
         start=start,
     )
 
 
-def losses(
+def losses_of(
     likelihood: Scaled, batch: PreparedBatch, frames: int, dtype: jnp.dtype, request: Request
 ) -> Float[Array, " N"]:
     """Return the losses of a batch from its likelihoods; `frames` and `dtype` are those of the caller's scores."""
-    loss = -scaled_emissions.log_likelihood(likelihood, batch.removed_nats)
+    loss = -log_likelihood(likelihood, batch.log_scale)
     infeasible = batch.infeasible | (likelihood.exponent < LOG_ZERO / 2)
     return outcome.finished(loss, batch.invalid, infeasible, request, frames, dtype)
+
+
+def log_likelihood(likelihood: Scaled, log_scale: tuple[Float[Array, " N"], Float[Array, " N"]]) -> Float[Array, " N"]:
+    """Return the logarithm of a likelihood, with the nats that were taken out of the scores added again.
+
+    Up to 65,536 nats the large parts are added without rounding, and the result is rounded once.
+    """
+    offset, rest = log_scale
+    # The logarithm of a mantissa near one is small, and keeps its digits.
+    halved = likelihood.mantissa > math.sqrt(2)
+    mantissa = jnp.where(halved, likelihood.mantissa / 2, likelihood.mantissa)
+    exponent = likelihood.exponent + jnp.where(halved, 1, 0)
+    return (offset + exponent * _LOG_2) + (rest + exponent * (math.log(2) - _LOG_2) + jnp.log(mantissa))
+
+
+def in_parts(nats: Float[Array, "steps N"]) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
+    """Return the sum over frames in two parts: whole 256ths of a nat, whose sum is exact, and the remainder."""
+    offset = jnp.round(nats * _PARTS) / _PARTS
+    return _sum(offset), _sum(nats - offset)
+
+
+def _sum(x: Float[Array, "steps N"]) -> Float[Array, " N"]:
+    """Return the sum over steps, in two stages: thousands of numbers added one after the other would lose digits."""
+    frames, sequences = x.shape
+    rows = max(int(frames**0.5), 1)
+    padded = jnp.pad(x, ((0, -frames % rows), (0, 0)))
+    return padded.reshape(rows, -(-frames // rows), sequences).sum(axis=1).sum(axis=0)

@@ -72,7 +72,7 @@ def exp2(x: Float[Array, "..."], floor: Callable[[Array], Array] = jnp.floor) ->
 
 def renormalized(a: Scaled) -> Scaled:
     """Return the same number with its mantissa in [1, 2)."""
-    digits, bias, integer = _layout(a.mantissa.dtype)
+    digits, bias, integer = _float_format(a.mantissa.dtype)
     bits = lax.bitcast_convert_type(a.mantissa, integer)
     mantissa = (bits & ((1 << digits) - 1)) | (bias << digits)
     shift = (bits >> digits) - bias
@@ -81,7 +81,7 @@ def renormalized(a: Scaled) -> Scaled:
 
 def fraction(part: Scaled, whole: Scaled) -> Float[Array, "..."]:
     """Return part / whole, for a part no larger than the whole; it is too large for a part too small to matter."""
-    floor = _floor(part)
+    floor = _min_exponent(part)
     return part.mantissa / whole.mantissa * _power_of_two(part.exponent - whole.exponent, least=floor)
 
 
@@ -90,14 +90,17 @@ def smaller_fraction(a: Scaled, b: Scaled) -> Float[Array, "..."]:
 
     The fraction of the larger one follows from it. A fraction of nearly one has too few digits to give the smaller one.
     """
-    _, part, other = _aligned(a, b, least=_floor(a))
+    _, part, other = _aligned(a, b, least=_min_exponent(a))
     return jnp.where(other < part, -other, part) / (part + other)
 
 
-def divided(amount: Float[Array, "..."], taken: Float[Array, "..."]) -> tuple[Array, Array]:
-    """Divide an amount into the part of a and the part of b; `taken` is the amount times `smaller_fraction(a, b)`."""
-    of_b = taken < 0
-    return jnp.where(of_b, amount + taken, taken), jnp.where(of_b, -taken, amount - taken)
+def split(amount: Float[Array, "..."], smaller_part: Float[Array, "..."]) -> tuple[Array, Array]:
+    """Return the parts of an amount that belong to a and to b.
+
+    `smaller_part` is the amount times `smaller_fraction(a, b)`.
+    """
+    of_b = smaller_part < 0
+    return jnp.where(of_b, amount + smaller_part, smaller_part), jnp.where(of_b, -smaller_part, amount - smaller_part)
 
 
 def sum_with_fraction(a: Scaled, b: Scaled, ratio: Ratio = operator.truediv) -> tuple[Scaled, Float[Array, "..."]]:
@@ -106,13 +109,13 @@ def sum_with_fraction(a: Scaled, b: Scaled, ratio: Ratio = operator.truediv) -> 
     return Scaled(part + other, exponent), ratio(part, part + other)
 
 
-def least(dtype: jnp.dtype) -> float:
+def negligible(dtype: jnp.dtype) -> float:
     """Return a probability that counts as 0, as all smaller ones do.
 
     It is more than any `fraction` of a part too small to matter. The product of the two is still a normal number, so
     that subnormal numbers, which hardware handles slowly, never occur.
     """
-    return 2.0 ** -(_layout(dtype).bias // 3)
+    return 2.0 ** -(_float_format(dtype).bias // 3)
 
 
 def where(condition: Array, a: Scaled, b: Scaled) -> Scaled:
@@ -135,7 +138,7 @@ def unpack(z: Complex[Array, "..."]) -> Scaled:
     return Scaled(lax.real(z), lax.imag(z))
 
 
-class _Layout(NamedTuple):
+class _FloatFormat(NamedTuple):
     """The layout of the bits of a float."""
 
     digits: int
@@ -144,8 +147,8 @@ class _Layout(NamedTuple):
     """The integer type of the same width."""
 
 
-def _layout(dtype: jnp.dtype) -> _Layout:
-    return _Layout(52, 1023, jnp.int64) if dtype == jnp.float64 else _Layout(23, 127, jnp.int32)
+def _float_format(dtype: jnp.dtype) -> _FloatFormat:
+    return _FloatFormat(52, 1023, jnp.int64) if dtype == jnp.float64 else _FloatFormat(23, 127, jnp.int32)
 
 
 def _max(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -153,9 +156,9 @@ def _max(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
     return lax.select(a < b, b, a)
 
 
-def _floor(a: Scaled) -> int:
+def _min_exponent(a: Scaled) -> int:
     """Return the exponent of the smallest part that still differs from smaller ones where parts are compared."""
-    return -_layout(a.exponent.dtype).bias // 2
+    return -_float_format(a.exponent.dtype).bias // 2
 
 
 def _aligned(
@@ -174,7 +177,7 @@ def _power_of_two(
 
     Adding 1.5 * 2**digits leaves the whole number in the lowest bits, where it is shifted into place.
     """
-    digits, bias, integer = _layout(exponent.dtype)
+    digits, bias, integer = _float_format(exponent.dtype)
     exponent = maximum(exponent, jnp.full_like(exponent, -bias if least is None else least))
     bits = lax.bitcast_convert_type(exponent + (1.5 * 2**digits + bias), integer)
     return lax.bitcast_convert_type(bits << digits, exponent.dtype)

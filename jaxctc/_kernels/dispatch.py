@@ -1,4 +1,4 @@
-"""Choose the implementation of the bidirectional recursion: XLA's loops, or a platform's kernels. The only place.
+"""Choose the implementation of the bidirectional recursion: XLA's loops, or a platform's kernels.
 
 Whatever depends on the choice (the multiple of the lattice's columns, the size of a segment, whose functions run) is
 one `Layout`, chosen here before the lattice is built, so that a platform's default is program for program what an
@@ -18,14 +18,10 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-from jaxctc._forward_backward import bidirectional
-from jaxctc._forward_backward.bidirectional import Posterior, Scatter
-from jaxctc._forward_backward.buffers import StateBuffers
-from jaxctc._forward_backward.scaled import Scaled
-from jaxctc._forward_backward.scaled_emissions import ScaledEmissions, stores_scores
-from jaxctc._lattice.frame_map import Index
+from jaxctc._forward_backward import segments
+from jaxctc._forward_backward.scaled_emissions import stores_scores
+from jaxctc._kernels.implementations import Implementation, Kernels, Loops
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, column_count, frames_of
-from jaxctc._mesh import mapped_over
 from jaxctc._types import IMPLEMENTATIONS, REGISTERED, Layout, Problem, Request
 
 PROVEN: frozenset[str] = frozenset()
@@ -45,7 +41,10 @@ def choose(run: Callable[[Request], _T], request: Request, problem: Problem, *, 
     `every_blank` says that the posterior of each blank is wanted, for which a TPU's kernel has less room.
     """
     if request.implementation in REGISTERED:
-        return run(request._replace(layout=Layout(request.implementation)))
+        _, layout = REGISTERED[request.implementation]
+        if why := _objection(request, problem, layout):
+            raise _no_kernel_error(request, why)
+        return run(request._replace(layout=layout))
     xla = functools.partial(run, request._replace(layout=Layout()))
     asked = request.implementation == "pallas"
     if not asked and (request.implementation == "xla" or not PROVEN):
@@ -55,66 +54,44 @@ def choose(run: Callable[[Request], _T], request: Request, problem: Problem, *, 
     against = tuple((platform, why) for platform, why in objections.items() if why is not None)
     if asked and not usable:
         reasons = dict.fromkeys(why for _, why in against)
-        raise _no_kernel_error(
-            next(iter(reasons)) if len(reasons) == 1 else "; ".join(f"on {name}, {why}" for name, why in against)
-        )
+        each = "; ".join(f"on {name}, {why}" for name, why in against)
+        raise _no_kernel_error(request, next(iter(reasons)) if len(reasons) == 1 else each)
 
     def no_kernel() -> _T:
-        return jax.tree.map(functools.partial(_no_kernel.bind, objections=against), xla())
+        return jax.tree.map(functools.partial(_no_kernel.bind, request=request, objections=against), xla())
 
     chosen = {name: functools.partial(run, request._replace(layout=_layout(name))) for name in usable}
     return lax.platform_dependent(**chosen, default=no_kernel if asked else xla) if chosen else xla()
 
 
-def register(name: str, kernels: Any) -> None:
+def register(name: str, kernels: Any, *, column_multiple: int = 8, segment_steps: int | None = None) -> None:
     """Make ``implementation=name`` run these kernels on every platform.
 
-    `kernels` has what the modules of kernels have: `likelihood`, `posterior` and `PRECISION`. It is how the tests run
-    the kernels in Pallas's interpreter, and how to try new ones.
+    It is how the tests run the kernels in Pallas's interpreter, and how to try new ones.
+
+    Args:
+        name: What a caller writes.
+        kernels: An object with `likelihood`, `posterior` and `PRECISION`, as `implementations.KernelModule` has them.
+        column_multiple: The lattice has a multiple of this number of columns.
+        segment_steps: Each direction has a multiple of this number of steps; None: as many as the loops take.
 
     Raises:
         ValueError: The name is taken, by an implementation or by a platform.
     """
     if name in (*IMPLEMENTATIONS, "tpu", "cuda"):
         raise ValueError(f"name is {name!r}, which is taken: choose another, such as {'my-' + name!r}.")
-    REGISTERED[name] = kernels
+    REGISTERED[name] = kernels, Layout(name, column_multiple, segment_steps)
 
 
 def segment_size(frames: int, lattice: Lattice, dtype: jnp.dtype, request: Request) -> int:
     """Return how many steps have their states stored at once."""
-    return request.layout.segment_steps or bidirectional.segment_size(frames, lattice, dtype)
+    return request.layout.segment_steps or segments.segment_size(frames, lattice, dtype)
 
 
-def likelihood(
-    emissions: ScaledEmissions, start: Index, size: int, begin: StateBuffers | None, request: Request
-) -> Scaled:
-    """Return what `bidirectional.likelihood` returns, by the implementation of the request's layout."""
-    if request.layout.platform is None:
-        return bidirectional.likelihood(emissions, start, size, begin)
-    kernels = _kernels(request.layout.platform)
-    return mapped_over(request.sequence_axis, kernels.likelihood)(emissions, start)
-
-
-def posterior(
-    emissions: ScaledEmissions,
-    size: int,
-    start: Index,
-    begin: StateBuffers | None,
-    request: Request,
-    *,
-    every_blank: bool = False,
-    scatter: Scatter = lambda label, *_: label,
-) -> tuple[Scaled, Posterior]:
-    """Return what `bidirectional.posterior` returns, by the implementation of the request's layout."""
-    if request.layout.platform is None:
-        return bidirectional.posterior(emissions, size, start, begin, every_blank=every_blank, scatter=scatter)
-    kernels = _kernels(request.layout.platform)
-
-    def run(emissions: ScaledEmissions, start: Index) -> tuple[Scaled, Posterior]:
-        return kernels.posterior(emissions, emissions.steps, start, every_blank=every_blank)
-
-    value, found = mapped_over(request.sequence_axis, run)(emissions, start)
-    return value, found._replace(label=scatter(found.label, kernels.PRECISION))
+def implementation(request: Request) -> Implementation:
+    """Return the implementation that the request's layout is for."""
+    name = request.layout.runs
+    return Loops() if name == "loops" else Kernels(_kernels(name), request.sequence_axis)
 
 
 def _layout(platform: str) -> Layout:
@@ -124,7 +101,7 @@ def _layout(platform: str) -> Layout:
 def _kernels(platform: str) -> ModuleType:
     """Return the module of a platform's kernels; Pallas takes long to import, so that only its users pay for it."""
     if platform in REGISTERED:
-        return REGISTERED[platform]
+        return REGISTERED[platform][0]
     if platform == "tpu":
         from jaxctc._kernels import tpu
 
@@ -134,18 +111,27 @@ def _kernels(platform: str) -> ModuleType:
     return gpu
 
 
+def _objection(request: Request, problem: Problem, layout: Layout) -> str | None:
+    """Return why no kernel of this layout can serve this batch, but only loops, or None."""
+    sequences, longest = problem.targets.shape
+    frames, dtype = frames_of(problem.scores, request), accumulation_dtype(problem.scores.dtype)
+    sequences = min(sequences, request.sequences_at_once or sequences)
+    if request.frame_axis is not None:
+        return "the frames are on several devices"
+    if not stores_scores(frames, sequences * column_count(longest, frames, layout), dtype):
+        return "its scores would take more than 512 MB, and only the loops recompute them as they go"
+    return None
+
+
 def _objections(request: Request, problem: Problem, *, every_blank: bool) -> dict[str, str | None]:
     """Return, by platform, why its kernels cannot serve this batch, or None."""
-    scores, longest = problem.scores, problem.targets.shape[1]
-    frames, dtype = frames_of(scores, request), accumulation_dtype(scores.dtype)
-    sequences = min(len(problem.input_lengths), request.sequences_at_once or len(problem.input_lengths))
-    columns = column_count(longest, frames, _layout("tpu"))
-    if request.frame_axis is not None:
-        return dict.fromkeys(("tpu", "cuda"), "the frames are on several devices")
-    if not stores_scores(frames, sequences * columns, dtype):
-        why = "its scores would take more than 512 MB, and only the loops recompute them as they go"
+    layout = _layout("tpu")
+    if why := _objection(request, problem, layout):
         return dict.fromkeys(("tpu", "cuda"), why)
-    shape = sequences, 2, bidirectional.even(frames, _STEPS), columns
+    (sequences, longest), scores = problem.targets.shape, problem.scores
+    frames, dtype = frames_of(scores, request), accumulation_dtype(scores.dtype)
+    sequences = min(sequences, request.sequences_at_once or sequences)
+    shape = sequences, 2, segments.step_count(frames, _STEPS), column_count(longest, frames, layout)
     found = {"tpu": _kernels("tpu").objection(shape, dtype, every_blank=every_blank)}
     try:
         gpu = _kernels("cuda")
@@ -157,8 +143,9 @@ def _objections(request: Request, problem: Problem, *, every_blank: bool) -> dic
     return found
 
 
-def _no_kernel_error(why: str) -> ValueError:
-    return ValueError(f"implementation is 'pallas', but there is no kernel for this: {why}. Leave it to None.")
+def _no_kernel_error(request: Request, why: str) -> ValueError:
+    asked = request.implementation
+    return ValueError(f"implementation is {asked!r}, but there is no kernel for this: {why}. Leave it to None.")
 
 
 _no_kernel = Primitive("no_kernel")
@@ -170,21 +157,21 @@ batching.primitive_batchers[_no_kernel] = lambda arguments, axes, **parameters: 
 )
 
 
-def _lowered(context: mlir.LoweringRuleContext, *_: Any, objections: tuple[tuple[str, str], ...]) -> Any:
-    raise _unavailable(context.module_context.platforms, objections)
+def _lowered(context: mlir.LoweringRuleContext, *_: Any, **parameters: Any) -> Any:
+    raise _unavailable(context.module_context.platforms, **parameters)
 
 
-def _unavailable(platforms: Any, objections: tuple[tuple[str, str], ...]) -> ValueError:
+def _evaluated(*_: Any, **parameters: Any) -> Any:
+    """Raise the reason outside of `jax.jit` too, where `jax.disable_jit` has the primitive evaluated."""
+    raise _unavailable((jax.default_backend(),), **parameters)
+
+
+def _unavailable(platforms: Any, request: Request, objections: tuple[tuple[str, str], ...]) -> ValueError:
     why = [why for platform, why in objections if platform in platforms]
     names = ", ".join(platforms)
     return _no_kernel_error(
-        "; ".join(why) or f"there are kernels for TPUs and NVIDIA GPUs, not for the platform {names}"
+        request, "; ".join(why) or f"there are kernels for TPUs and NVIDIA GPUs, not for the platform {names}"
     )
-
-
-def _evaluated(*_: Any, objections: tuple[tuple[str, str], ...]) -> Any:
-    """Raise the reason outside of `jax.jit` too, where `jax.disable_jit` has the primitive evaluated."""
-    raise _unavailable((jax.default_backend(),), objections)
 
 
 mlir.register_lowering(_no_kernel, _lowered)
@@ -192,6 +179,6 @@ _no_kernel.def_impl(_evaluated)
 
 
 def require_xla_or_reference(request: Request, why: str) -> None:
-    """Raise the reason if the request asks for a kernel where no platform has one."""
-    if request.implementation == "pallas":
-        raise _no_kernel_error(why)
+    """Raise the reason if the request asks for kernels where there are none."""
+    if request.implementation not in (None, "xla", "reference"):
+        raise _no_kernel_error(request, why)

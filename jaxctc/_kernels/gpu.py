@@ -33,7 +33,7 @@ from jaxctc._kernels.gpu_direction import Direction
 from jaxctc._kernels.gpu_layout import Cut, KernelInputs, MemoryOf, kernel_inputs
 from jaxctc._kernels.warpgroup import Ref, Warpgroup
 from jaxctc._lattice.frame_map import Index
-from jaxctc._mesh import divided
+from jaxctc._mesh import on_each_device
 
 PRECISION = lax.DotAlgorithmPreset.BF16_BF16_F32_X6
 """The precision of products with a matrix of ones and zeros that select values: three numbers of 8 bits hold all 24 of
@@ -68,11 +68,11 @@ def _capabilities() -> set[str]:
 
 
 def likelihood(emissions: ScaledEmissions, start: Index = 0, *, interpret: Any = None) -> Scaled:
-    """Return what `bidirectional.likelihood` does.
+    """Return what `bidirectional.likelihood` returns.
 
     The scores are copied unless their steps are a multiple of a segment's and their columns one of a tile's.
     """
-    if emissions.kept.size == 0:
+    if emissions.stored_scores.size == 0:
         return bidirectional.likelihood(emissions, start)
     cut = Cut.of(emissions, gpu_passes.forward_memory)
     last, _ = _run_forward(_LIKELIHOOD, cut, kernel_inputs(cut, emissions, start), 1, interpret)
@@ -82,11 +82,11 @@ def likelihood(emissions: ScaledEmissions, start: Index = 0, *, interpret: Any =
 def posterior(
     emissions: ScaledEmissions, size: int, start: Index = 0, *, every_blank: bool = False, interpret: Any = None
 ) -> tuple[Scaled, Posterior]:
-    """Return what `bidirectional.posterior` does; a segment has `size` steps or fewer (see `Cut.of`).
+    """Return what `bidirectional.posterior` returns; a segment has `size` steps or fewer (see `Cut.of`).
 
     The scores are copied as in `likelihood`.
     """
-    if emissions.kept.size == 0:
+    if emissions.stored_scores.size == 0:
         return bidirectional.posterior(emissions, size, start, every_blank=every_blank)
     cut = Cut.of(emissions, gpu_passes.backward_memory, size)
     inputs = kernel_inputs(cut, emissions, start)
@@ -238,8 +238,8 @@ def _flat_under_vmap(function: Callable[..., Any], interpret: Any) -> Callable[.
 
     Where the sequences are sharded, each device calls it with its own.
     """
-    # What an interpreter does has effects, which a function that `divided` divides may not have.
-    flat = jax.custom_batching.custom_vmap(function if interpret else divided(function))
+    # What an interpreter does has effects, which a function that `on_each_device` divides may not have.
+    flat = jax.custom_batching.custom_vmap(function if interpret else on_each_device(function))
 
     @flat.def_vmap
     def _(members: int, mapped: list[bool], *arguments: Array) -> tuple[Any, Any]:

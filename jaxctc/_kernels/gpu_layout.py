@@ -52,7 +52,7 @@ class Cut(NamedTuple):
     @classmethod
     def of(cls, emissions: ScaledEmissions, memory: MemoryOf, most: int = RENORMALIZE_EVERY) -> "Cut":
         """Choose the fewest strips, and segments of as many steps as fit, at most `most`."""
-        *_, steps, columns = emissions.kept.shape
+        *_, steps, columns = emissions.stored_scores.shape
         tiles = pl.cdiv(columns, warpgroup.THREADS)
         strips = pl.cdiv(tiles, MOST_TILES)
         tiles = pl.cdiv(tiles, strips)
@@ -131,7 +131,7 @@ def kernel_inputs(cut: Cut, emissions: ScaledEmissions, start: Index) -> KernelI
     first_live = jnp.where(beyond_target, cut.segments * cut.segment_size, first_live)
     per_step = jnp.pad(blank, ((0, 0), (0, 0), (0, 0), *added))
     return KernelInputs(
-        cut.to_strips(cut.pad_steps(emissions.kept, LOG_ZERO), LOG_ZERO),
+        cut.to_strips(cut.pad_steps(emissions.stored_scores, LOG_ZERO), LOG_ZERO),
         cut.to_strips(emissions.skip.astype(jnp.int32)),
         jnp.stack([labels, first_column, first_live], axis=-1),
         jnp.broadcast_to(per_step, (cut.strips, *per_step.shape)),

@@ -45,8 +45,8 @@ def objection(shape: tuple[int, ...], dtype: jnp.dtype, *, every_blank: bool = F
 
 
 def likelihood(emissions: ScaledEmissions, start: Index = 0, *, interpret: bool = False) -> Scaled:
-    """Return what `bidirectional.likelihood` does."""
-    cut = tpu_layout.cut(emissions.kept.shape)
+    """Return what `bidirectional.likelihood` returns."""
+    cut = tpu_layout.cut(emissions.stored_scores.shape)
     operands = tpu_layout.operands(emissions, start, cut)
     states, _ = _run_forward(cut, operands, checkpoints=False, interpret=interpret)
     return _joined(states, emissions).likelihood
@@ -55,8 +55,8 @@ def likelihood(emissions: ScaledEmissions, start: Index = 0, *, interpret: bool 
 def posterior(
     emissions: ScaledEmissions, size: int, start: Index = 0, *, every_blank: bool = False, interpret: bool = False
 ) -> tuple[Scaled, Posterior]:
-    """Return what `bidirectional.posterior` does; a block has about `size` steps (see `tpu_layout.cut`)."""
-    cut = tpu_layout.cut(emissions.kept.shape, size, every_blank=every_blank)
+    """Return what `bidirectional.posterior` returns; a block has about `size` steps (see `tpu_layout.cut`)."""
+    cut = tpu_layout.cut(emissions.stored_scores.shape, size, every_blank=every_blank)
     operands = tpu_layout.operands(emissions, start, cut)
     states, (checkpoints,) = _run_forward(cut, operands, checkpoints=True, interpret=interpret)
     join = _joined(states, emissions)
@@ -66,12 +66,12 @@ def posterior(
         cut, operands, checkpoints, occupancy, every_blank=every_blank, interpret=interpret
     )
     blank = blank[:, :, : cut.steps].swapaxes(0, 1).reshape(cut.row_count, -1)[:, : cut.step_count]
-    label, *blanks = (x.reshape(emissions.kept.shape) for x in (label, *blanks))
-    return join.likelihood, Posterior(label, blank.reshape(emissions.kept.shape[:3]), *blanks)
+    label, *blanks = (x.reshape(emissions.stored_scores.shape) for x in (label, *blanks))
+    return join.likelihood, Posterior(label, blank.reshape(emissions.stored_scores.shape[:3]), *blanks)
 
 
 def _joined(states: States, emissions: ScaledEmissions) -> Join:
-    sequences, _, _, columns = emissions.kept.shape
+    sequences, _, _, columns = emissions.stored_scores.shape
     blank, label = jax.tree.map(lambda x: x[:, :columns].reshape(sequences, 2, columns), states)
     return join_directions(blank, label, emissions)
 

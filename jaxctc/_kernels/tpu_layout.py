@@ -112,10 +112,10 @@ def operands(emissions: ScaledEmissions, start: Index, cut: Cut) -> Operands:
 
     return Operands(
         jnp.asarray(start, jnp.int32)[None],
-        emissions.kept.reshape(rows, cut.step_count, cut.column_count),
+        emissions.stored_scores.reshape(rows, cut.step_count, cut.column_count),
         in_lanes(emissions.blank.exponent),
         in_lanes(emissions.blank.mantissa),
-        pad_lanes(emissions.skip.reshape(rows, cut.column_count).astype(emissions.kept.dtype), cut.lanes),
+        pad_lanes(emissions.skip.reshape(rows, cut.column_count).astype(emissions.stored_scores.dtype), cut.lanes),
     )
 
 

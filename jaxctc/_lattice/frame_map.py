@@ -21,23 +21,23 @@ class FrameMap(NamedTuple):
     """Which frame each step of each direction reads."""
 
     frame: Int[Array, "N 2 M"]
-    live: Bool[Array, "N 2 M"]
+    in_length: Bool[Array, "N 2 M"]
     middle: Int[Array, " N"] | None = None
     """The frame that the backward direction reads last, and that the forward direction would read next. It is given for
     the map of all steps only, where the frames of each direction follow one another, without a gap.
     """
 
     def part(self, first: Index, size: int) -> "FrameMap":
-        frame, live = (lax.dynamic_slice_in_dim(x, first, size, axis=2) for x in self[:2])
-        return FrameMap(frame, live)
+        frame, in_length = (lax.dynamic_slice_in_dim(x, first, size, axis=2) for x in self[:2])
+        return FrameMap(frame, in_length)
 
     def moved(self, by: Int[Array, "1 2 1"]) -> "FrameMap":
         """Return a map in which each direction reads frames that are `by` later."""
-        return FrameMap(self.frame + by, self.live)
+        return FrameMap(self.frame + by, self.in_length)
 
     def until(self, lengths: Int[Array, " N"]) -> "FrameMap":
         """Return a map in which no frame at or beyond these lengths counts."""
-        return self._replace(live=self.live & (self.frame < lengths[:, None, None]))
+        return self._replace(in_length=self.in_length & (self.frame < lengths[:, None, None]))
 
 
 def build_frame_map(lattice: Lattice, frames: int, count: int) -> FrameMap:
@@ -46,8 +46,8 @@ def build_frame_map(lattice: Lattice, frames: int, count: int) -> FrameMap:
     ahead = step - (count - half)
     back = lattice.input_lengths[:, None] - 1 - (step - (count - rest))
     frame = jnp.stack([ahead, back], axis=1)
-    live = jnp.stack([ahead >= 0, back < lattice.input_lengths[:, None]], axis=1)
-    return FrameMap(jnp.clip(frame, 0, max(frames - 1, 0)), live, half[:, 0])
+    in_length = jnp.stack([ahead >= 0, back < lattice.input_lengths[:, None]], axis=1)
+    return FrameMap(jnp.clip(frame, 0, max(frames - 1, 0)), in_length, half[:, 0])
 
 
 def steps_of_frames(lattice: Lattice, frames: int, count: int) -> tuple[Int[Array, "N T"], Int[Array, "N T"]]:

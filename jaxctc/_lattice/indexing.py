@@ -52,18 +52,18 @@ def by_frame(x: Float[Array, "N 2 M *X"], lattice: Lattice, frames: int) -> Floa
     return products.rows(padded, count - halves(lattice)[0][:, 0], frames)
 
 
-def both_ways(x: Array, lattice: Lattice) -> Array:
+def with_reversed(x: Array, lattice: Lattice) -> Array:
     """Return (N, 2, W, ...) for (N, W, ...): as it is, and with the target reversed; unspecified beyond its end."""
     column = lattice.target_lengths[:, None] - 1 - row_of_indices(x.shape[1])
     reverse = jax.vmap(lambda x, column: x.at[column].get(mode="promise_in_bounds"))
     return jnp.stack([x, reverse(x, jnp.maximum(column, 0))], axis=1)
 
 
-def labels_both_ways(labels: Int[Array, "N W"], lattice: Lattice) -> Int[Array, "N 2 W"]:
-    return on_tpu(lambda: products.both_ways(labels, lattice), lambda: both_ways(labels, lattice))
+def labels_with_reversed(labels: Int[Array, "N W"], lattice: Lattice) -> Int[Array, "N 2 W"]:
+    return on_tpu(lambda: products.with_reversed(labels, lattice), lambda: with_reversed(labels, lattice))
 
 
-def fetch_by_either(multiplied: Fetch, gathered: Fetch) -> Fetch:
+def fetch_for_platform(multiplied: Fetch, gathered: Fetch) -> Fetch:
     """Return a function that fetches by products on a TPU, and by gathers elsewhere."""
     return lambda frame_map: on_tpu(lambda: multiplied(frame_map), lambda: gathered(frame_map))
 
@@ -78,12 +78,12 @@ def fetch_by_gathers(
     gather = functools.partial(_gathered, request.blank, sequence_axis)
 
     def fetched(frame_map: FrameMap) -> tuple[Array, Array, Array]:
-        def kept() -> tuple[Array, Array, Array]:
+        def gathered_once() -> tuple[Array, Array, Array]:
             # What XLA fuses with a gather is no longer done eight at a time; the barrier prevents this.
             used, blank = lax.optimization_barrier(gather(scores, frame_map.frame, labels))
             return used, _best(used), blank
 
-        def twice() -> tuple[Array, Array, Array]:
+        def gathered_twice() -> tuple[Array, Array, Array]:
             # On a GPU a second gather takes no longer than writing the result of the first to memory and reading it.
             used, blank = gather(scores, frame_map.frame, labels)
             again, _ = gather(scores, lax.optimization_barrier(frame_map.frame), labels)
@@ -93,7 +93,11 @@ def fetch_by_gathers(
             none = jnp.zeros(frame_map.frame.shape, scores.dtype)
             return jnp.zeros((*none.shape, labels.shape[2]), scores.dtype), none, none
         # Where the classes are on several devices, a second gather would communicate a second time.
-        return kept() if is_xlas_to_divide(scores) else lax.platform_dependent(cuda=twice, default=kept)
+        return (
+            gathered_once()
+            if is_xlas_to_divide(scores)
+            else lax.platform_dependent(cuda=gathered_twice, default=gathered_once)
+        )
 
     return fetched
 

@@ -61,7 +61,7 @@ def legal_labels(
     return padding | (within(targets, classes - 1) & (targets != blank))
 
 
-def build(problem: Problem, request: Request) -> Lattice:
+def build_lattice(problem: Problem, request: Request) -> Lattice:
     frames, classes = frames_of(problem.scores, request), problem.scores.shape[2]
     targets, input_lengths, target_lengths = (wide(x) for x in problem[1:])
     longest = targets.shape[1]

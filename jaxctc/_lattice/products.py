@@ -46,8 +46,8 @@ def picked(x: Shaped[Array, "N W"], index: Int[Array, "N W"]) -> Shaped[Array, "
     return jnp.where(one_hot(index, x.shape[1]), x[:, None], 0).sum(axis=2, dtype=x.dtype)
 
 
-def both_ways(x: Int[Array, "N W"], lattice: Lattice) -> Int[Array, "N 2 W"]:
-    """Return the same as `indexing.both_ways`, with the value of the last column beyond the target's end."""
+def with_reversed(x: Int[Array, "N W"], lattice: Lattice) -> Int[Array, "N 2 W"]:
+    """Return the same as `indexing.with_reversed`, with the value of the last column beyond the target's end."""
     return jnp.stack([x, picked(x, reverse(lattice))], axis=1)
 
 

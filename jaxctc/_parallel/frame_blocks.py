@@ -26,7 +26,7 @@ from jaxctc._mesh import varying_like
 from jaxctc._types import Request
 
 
-def divided(
+def over_devices(
     function: Callable[..., Any], request: Request, results: Callable[[P], Any]
 ) -> Callable[[jax.Array, Lattice], Any]:
     """Return a function of scores and their lattice that each device runs on its own frames.
@@ -49,7 +49,7 @@ def divided(
     return call
 
 
-def build(
+def prepare_block(
     scores: Float[Array, "A B C"],
     lattice: Lattice,
     request: Request,
@@ -70,7 +70,7 @@ def build(
     frame_map = build_frame_map(near.lattice, frames, near.emissions.steps)
     half = jnp.array([frames // 2, -(frames // 2)], jnp.int32)[None, :, None]
     frame_map = frame_map.moved(half).until(lattice.input_lengths - index * frames)
-    far = scaled_emissions.build(scores, near.lattice, request, frame_map, size, near.start, keep=keep)
+    far = scaled_emissions.build_emissions(scores, near.lattice, request, frame_map, size, near.start, keep=keep)
 
     def through_block(begin: StateBuffers, start: Index) -> StateBuffers:
         """Return the states that the next device begins with, from those that this one begins with."""
@@ -82,7 +82,7 @@ def build(
     begin = _passed_on(through_block, near, index, axis, devices - 1 if ends else devices // 2)
     total = functools.partial(lax.psum, axis_name=axis)
     return near._replace(
-        removed_nats=tuple(map(total, near.removed_nats)),
+        log_scale=tuple(map(total, near.log_scale)),
         invalid=total(near.invalid.astype(jnp.int32)) > 0,
         infeasible=total(near.infeasible.astype(jnp.int32)) > 0,
         begin=begin,

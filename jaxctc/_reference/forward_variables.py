@@ -32,7 +32,7 @@ def forward_variables(
     lattice = _with_padding_labels(problem, request)
     log_probs = log_emissions.log_probs(problem.scores, lattice, request)
     # An infeasible target has forward variables too: its first labels can be spelled.
-    emissions = log_emissions.build(log_probs, lattice, request, feasible=lattice.legal)
+    emissions = log_emissions.build_emissions(log_probs, lattice, request, feasible=lattice.legal)
     alpha = recursion.forward(emissions.states, log_emissions.topology_of(lattice))
     peak = jnp.pad(jnp.cumsum(emissions.peak, axis=0), ((1, 0), (0, 0)))
     alpha = LogStates(*(x + peak[:, :, None] for x in alpha))
@@ -59,7 +59,7 @@ def padding_last(problem: Problem, frame_mask: Bool[Array, "N T"]) -> Problem:
 
 def _with_padding_labels(problem: Problem, request: Request) -> Lattice:
     """Return a lattice with a column for every label, those of the padding and those beyond T frames included."""
-    lattice = lattices.build(problem, request)
+    lattice = lattices.build_lattice(problem, request)
     targets = lattices.wide(problem.targets)
     labels = jnp.where(lattices.within(targets, problem.scores.shape[2] - 1), targets, request.blank)
     labels = jnp.pad(labels.astype(jnp.int32), ((0, 0), (0, 1)), constant_values=request.blank)

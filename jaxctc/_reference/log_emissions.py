@@ -38,7 +38,7 @@ def log_probs(scores: Float[Array, "A B C"], lattice: Lattice, request: Request)
     return jnp.maximum(frames_first(made, request), LOG_ZERO)
 
 
-def build(
+def build_emissions(
     log_probs: Float[Array, "T N C"],
     lattice: Lattice,
     request: Request,

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("absl", reason="Pallas's Mosaic GPU needs absl-py")
 
 import jaxctc
-from jaxctc._forward_backward import bidirectional, scaled_emissions
+from jaxctc._forward_backward import bidirectional, prepared, scaled_emissions, segments
 from jaxctc._kernels import gpu
 from jaxctc._lattice import frame_map, lattices
 from jaxctc._types import Layout, Problem, Request
@@ -32,9 +32,9 @@ def _on_a_gpu_that_they_are_for():
 @jax.jit
 def emissions_of(problem):
     frames = len(problem.scores)
-    lattice = lattices.build(problem, REQUEST)
-    plan = frame_map.build_frame_map(lattice, frames, bidirectional.even(frames, 16))
-    return scaled_emissions.build(problem.scores, lattice, REQUEST, plan)
+    lattice = lattices.build_lattice(problem, REQUEST)
+    plan = frame_map.build_frame_map(lattice, frames, segments.step_count(frames, 16))
+    return scaled_emissions.build_emissions(problem.scores, lattice, REQUEST, plan)
 
 
 def random_emissions(T, N, S, seed=0):
@@ -67,8 +67,8 @@ def run(module):
     def both(emissions):
         alone = module.likelihood(emissions)
         value, posterior = module.posterior(emissions, 16, every_blank=True)
-        removed_nats = scaled_emissions.in_parts(scaled_emissions.peaks(emissions))
-        alone, value = (scaled_emissions.log_likelihood(x, removed_nats) for x in (alone, value))
+        log_scale = prepared.in_parts(scaled_emissions.peaks(emissions))
+        alone, value = (prepared.log_likelihood(x, log_scale) for x in (alone, value))
         return alone, value, [specified(emissions, x) for x in posterior]
 
     return jax.jit(both)

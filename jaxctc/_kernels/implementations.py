@@ -1,0 +1,89 @@
+"""Give XLA's loops and the kernels of each platform one interface: two functions of a prepared batch."""
+
+from typing import Any, NamedTuple, Protocol
+
+from jaxtyping import Array, Float
+
+from jaxctc._forward_backward import bidirectional
+from jaxctc._forward_backward.bidirectional import Posterior, Scatter
+from jaxctc._forward_backward.prepared import PreparedBatch
+from jaxctc._forward_backward.scaled import Scaled
+from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
+from jaxctc._lattice.frame_map import Index
+from jaxctc._mesh import mapped_over
+
+
+def unchanged(label: Float[Array, "N 2 K W"], *_: Any) -> Float[Array, "N 2 K W"]:
+    return label
+
+
+class Implementation(Protocol):
+    """An implementation of the bidirectional recursion."""
+
+    def likelihood(self, batch: PreparedBatch) -> Scaled:
+        """Return the likelihood of each target, (N,), from emissions that are relative to each frame's best score."""
+
+    def posterior(
+        self, batch: PreparedBatch, *, every_blank: bool = False, scatter: Scatter = unchanged
+    ) -> tuple[Scaled, Posterior]:
+        """Return the likelihoods, and the posterior, which is unspecified before step `batch.start`.
+
+        `scatter` computes what the caller wants from the labels' posterior. `every_blank` asks for the posterior of
+        each blank as well.
+        """
+
+
+class Loops:
+    """The loops that XLA compiles."""
+
+    def likelihood(self, batch: PreparedBatch) -> Scaled:
+        return bidirectional.likelihood(batch.emissions, batch.start, batch.segment, batch.begin)
+
+    def posterior(
+        self, batch: PreparedBatch, *, every_blank: bool = False, scatter: Scatter = unchanged
+    ) -> tuple[Scaled, Posterior]:
+        return bidirectional.posterior(
+            batch.emissions, batch.segment, batch.start, batch.begin, every_blank=every_blank, scatter=scatter
+        )
+
+
+class KernelModule(Protocol):
+    """What a module of kernels has."""
+
+    PRECISION: Any
+    """The precision with which `scatter` multiplies the posterior by a matrix of ones and zeros."""
+
+    def likelihood(self, emissions: ScaledEmissions, start: Index) -> Scaled:
+        """Return the likelihood of each target, (N,). No step before `start` reads a frame within a length.
+
+        `emissions` has the scores of all steps stored; each direction has M steps.
+        """
+
+    def posterior(
+        self, emissions: ScaledEmissions, size: int, start: Index, *, every_blank: bool
+    ) -> tuple[Scaled, Posterior]:
+        """Return the likelihoods and the posterior: of the labels after each step, and of the blanks after each step.
+
+        `size` is the number of steps in a segment, if the kernel does not choose a smaller one. What it returns for
+        steps before `start` is not read.
+        """
+
+
+class Kernels(NamedTuple):
+    """The kernels of one platform."""
+
+    module: KernelModule
+    sequence_axis: str | tuple[str, ...] | None
+    """The mesh axis that the sequences are sharded over, where it is known (see `mapped_over`)."""
+
+    def likelihood(self, batch: PreparedBatch) -> Scaled:
+        return mapped_over(self.sequence_axis, self.module.likelihood)(batch.emissions, batch.start)
+
+    def posterior(
+        self, batch: PreparedBatch, *, every_blank: bool = False, scatter: Scatter = unchanged
+    ) -> tuple[Scaled, Posterior]:
+        def run(emissions: ScaledEmissions, start: Index) -> tuple[Scaled, Posterior]:
+            return self.module.posterior(emissions, emissions.steps, start, every_blank=every_blank)
+
+        value, found = mapped_over(self.sequence_axis, run)(batch.emissions, batch.start)
+        return value, found._replace(label=scatter(found.label, self.module.PRECISION))
