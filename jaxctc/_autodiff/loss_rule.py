@@ -22,7 +22,7 @@ from jaxctc._lattice.frame_map import Index
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, frames_first, frames_of
 from jaxctc._mesh import sharded_like_scores
 from jaxctc._parallel import frame_blocks
-from jaxctc._parallel.batch_chunks import sliced
+from jaxctc._parallel.batch_chunks import in_chunks
 from jaxctc._reference import log_emissions, recursion
 from jaxctc._reference import losses as reference
 from jaxctc._types import LOG_ZERO, Problem, Request
@@ -74,7 +74,7 @@ def _reference_losses(request: Request, *problem: Array, dtype: jnp.dtype | None
     def chunk(scores: Array, lattice: Lattice) -> Float[Array, " N"]:
         return reference.losses(scores, lattice, request, dtype)
 
-    return sliced(chunk, request)(problem[0], lattices.build_lattice(Problem(*problem), request))
+    return in_chunks(chunk, request)(problem[0], lattices.build_lattice(Problem(*problem), request))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -98,7 +98,7 @@ def _losses(
             return prepared.losses_of(likelihood, batch, count, scores.dtype, request)
 
         lattice = lattices.build_lattice(problem, request)
-        return frame_blocks.over_devices(sliced(chunk, request), request, lambda _: P())(scores, lattice)
+        return frame_blocks.over_devices(in_chunks(chunk, request), request, lambda _: P())(scores, lattice)
 
     return dispatch.choose(run, request, problem)
 
@@ -139,7 +139,7 @@ def _losses_and_gradient(
             return value, *_gradient(scores, found, top, value, batch, request)
 
         lattice = lattices.build_lattice(problem, request)
-        results = frame_blocks.over_devices(sliced(chunk, request), request, lambda spec: (P(), spec, spec))
+        results = frame_blocks.over_devices(in_chunks(chunk, request), request, lambda spec: (P(), spec, spec))
         return results(scores, lattice)
 
     return dispatch.choose(run, request, problem)
