@@ -14,6 +14,7 @@ from torch import Tensor
 from bridge import _memory, _sizes, _vocabulary
 from jaxctc._inputs import checks
 from jaxctc._inputs.checks import Form
+from jaxctc._inputs.default_implementation import served_by
 from jaxctc._types import Request
 
 _INT32 = torch.iinfo(torch.int32)
@@ -40,7 +41,10 @@ class Spec(NamedTuple):
     @property
     def request(self) -> Request:
         """The part of the description that the core takes."""
-        return Request(self.blank, self.from_logits, self.batch_first, implementation=self.implementation)
+        asked, prefers_kernels = served_by(self.implementation)
+        return Request(
+            self.blank, self.from_logits, self.batch_first, implementation=asked, prefers_kernels=prefers_kernels
+        )
 
 
 class Block(NamedTuple):

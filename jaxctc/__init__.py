@@ -42,6 +42,7 @@ from jaxctc._api.posteriors import Posteriors as Posteriors
 from jaxctc._api.posteriors import Statistics as Statistics
 from jaxctc._api.posteriors import ctc_posteriors as ctc_posteriors
 from jaxctc._api.posteriors import ctc_statistics as ctc_statistics
+from jaxctc._inputs.default_implementation import set_implementation as set_implementation
 
 __version__ = "0.1.0"
 __all__ = [
@@ -62,5 +63,6 @@ __all__ = [
     "greedy_decode",
     "merge_tokens",
     "plot_alignment",
+    "set_implementation",
     "variants",
 ]

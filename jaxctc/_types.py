@@ -48,6 +48,8 @@ class Request(NamedTuple):
     """The number of sequences in one chunk of the batch; None: all."""
     implementation: str | None = None
     """What the caller asked for; None leaves the choice to `dispatch`."""
+    prefers_kernels: bool = False
+    """Whether kernels run wherever they can, without being asked for by name."""
     sequence_axis: str | tuple[str, ...] | None = None
     """The mesh axis that the sequences are sharded over, where it is known: a kernel has to be told."""
     layout: Layout = Layout()

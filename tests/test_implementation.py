@@ -1,7 +1,10 @@
 """Which implementation a program is made of, and what is said where there is none."""
 
 import functools
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,7 @@ from meshes import mesh_of
 import jaxctc
 from jaxctc import variants
 from jaxctc._forward_backward import bidirectional
+from jaxctc._inputs import default_implementation
 from jaxctc._kernels import dispatch
 
 T, N, C, S = 500, 16, 32, 100
@@ -254,3 +258,54 @@ def test_registered_kernels_refuse_what_only_loops_can_do():
         jax.eval_shape(loss, *large)
     with pytest.raises(ValueError, match=r"implementation is 'loops-again', but .* these paths are not those"):
         variants.star_ctc_loss(scores, *rest, penalty=-1.0, implementation="loops-again")
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_a_chosen_implementation_is_program_for_program_what_its_name_gives(platform):
+    def text(shape=(60, 3, C), dtype=jnp.float32, **options):
+        problem = [jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((3, 20), jnp.int32), *LENGTHS]
+        asked = functools.partial(jaxctc.ctc_loss, **options)
+        return jax.jit(jax.grad(asked)).trace(*problem).lower(lowering_platforms=(platform,)).as_text()
+
+    by_name = {name: text(implementation=name) for name in ("reference", "xla", "pallas")}
+    assert len(set(by_name.values())) == 3
+    for name, want in by_name.items():
+        with jaxctc.set_implementation(name):
+            assert text() == want
+            assert text(implementation="xla") == by_name["xla"]
+    assert text() == by_name["xla"]
+    with jax.enable_x64(True):
+        loops = text(dtype=jnp.float64)
+        with jaxctc.set_implementation("pallas"):  # a kernel computes in float32
+            assert text(dtype=jnp.float64) == loops
+
+
+def test_a_choice_ends_with_its_block_or_lasts():
+    blocks = []
+    try:
+        jaxctc.set_implementation("reference")
+        blocks.append(default_implementation.served_by(None))
+        with jaxctc.set_implementation("xla"):
+            blocks.append(default_implementation.served_by(None))
+        blocks.append(default_implementation.served_by(None))
+    finally:
+        jaxctc.set_implementation(None)
+    assert blocks == [("reference", False), ("xla", False), ("reference", False)]
+    assert default_implementation.served_by(None) == (None, False)
+    with pytest.raises(ValueError, match=r"implementation must be one of .*, or None; got 'fast'"):
+        jaxctc.set_implementation("fast")
+
+
+def test_the_environment_chooses_too():
+    def run(value):
+        code = "from jaxctc._inputs.default_implementation import served_by; print(served_by(None))"
+        environment = {**os.environ, "JAXCTC_IMPLEMENTATION": value}
+        return subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        )
+
+    assert run("pallas").stdout == "(None, True)\n"
+    assert run("").stdout == "(None, False)\n"
+    wrong = run("fast")
+    assert wrong.returncode == 1
+    assert "The environment variable JAXCTC_IMPLEMENTATION: implementation must be one of" in wrong.stderr

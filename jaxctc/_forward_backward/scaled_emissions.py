@@ -179,6 +179,7 @@ def _scale_rows(
     peak = jnp.where(usable, top, 0)
 
     blank_relative = jnp.where(usable, jnp.maximum(blank - peak, LOG_ZERO), 0) * LOG2_E
+    # Where the frame is not usable, what follows may be NaN until a `where` replaces it.
     log_ratio = jnp.maximum(used - peak[..., None], LOG_ZERO)
     # No path can enter a label in a frame that does not count, or in a column without a label.
     log2_ratio = jnp.where(usable[..., None] & labelled, log_ratio * LOG2_E, LOG_ZERO)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Int, Integer
 
 from jaxctc._inputs import checks
 from jaxctc._inputs.checks import LOG_PROBS, Form, Names
+from jaxctc._inputs.default_implementation import served_by
 from jaxctc._inputs.mesh_axis import mesh_axis_of_frames
 from jaxctc._lattice.lattices import row_of_indices
 from jaxctc._types import ArrayLike, Implementation, Problem, Request
@@ -36,6 +37,7 @@ def canonical_batch(
     frames among devices.
     """
     checks.implementation(implementation)
+    asked, prefers_kernels = served_by(implementation)
     scores, request, batched = canonical_scores(scores, blank, batch_first, names)
     request = Request(
         request.blank,
@@ -43,7 +45,8 @@ def canonical_batch(
         request.batch_first,
         frame_axis=None if frame_axis is False else mesh_axis_of_frames(frame_axis, scores, request, names),
         sequences_at_once=checks.at_least_one("sequences_at_once", sequences_at_once, "a number of sequences"),
-        implementation=implementation,
+        implementation=asked,
+        prefers_kernels=prefers_kernels,
     )
     bound = None
     if max_target_length is not None:

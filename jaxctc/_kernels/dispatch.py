@@ -3,8 +3,9 @@
 Whatever depends on the choice (the multiple of the lattice's columns, the size of a segment, whose functions run) is
 one `Layout`, chosen here before the lattice is built, so that a platform's default is program for program what an
 explicit request runs. Shapes and types are known when tracing, the platform when lowering: both programs are traced
-then, and one is lowered, so that a program can be made for a device that is not there. Unless it is asked for, a kernel
-runs only on platforms in `PROVEN`. An explicit request runs the kernel or raises with the reason.
+then, and one is lowered, so that a program can be made for a device that is not there. Unless it is asked for, or
+preferred (`set_implementation`), a kernel runs only on platforms in `PROVEN`. An explicit request runs the kernel or
+raises with the reason.
 """
 
 import functools
@@ -47,10 +48,11 @@ def choose(run: Callable[[Request], _T], request: Request, problem: Problem, *, 
         return run(request._replace(layout=layout))
     xla = functools.partial(run, request._replace(layout=Layout()))
     asked = request.implementation == "pallas"
-    if not asked and (request.implementation == "xla" or not PROVEN):
+    preferred = asked or request.prefers_kernels
+    if request.implementation == "xla" or not (preferred or PROVEN):
         return xla()
     objections = _objections(request, problem, every_blank=every_blank)
-    usable = [platform for platform, why in objections.items() if why is None and (asked or platform in PROVEN)]
+    usable = [platform for platform, why in objections.items() if why is None and (preferred or platform in PROVEN)]
     against = tuple((platform, why) for platform, why in objections.items() if why is not None)
     if asked and not usable:
         reasons = dict.fromkeys(why for _, why in against)
