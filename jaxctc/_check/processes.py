@@ -1,0 +1,132 @@
+"""Give rows to worker processes, one after the other, and wait no longer than a time limit for each."""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_START = 180.0
+"""Seconds within which a worker must have imported JAX and found its devices."""
+
+
+class Worker:
+    """One process that runs rows until it ends, crashes or is stopped."""
+
+    def __init__(self, rows: list[tuple[int, dict[str, Any]]], modules: list[str]) -> None:
+        task = json.dumps({"rows": rows, "modules": modules})
+        environment = {**os.environ}
+        platforms = environment.get("JAX_PLATFORMS")
+        if platforms and "cpu" not in platforms.split(","):
+            environment["JAX_PLATFORMS"] = f"{platforms},cpu"  # the reference runs there
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, it is read when the process has ended
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "jaxctc._check.worker", task],
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=environment,
+        )
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def next(self, limit: float) -> dict[str, Any] | None:
+        """Return the next message; None if the process has ended. Raises TimeoutError if there is none in time."""
+        try:
+            line = self._lines.get(timeout=limit)
+        except queue.Empty:
+            raise TimeoutError from None
+        return None if line is None else json.loads(line)
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def death(self) -> str:
+        """Return what a process that has ended died of."""
+        code = self._process.wait()
+        self._errors.seek(0)
+        last = self._errors.read().strip().splitlines()[-1:] or [""]
+        if code < 0:
+            return f"the process died of {signal.Signals(-code).name}"
+        return f"the process ended with status {code}: {last[0]}"
+
+
+def machine(modules: list[str]) -> dict[str, Any]:
+    """Return what a worker says of the machine that it runs on."""
+    worker = Worker([], modules)
+    try:
+        return _started(worker)
+    finally:
+        worker.stop()
+
+
+def run(
+    rows: list[dict[str, Any]],
+    modules: list[str],
+    limit: float,
+    deadline: float,
+    on_begin: Callable[[int], None],
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the result of each row. A row that crashed or took longer than `limit` says so.
+
+    No row is begun after `deadline`, in the seconds of `time.monotonic`: those left have the status "not reached".
+    """
+    left = list(enumerate(rows))
+    while left and time.monotonic() <= deadline:
+        worker = Worker(left, modules)
+        try:
+            _started(worker)
+            yield from _rows_of(worker, left, limit, deadline, on_begin)
+        finally:
+            worker.stop()
+    yield from ((number, {"status": "not reached"}) for number, _ in left)
+
+
+def _started(worker: Worker) -> dict[str, Any]:
+    try:
+        message = worker.next(_START)
+    except TimeoutError:
+        raise RuntimeError(
+            f"JAX has not found its devices within {_START:.0f} s: JAX_PLATFORMS=cpu leaves them out."
+        ) from None
+    if message is None:
+        raise RuntimeError(f"The worker did not start: {worker.death()}.")
+    return message["machine"]
+
+
+def _rows_of(
+    worker: Worker,
+    left: list[tuple[int, dict[str, Any]]],
+    limit: float,
+    deadline: float,
+    on_begin: Callable[[int], None],
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the results of one worker until it has no rows left or can give no more, and remove them from `left`."""
+    while left and time.monotonic() <= deadline:
+        number, _ = left[0]
+        on_begin(number)
+        try:
+            begun = worker.next(limit)
+            message = begun and worker.next(limit)
+        except TimeoutError:
+            left.pop(0)
+            yield number, {"status": "no answer", "note": f"stopped after {limit:.0f} s"}
+            return
+        left.pop(0)
+        if message is None:
+            yield number, {"status": "crashed", "note": worker.death()}
+            return
+        yield number, message["row"]
