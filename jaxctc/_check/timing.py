@@ -5,12 +5,13 @@ import importlib.util
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 
 import jaxctc
+from jaxctc._types import Implementation
 
 
 class Shape(NamedTuple):
@@ -51,7 +52,8 @@ def milliseconds(shape: Shape, implementations: list[str], *, peers: bool = True
 
 
 def _ours(name: str, *batch: np.ndarray) -> Callable[[], Any]:
-    loss: Any = functools.partial(jaxctc.ctc_loss_with_logits, implementation=name, reduction="sum")
+    asked = cast(Implementation, name)
+    loss = functools.partial(jaxctc.ctc_loss_with_logits, implementation=asked, reduction="sum")
     run, arrays = jax.jit(jax.value_and_grad(loss)), jax.device_put(batch)
     return lambda: jax.block_until_ready(run(*arrays))
 
