@@ -7,7 +7,7 @@ DATA ?= ../shared/data/fsdd.npz
 export JAX_PLATFORMS ?= cpu
 export MPLBACKEND ?= Agg
 
-.PHONY: demo distributed spoken test test-all lint bench cuda-aot gpu-check gpu-bench examples-fast clean
+.PHONY: demo distributed spoken test test-all lint bench cuda-aot gpu-check gpu-bench examples-fast package versions clean
 
 demo: $(VENV)/examples.installed  ## train a recogniser of handwritten lines
 	$(BIN)/python examples/handwritten_lines.py
@@ -57,6 +57,15 @@ examples-fast: $(VENV)/dev.installed  ## run the examples in their short form
 	$(BIN)/python examples/handwritten_lines_torch.py --fast
 	@if [ -e "$(DATA)" ]; then $(BIN)/python examples/spoken_digits.py --fast --data "$(DATA)"; \
 	else echo "Left out: examples/spoken_digits.py, for there are no recordings at $(DATA)."; fi
+
+package: $(VENV)/package.installed  ## build the source distribution and the wheel into dist/, and check both
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+
+versions: $(VENV)/versions.installed  ## run the tests against the wheel, on every Python that is installed and supported
+	$(BIN)/nox
 
 clean:
 	rm -rf $(VENV)

@@ -208,8 +208,9 @@ def test_every_row_of_the_table_is_tested():
     assert rows[2:] == list(CLAIMS)
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(5))
 def test_snippets_run(number):
+    """Each of them on its own, as a reader would paste it."""
     snippet = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[number]
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # as JAX comes
         exec(snippet, {})
