@@ -1,4 +1,4 @@
-"""The fast implementation gives what the reference gives: value and gradient, on every kind of input."""
+"""The loops and the kernels give what the reference gives: value and gradient, on every kind of input."""
 
 import functools
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxctc
+from jaxctc._check import worker
 
 T, N, C, S = 24, 6, 5, 4
 TARGETS = np.array([[1, 2, 3, 4], [2, 2, 2, 2], [3, 1, 0, 0], [4, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
@@ -51,7 +52,16 @@ def with_gradient(scores, loss, implementation):
     return values, gradient
 
 
-@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("implementation", "dtype"),
+    [
+        ("xla", jnp.float64),
+        ("xla", jnp.float32),
+        ("xla", jnp.bfloat16),
+        pytest.param(worker.INTERPRETED, jnp.float32, marks=pytest.mark.full),
+        pytest.param(worker.INTERPRETED, jnp.bfloat16, marks=pytest.mark.full),
+    ],
+)
 @pytest.mark.parametrize(
     ("loss", "scores"),
     [
@@ -65,10 +75,12 @@ def with_gradient(scores, loss, implementation):
     ],
     ids=["log_probs", "no distribution", "masked", "padding", "NaN", "logits", "padded logits"],
 )
-def test_the_implementations_agree(loss, scores, dtype):
+def test_the_implementations_agree(loss, scores, implementation, dtype):
+    if implementation == worker.INTERPRETED:
+        worker.register_interpreted()
     with jax.enable_x64(dtype == jnp.float64):
         x = jnp.asarray(scores(), dtype)
-        reference, fast = (with_gradient(x, loss, name) for name in ("reference", "xla"))
+        reference, fast = (with_gradient(x, loss, name) for name in ("reference", implementation))
         tolerance = {jnp.float64: 1e-12, jnp.float32: 2e-5, jnp.bfloat16: 1e-2}[dtype]
         assert jnp.isposinf(fast[0][-1])
         for expected, found in zip(reference, fast, strict=True):
