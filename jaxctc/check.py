@@ -15,10 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jaxctc._check import cases, processes, report, timing
-from jaxctc._check.worker import INTERPRETED
+from jaxctc._tools import processes
+from jaxctc._tools.check import cases, report, timing
+from jaxctc._tools.check.worker import INTERPRETED
 
 _SECONDS = 120.0
+_WORKER = "jaxctc._tools.check.worker"
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -61,7 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the check with these arguments, by default those of the command line, and return the exit status."""
     options = _arguments(arguments)
     deadline = float("inf") if options.full else time.monotonic() + _SECONDS
-    machine = processes.machine(options.modules)
+    task = {"modules": options.modules}
+    machine = processes.machine(_WORKER, task)
     on_cpu = machine["backend"] == "cpu"
     names = options.implementation or ["xla", INTERPRETED if on_cpu else "pallas"]
 
@@ -70,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
             if sys.stderr.isatty():
                 print(f"\r\033[K{number + 1} of {len(rows)}: {titles[number]}", end="", file=sys.stderr, flush=True)
 
-        results = processes.run(rows, options.modules, options.limit, deadline, begin)
+        results = processes.run(_WORKER, rows, task, options.limit, deadline, begin)
         done = [{**rows[number], **result} for number, result in results]
         if sys.stderr.isatty():
             print("\r\033[K", end="", file=sys.stderr, flush=True)

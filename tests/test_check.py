@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxctc import check
-from jaxctc._check import cases, correctness, report, timing
+from jaxctc._tools.check import cases, correctness, report, timing
 
 FAULTY = ["--import", "faulty_kernels"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxctc
-from jaxctc._check import worker
+from jaxctc._tools.check import worker
 
 T, N, C, S = 24, 6, 5, 4
 TARGETS = np.array([[1, 2, 3, 4], [2, 2, 2, 2], [3, 1, 0, 0], [4, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]])

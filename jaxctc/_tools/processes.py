@@ -1,4 +1,8 @@
-"""Give rows to worker processes, one after the other, and wait no longer than a time limit for each."""
+"""Give rows to worker processes, one after the other, and wait no longer than a time limit for each.
+
+A worker is given its task as JSON in its first argument, and prints one line of JSON when it has started, one when it
+begins a row and one when it ends it. Whatever else is printed there goes to the standard error.
+"""
 
 import json
 import os
@@ -19,15 +23,15 @@ _START = 180.0
 class Worker:
     """One process that runs rows until it ends, crashes or is stopped."""
 
-    def __init__(self, rows: list[tuple[int, dict[str, Any]]], modules: list[str]) -> None:
-        task = json.dumps({"rows": rows, "modules": modules})
+    def __init__(self, program: str, rows: list[tuple[int, Any]], options: dict[str, Any]) -> None:
+        task = json.dumps({"rows": rows, **options})
         environment = {**os.environ}
         platforms = environment.get("JAX_PLATFORMS")
         if platforms and "cpu" not in platforms.split(","):
             environment["JAX_PLATFORMS"] = f"{platforms},cpu"  # the reference runs there
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, it is read when the process has ended
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "jaxctc._check.worker", task],
+            [sys.executable, "-m", program, task],
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
@@ -64,9 +68,9 @@ class Worker:
         return f"the process ended with status {code}: {last[0]}"
 
 
-def machine(modules: list[str]) -> dict[str, Any]:
+def machine(program: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return what a worker says of the machine that it runs on."""
-    worker = Worker([], modules)
+    worker = Worker(program, [], options)
     try:
         return _started(worker)
     finally:
@@ -74,19 +78,21 @@ def machine(modules: list[str]) -> dict[str, Any]:
 
 
 def run(
-    rows: list[dict[str, Any]],
-    modules: list[str],
+    program: str,
+    rows: list[Any],
+    options: dict[str, Any],
     limit: float,
     deadline: float,
     on_begin: Callable[[int], None],
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the number and the result of each row. A row that crashed or took longer than `limit` says so.
 
+    `program` is the module of the worker (see `serve`), and `options` what it needs for all rows.
     No row is begun after `deadline`, in the seconds of `time.monotonic`: those left have the status "not reached".
     """
     left = list(enumerate(rows))
     while left and time.monotonic() <= deadline:
-        worker = Worker(left, modules)
+        worker = Worker(program, left, options)
         try:
             _started(worker)
             yield from _rows_of(worker, left, limit, deadline, on_begin)
@@ -109,7 +115,7 @@ def _started(worker: Worker) -> dict[str, Any]:
 
 def _rows_of(
     worker: Worker,
-    left: list[tuple[int, dict[str, Any]]],
+    left: list[tuple[int, Any]],
     limit: float,
     deadline: float,
     on_begin: Callable[[int], None],
@@ -130,3 +136,19 @@ def _rows_of(
             yield number, {"status": "crashed", "note": worker.death()}
             return
         yield number, message["row"]
+
+
+def serve(start: Callable[[dict[str, Any]], tuple[dict[str, Any], Callable[[Any], dict[str, Any]]]]) -> None:
+    """Be a worker: `start` takes the task, and returns what to say of the machine and the function that runs a row."""
+    task = json.loads(sys.argv[1])
+    # What a library prints must not come between the lines that the caller reads.
+    lines, sys.stdout = sys.stdout, sys.stderr
+
+    def say(**what: Any) -> None:
+        print(json.dumps(what), file=lines, flush=True)
+
+    details, run_row = start(task)
+    say(machine=details)
+    for number, row in task["rows"]:
+        say(begin=number)
+        say(end=number, row=run_row(row))

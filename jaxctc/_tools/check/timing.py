@@ -59,7 +59,7 @@ def _ours(name: str, *batch: np.ndarray) -> Callable[[], Any]:
 
 
 def _optax(logits: np.ndarray, targets: np.ndarray, *lengths: np.ndarray) -> Callable[[], Any]:
-    import optax  # type: ignore[import-untyped]
+    import optax
 
     padding = [
         (np.arange(size) >= n[:, None]).astype(np.float32)

@@ -10,8 +10,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxctc
-from jaxctc._check import cases
-from jaxctc._check.cases import Case
+from jaxctc._tools.check import cases
+from jaxctc._tools.check.cases import Case
 
 LOSS_TOLERANCE = {"float64": 1e-12}
 """The largest error of a loss, in units of the loss or of 1, whichever is larger; 1e-5 for all other types."""

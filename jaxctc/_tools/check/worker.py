@@ -1,27 +1,23 @@
-"""Run rows of the check in a process of their own, so that a crash or a kernel that hangs is a row and not the end.
-
-The process is given its task as JSON in its first argument, and prints one line of JSON when it begins a row and one
-when it ends it. Whatever else is printed goes to the standard error.
-"""
+"""Run rows of the check in a process of their own, so that a crash or a kernel that hangs is a row and not the end."""
 
 import importlib
-import json
 import platform
 import shutil
 import subprocess
-import sys
 import traceback
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxctc._check import correctness, timing
-from jaxctc._check.cases import Case
-from jaxctc._check.correctness import Row
-from jaxctc._check.timing import Shape
 from jaxctc._kernels import dispatch
+from jaxctc._tools import processes
+from jaxctc._tools.check import correctness, timing
+from jaxctc._tools.check.cases import Case
+from jaxctc._tools.check.correctness import Row
+from jaxctc._tools.check.timing import Shape
 
 INTERPRETED = "pallas, interpreted"
 """The kernels for TPUs, run by Pallas's interpreter, where there is no device for kernels."""
@@ -84,23 +80,13 @@ def _row(task: dict[str, Any]) -> dict[str, Any]:
         )._asdict()
 
 
-def main() -> None:
-    task = json.loads(sys.argv[1])
-    # What a library prints must not come between the lines that the caller reads.
-    lines, sys.stdout = sys.stdout, sys.stderr
+def _start(task: dict[str, Any]) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]:
     for module in task["modules"]:
         importlib.import_module(module)
     register_interpreted()
-
-    def say(**what: Any) -> None:
-        print(json.dumps(what), file=lines, flush=True)
-
     jax.block_until_ready(jnp.zeros(()) + 1)
-    say(machine=machine())
-    for number, row in task["rows"]:
-        say(begin=number)
-        say(end=number, row=_row(row))
+    return machine(), _row
 
 
 if __name__ == "__main__":
-    main()
+    processes.serve(_start)

@@ -1,0 +1,1 @@
+"""Cases with right answers, usable on any implementation of CTC in any framework."""
