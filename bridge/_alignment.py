@@ -1,14 +1,12 @@
 """Provide the alignment, the posteriors and the decoding of `jaxctc` for tensors."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
-from bridge import _programs
+from bridge import _autograd, _programs
 from bridge._arguments import Call, Lengths, canonical
 from bridge._batch import Batch, Spec
 from jaxctc._api.alignment import check_feasible
@@ -134,9 +132,8 @@ def ctc_posteriors(
         See `jaxctc.ctc_posteriors`.
     """
     call = _canonical(log_probs, targets, input_lengths, target_lengths, blank, batch_first)
-    states, classes = _Posteriors.apply(call.scores, call)
-    count = call.targets.shape[1] if call.targets.ndim == 2 else int(call.target_lengths.max())
-    made = Posteriors(states[:, :, : 2 * count + 1], classes)
+    slots = call.targets.shape[1] if call.targets.ndim == 2 else int(call.target_lengths.max())
+    made = Posteriors(*_autograd.posteriors(call.tensors, call.spec, slots))
     if call.transposed:
         made = Posteriors(*(x.transpose(0, 1) for x in made))
     return made if call.batched else Posteriors(*(x.squeeze(0 if batch_first else 1) for x in made))
@@ -175,20 +172,6 @@ def greedy_decode(log_probs: Tensor, input_lengths: Lengths, blank: int = 0, *, 
     labels, lengths, values = _programs.greedy(_batch(call), call.scores.detach())
     found = Decoded(labels.long(), lengths.long(), values)
     return found if call.batched else Decoded(*(x[0] for x in found))
-
-
-class _Posteriors(Function):
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-        ctx.batch = _batch(call)
-        ctx.save_for_backward(scores)
-        return _programs.posteriors(ctx.batch, scores.detach())
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
-        (scores,) = ctx.saved_tensors
-        return _programs.posteriors_pulled_back(ctx.batch, scores.detach(), *cotangents), None
 
 
 def _canonical(

@@ -1,8 +1,9 @@
 """Make the losses differentiable by PyTorch's autograd: twice, in reverse and forward mode, and under vmap.
 
-There are three functions, each the derivative of the one before: the losses, the gradient of each loss with respect
-to its own scores, and the product of that gradient's derivative with a direction. The derivative of each calls the
-next one through autograd, so that PyTorch's transforms can be composed.
+For the losses there are three functions, each the derivative of the one before: the losses, the gradient of each loss
+with respect to its own scores, and the product of that gradient's derivative with a direction. The derivative of each
+calls the next one through autograd, so that PyTorch's transforms can be composed. The posteriors are differentiable
+once.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ def losses(problem: Tensors, spec: Spec) -> Tensor:
     """Return one loss a sequence, (N,). Shapes as in `_operators`."""
     # The gradient costs little more than the loss, but something: it is computed only if it can be asked for.
     with_gradient = torch.is_grad_enabled() and problem[0].requires_grad
-    if torch.compiler.is_exporting():  # a Function would leave no derivative in the exported program
+    # A Function would leave no derivative in an exported program, and could not be saved in a traced one.
+    if torch.compiler.is_exporting() or torch._C._is_tracing():
         return _operators.losses(problem, spec)
     function = _Losses if torch.compiler.is_compiling() else _DualLosses
     loss, _ = function.apply(*problem, spec, with_gradient)
@@ -37,6 +39,21 @@ def gradients(problem: Sequence[Tensor], spec: Spec, known: Tensor | None = None
     function = _Gradient if torch.compiler.is_compiling() else _DualGradient
     known = problem[0].new_empty(0) if known is None else known
     return function.apply(*problem, known, spec)
+
+
+def posteriors(problem: Tensors, spec: Spec, slots: int) -> tuple[Tensor, Tensor]:
+    """Return what `_operators.posteriors` returns, differentiable once."""
+    return _Posteriors.apply(*problem, spec, slots)
+
+
+def callable_node(function: type[Function]) -> type[Function]:
+    """Let ``loss.grad_fn(upstream)`` return the gradient of the scores, as the node of PyTorch's own loss does."""
+
+    def call(node: Any, *upstream: Tensor) -> Tensor:
+        return node.apply(*upstream)[0]
+
+    function._backward_cls.__call__ = call  # type: ignore[method-assign]
+    return function
 
 
 class _Losses(Function):
@@ -64,7 +81,7 @@ class _Losses(Function):
         ctx.save_for_forward(*tensors, output[1])
 
     @staticmethod
-    def backward(ctx: Any, weights: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, weights: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if weights is None:
             return (None,) * 6
         *problem, known = ctx.saved_tensors
@@ -156,6 +173,7 @@ class _HessianProduct(Function):
         return merged.split(product), merged.axis
 
 
+@callable_node
 class _DualLosses(_Losses):
     """Add forward mode, which PyTorch's compiler does not accept."""
 
@@ -175,6 +193,56 @@ class _DualGradient(_Gradient):
         if direction is None:
             return None
         return _HessianProduct.apply(direction, *ctx.saved_tensors, ctx.spec)
+
+
+class _Posteriors(Function):
+    @staticmethod
+    def forward(
+        scores: Tensor, targets: Tensor, input_lengths: Tensor, target_lengths: Tensor, spec: Spec, slots: int
+    ) -> tuple[Tensor, Tensor]:
+        return _operators.posteriors((scores, targets, input_lengths, target_lengths), spec, slots)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
+        *tensors, spec, _ = inputs
+        ctx.spec = spec
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        return _PosteriorsPulledBack.apply(*cotangents, *ctx.saved_tensors, ctx.spec), *(None,) * 5
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
+        *tensors, spec, slots = args
+        merged = _MergedBatches(info.batch_size, spec.batch_first)
+        made = _Posteriors.apply(*merged.problem(tensors, in_dims), spec, slots)
+        return tuple(merged.split(x) for x in made), (merged.axis,) * 2
+
+
+class _PosteriorsPulledBack(Function):
+    @staticmethod
+    def forward(states: Tensor, classes: Tensor, *rest: Any) -> Tensor:
+        *problem, spec = rest
+        return _operators.posteriors_pulled_back(states, classes, problem, spec)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> None:  # noqa: ARG004
+        raise RuntimeError(
+            "The bridge's posteriors have no second derivative. JAX has: differentiate jaxctc.ctc_posteriors."
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+        states, classes, *tensors, spec = args
+        merged = _MergedBatches(info.batch_size, spec.batch_first)
+        cotangents = (merged.scores(x, dim) for x, dim in zip((states, classes), in_dims, strict=False))
+        made = _PosteriorsPulledBack.apply(*cotangents, *merged.problem(tensors, in_dims[2:]), spec)
+        return merged.split(made), merged.axis
 
 
 class _MergedBatches:

@@ -16,6 +16,8 @@ from bridge._batch import Batch, Spec, Tensors
 from bridge._gradient import weighted
 from bridge._reduction import Reduction, reduce
 
+# The batched tensors of torch.autograd.grad(..., is_grads_batched=True), which are not those of torch.vmap.
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
 _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 
 
@@ -23,10 +25,11 @@ def plain(tensors: tuple[Tensor, ...]) -> bool:
     """Return whether no transform, compiler or subclass of tensors takes part, but at most PyTorch's autograd."""
     return (
         not torch.compiler.is_compiling()
+        and not torch._C._is_tracing()
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack()
         and forward_ad._current_level < 0
-        and all(type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
+        and all(type(x) in (Tensor, torch.nn.Parameter) and not _is_batched(x) for x in tensors)
         and tensors[0].device.type in ("cpu", "cuda")
     )
 
@@ -60,6 +63,7 @@ def _reduced(
     return torch.dot(losses, torch.from_numpy(weights[0]))
 
 
+@_autograd.callable_node
 class _Loss(Function):
     @staticmethod
     def forward(
@@ -92,10 +96,15 @@ class _Loss(Function):
                 weights = torch.where(value == torch.inf, 0, weights)
             gradient = _autograd.gradients((scores, targets, input_lengths, target_lengths), ctx.spec)
             return weighted(cotangent * weights, gradient, scores, input_lengths, ctx.spec.batch_first), *(None,) * 6
+        normalized = ctx.spec.normalized
+        if not plain(upstream):
+            gradient = _gradient.assemble(
+                ctx.batch, scores, gradients, value, ctx.applied, None, normalized, value.dtype
+            )
+            return weighted(cotangent, gradient, scores, input_lengths, ctx.spec.batch_first), *(None,) * 6
         by_row = None
         if cotangent.ndim or cotangent.device.type != "cpu" or cotangent.item() != 1:
             by_row = cotangent.expand(len(value))
-        normalized = ctx.spec.normalized
         made = _gradient.assemble(ctx.batch, scores, gradients, value, ctx.applied, by_row, normalized, scores.dtype)
         # The caller gets the program's own buffer, unless the graph is kept and the buffer is needed again.
         shared = made is gradients[0] and _keeps_graph()

@@ -1,8 +1,9 @@
 """Provide the loss as a module."""
 
+import torch
 from torch import Tensor, nn
 
-from bridge._arguments import Lengths
+from bridge import _script  # noqa: F401, registers the operator that a scripted module calls
 from bridge._functional import ctc_loss
 from bridge._reduction import Reduction
 from jaxctc._types import Implementation
@@ -53,8 +54,21 @@ class CTCLoss(nn.Module):
         self.batch_first = batch_first
         self.implementation = implementation
 
-    def forward(self, log_probs: Tensor, targets: Tensor, input_lengths: Lengths, target_lengths: Lengths) -> Tensor:
-        """Return the loss; shapes are those of `ctc_loss`."""
+    def forward(self, log_probs: Tensor, targets: Tensor, input_lengths: Tensor, target_lengths: Tensor) -> Tensor:
+        """Return the loss; shapes are those of `ctc_loss`, and, unless the module is scripted, the types as well."""
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return torch.ops.jaxctc.ctc_loss(
+                log_probs,
+                targets,
+                input_lengths,
+                target_lengths,
+                self.blank,
+                self.reduction,
+                self.zero_infinity,
+                self.normalized,
+                self.batch_first,
+                self.implementation,
+            )
         return ctc_loss(
             log_probs,
             targets,
