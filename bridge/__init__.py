@@ -5,12 +5,10 @@ JAX compiles a program for every shape, so that batches are padded to a few shap
 that is contiguous and has one of these shapes is shared with JAX; any other batch is copied.
 """
 
-try:
-    import torch as _torch  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        'bridge needs PyTorch. Install it, or install this library with it: pip install "jaxctc[torch]".'
-    ) from error
+from importlib.util import find_spec as _find_spec
+
+if _find_spec("torch") is None:
+    raise ImportError('bridge needs PyTorch. Install it, or install this library with it: pip install "jaxctc[torch]".')
 
 from bridge._alignment import Alignment as Alignment
 from bridge._alignment import Decoded as Decoded

@@ -168,7 +168,9 @@ def greedy_decode(log_probs: Tensor, input_lengths: Lengths, blank: int = 0, *, 
         Graves et al., ICML 2006: section 3.2, best path decoding.
     """
     sequences = log_probs.shape[0 if batch_first else 1] if getattr(log_probs, "ndim", 0) == 3 else 1
-    call = _canonical(log_probs, torch.zeros((sequences, 0), dtype=torch.int64), input_lengths, 0, blank, batch_first)
+    call = _canonical(
+        log_probs, torch.zeros((sequences, 0), dtype=torch.int64, device="cpu"), input_lengths, 0, blank, batch_first
+    )
     labels, lengths, values = _programs.greedy(_batch(call), call.scores.detach())
     found = Decoded(labels.long(), lengths.long(), values)
     return found if call.batched else Decoded(*(x[0] for x in found))

@@ -23,7 +23,7 @@ def losses(problem: Tensors, spec: Spec) -> Tensor:
     # The gradient costs little more than the loss, but something: it is computed only if it can be asked for.
     with_gradient = torch.is_grad_enabled() and problem[0].requires_grad
     # A Function would leave no derivative in an exported program, and could not be saved in a traced one.
-    if torch.compiler.is_exporting() or torch._C._is_tracing():
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return _operators.losses(problem, spec)
     function = _Losses if torch.compiler.is_compiling() else _DualLosses
     loss, _ = function.apply(*problem, spec, with_gradient)

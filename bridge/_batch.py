@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bridge import _memory, _sizes, _vocabulary
-from jaxctc._inputs import checks
+from jaxctc._inputs import advice, checks
 from jaxctc._inputs.checks import Form
 from jaxctc._inputs.default_implementation import served_by
 from jaxctc._types import Request
@@ -83,9 +83,11 @@ class Batch:
         self.request = spec.request
         self.sequences, self.frames, classes = scores.shape if spec.batch_first else _swap(scores.shape)
         frames, counts = (x.detach().cpu().numpy() for x in (input_lengths, target_lengths))
-        self.target_lengths = counts
         try:
             self._check_lengths(frames, counts, targets, spec.scores_name)
+            # Sums and products of lengths in a narrow type would wrap around.
+            frames, counts = frames.astype(np.int64), counts.astype(np.int64)
+            self.target_lengths = counts
             longest = int(counts.max(initial=0))
             sizes = _sizes.current()
             if sizes is None:
@@ -169,19 +171,22 @@ class Batch:
             "input_lengths",
             frames,
             self.frames,
-            f"{name} has T = {self.frames} frames",
-            "An input length counts the frames that the model gives for a sequence, after any subsampling.",
+            f"{name} has T = {checks.plural(self.frames, 'frame')}",
+            "An input length counts the frames that the model gives for a sequence, after any subsampling."
+            + advice.order_of_axes(name, None, self.frames < frames.max(initial=0) <= self.sequences),
             True,
         )
         stop = targets.shape[-1]
         end_to_end = targets.ndim == 1
-        slots = f"targets holds {stop} labels end to end" if end_to_end else f"targets has S = {stop} slots"
+        slots = f"targets has S = {checks.plural(stop, 'slot')}"
+        if end_to_end:
+            slots = f"targets holds {checks.plural(stop, 'label')} end to end"
         remedy = "A target length counts the labels of a target, without its padding."
         checks.length_values("target_lengths", counts, stop, slots, remedy, True)
         if end_to_end and counts.sum() != stop:
             raise ValueError(
-                f"targets holds {stop} labels end to end, but target_lengths sum to {counts.sum()}: the two must "
-                "be equal. Padded targets must be two-dimensional, of shape (N, S)."
+                f"{slots}, but target_lengths sum to {counts.sum()}: the two must be equal. "
+                "Padded targets must be two-dimensional, of shape (N, S)."
             )
 
     def _padded_labels(

@@ -54,6 +54,7 @@ def _device(device: torch.device) -> jax.Device:
 
 def to_jax(tensor: torch.Tensor) -> jax.Array | np.ndarray:
     """Return an array over the memory of a contiguous tensor. JAX must not donate or keep it."""
+    tensor = tensor.resolve_neg()  # a copy, for a view of another tensor's numbers with their signs changed
     if tensor.device.type != "cpu" and tensor.numel():  # not every exporter accepts an empty tensor
         return jax.dlpack.from_dlpack(tensor)
     tensor = tensor.cpu()

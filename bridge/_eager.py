@@ -25,7 +25,7 @@ def plain(tensors: tuple[Tensor, ...]) -> bool:
     """Return whether no transform, compiler or subclass of tensors takes part, but at most PyTorch's autograd."""
     return (
         not torch.compiler.is_compiling()
-        and not torch._C._is_tracing()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack()
         and forward_ad._current_level < 0

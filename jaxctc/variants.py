@@ -19,7 +19,6 @@ plain recursion in log space, and take a few times as long as `ctc_loss`.
 
 from typing import Unpack
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxctc._api.variant_call import Common, evaluate
@@ -116,7 +115,7 @@ def prior_ctc_loss(
         fixed, as in the latter; the former also considers softmax averages over a batch.
     """
     scores = checks.scores("log_probs", log_probs)
-    priors = jnp.asarray(log_priors)
+    priors = checks.device_numbers(log_priors)
     if priors.shape != scores.shape[-1:]:
         raise ValueError(
             f"log_priors has shape {priors.shape}, but there are C = {scores.shape[-1]} classes: it must have shape "

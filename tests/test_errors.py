@@ -9,6 +9,7 @@ from jax.experimental import checkify
 import jaxctc
 
 SCORES = np.zeros((5, 2, 4), np.float32)
+BATCH_FIRST = np.zeros((2, 5, 4), np.float32)
 TARGETS = np.array([[1, 2], [3, 3]])
 LEGAL = {"scores": SCORES, "targets": TARGETS, "input_lengths": [5, 5], "target_lengths": [2, 2]}
 
@@ -19,6 +20,24 @@ ILLEGAL = [
     ({"max_target_length": 1}, ValueError, r"target_lengths\[0\] is 2, but max_target_length is 1"),
     ({"max_target_length": -1}, ValueError, r"max_target_length is -1: it must be at least 0"),
     ({"input_lengths": [1, 2, 3]}, ValueError, r"input_lengths has shape \(3,\), .* N = 2 .* \(2,\)"),
+    ({"input_lengths": [5.0, 4.0]}, TypeError, r"float64. Convert it with input_lengths.astype\(jnp.int32\)\.$"),
+    ({"input_lengths": [1.0, 0.9]}, TypeError, r"0.9, a length relative to T: .*jnp.round\(input_lengths \* T\)"),
+    ({"target_lengths": [1.0, 0.5]}, TypeError, r"0.5, a length relative to S: .*jnp.round\(target_lengths \* S\)"),
+    ({"input_lengths": [5.0, 3.5]}, TypeError, r"It holds 3.5, which is no whole number"),
+    ({"input_lengths": np.ones((2, 5), bool)}, TypeError, r"a mask, .* are input_lengths.sum\(axis=-1\)"),
+    ({"input_lengths": np.tri(2, 5, 3, int)}, ValueError, r"For a mask, .* input_lengths.sum\(axis=-1\)"),
+    ({"input_lengths": np.eye(6, dtype=int)[[5, 3]]}, ValueError, r"For one-hot .* input_lengths.argmax\(axis=-1\)"),
+    ({"scores": BATCH_FIRST}, ValueError, r"targets must .* is \(N, T, C\), pass batch_first=True"),
+    ({"scores": BATCH_FIRST, "targets": [1, 2, 3, 3]}, ValueError, r"input_lengths has .* pass batch_first=True"),
+    (
+        {"scores": BATCH_FIRST, "targets": [1, 2, 3, 3], "input_lengths": 5},
+        ValueError,
+        r"is 5, .* pass batch_first=True",
+    ),
+    ({"batch_first": True}, ValueError, r"targets must .* for \(T, N, C\) leave batch_first out"),
+    ({"targets": ["ab", "c"]}, TypeError, r"targets must be labels, an array, got list of str"),
+    ({"targets": [jnp.array([1, 2]), jnp.array([3])]}, ValueError, r"targets is ragged.* np.concatenate\(targets\)"),
+    ({"targets": np.ones((2, 2), bool)}, TypeError, r"targets must be .* got bool. .* targets.argmax\(axis=-1\)"),
     ({"input_lengths": [1.0, 2]}, TypeError, r"input_lengths must be .* integer type, got float64"),
     ({"target_lengths": None}, TypeError, r"target_lengths must be .* got NoneType"),
     ({"blank": 4}, ValueError, r"blank is 4, .* C = 4 classes: .* \[0, 4\)"),
@@ -30,7 +49,7 @@ ILLEGAL = [
     ({"targets": TARGETS[:1]}, ValueError, r"targets must have shape \(N, S\) with N = 2.* got \(1, 2\)"),
     ({"targets": [[1, 2], [3]]}, ValueError, r"targets is ragged"),
     ({"targets": [1, 2, 3]}, ValueError, r"targets holds 3 labels .* sum to 4"),
-    ({"targets": TARGETS + 0.5}, TypeError, r"targets must be .* integer type, got float64"),
+    ({"targets": TARGETS + 0.5}, TypeError, r"targets must be .* integer type, got float64. It holds 1.5"),
     ({"targets": TARGETS - 1}, ValueError, r"targets\[0, 0\] is 0, which is the blank"),
     ({"targets": TARGETS + 1}, ValueError, r"targets\[1, 0\] is 4, .* \[0, 4\)"),
     ({"targets": [1, 2, 3, 9]}, ValueError, r"targets\[3\] \(label 1 of sequence 1\) is 9"),

@@ -119,6 +119,7 @@ def forced_align(
 
 def check_feasible(targets: np.ndarray, frames: np.ndarray, counts: np.ndarray, batched: bool) -> None:
     """Raise ValueError if a target, a row of (N, S), needs more frames than its sequence has."""
+    counts = counts.astype(np.int64)
     inside = np.arange(1, targets.shape[1]) < counts[:, None]
     repeats = (inside & (targets[:, 1:] == targets[:, :-1])).sum(axis=1)
     bad = np.flatnonzero(frames < counts + repeats)
@@ -126,11 +127,14 @@ def check_feasible(targets: np.ndarray, frames: np.ndarray, counts: np.ndarray, 
         return
     row, which, more = bad[0], "", ""
     if batched:
-        which, more = f"[{bad[0]}]", f" (nor can {len(bad) - 1} others)" if len(bad) > 1 else ""
+        which, more = f"[{bad[0]}]", f" (nor can {checks.plural(len(bad) - 1, 'other')})" if len(bad) > 1 else ""
+    labels, needed = (
+        checks.plural(x, noun) for x, noun in ((counts[row], "label"), (counts[row] + repeats[row], "frame"))
+    )
     raise ValueError(
-        f"targets{which} cannot be aligned{more}: {counts[row]} labels, {repeats[row]} of them equal to the one before "
-        f"and so in need of a blank, take {counts[row] + repeats[row]} frames, but input_lengths{which} is "
-        f"{frames[row]}. Leave it out, or subsample the input less."
+        f"targets{which} cannot be aligned{more}: {labels}, {repeats[row]} of them equal to the one before and so in "
+        f"need of a blank, take {needed}, but input_lengths{which} is {frames[row]}. Leave it out, or subsample the "
+        "input less."
     )
 
 
@@ -179,7 +183,7 @@ def merge_tokens(tokens: ArrayLike, scores: ArrayLike, blank: int = 0) -> list[A
         >>> jaxctc.merge_tokens(jnp.array([0, 1, 1, 0, 1]), jnp.array([0.9, 0.25, 0.75, 0.8, 0.6]))[0]
         TokenSpan(token=1, start=1, end=3, score=0.5)
     """
-    labels, values = np.asarray(tokens), np.asarray(scores)
+    labels, values = checks.numbers(tokens), checks.numbers(scores)
     if labels.ndim not in (1, 2) or labels.shape != values.shape:
         raise ValueError(
             f"tokens and scores must have the same shape, (T,) or (N, T); got {labels.shape} and {values.shape}. "

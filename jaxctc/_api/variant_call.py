@@ -3,10 +3,10 @@
 from typing import TypedDict
 
 import jax
-import jax.numpy as jnp
 
 from jaxctc._api.reduction import reduced
 from jaxctc._autodiff.variant_losses import Losses
+from jaxctc._inputs import checks
 from jaxctc._inputs.arguments import canonical_batch
 from jaxctc._lattice.lattices import accumulation_dtype
 from jaxctc._types import ArrayLike, Implementation, Reduction
@@ -57,5 +57,5 @@ def evaluate(
         implementation=implementation,
     )
     dtype = accumulation_dtype(batch[0].scores.dtype)
-    numbers = tuple(jnp.asarray(x).astype(dtype) for x in parameters)
+    numbers = tuple(checks.device_numbers(x).astype(dtype) for x in parameters)
     return reduced(function, numbers, batch, reduction, zero_infinity)

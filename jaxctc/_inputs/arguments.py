@@ -1,6 +1,7 @@
 """Make one batch in canonical form of whatever the caller passed, and one description of what was asked."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -8,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Integer
 
-from jaxctc._inputs import checks
+from jaxctc._inputs import advice, checks
 from jaxctc._inputs.checks import LOG_PROBS, Form, Names
 from jaxctc._inputs.default_implementation import served_by
 from jaxctc._inputs.mesh_axis import mesh_axis_of_frames
-from jaxctc._lattice.lattices import row_of_indices
+from jaxctc._lattice.lattices import row_of_indices, wide, within
 from jaxctc._types import ArrayLike, Implementation, Problem, Request
 
 
@@ -55,17 +56,19 @@ def canonical_batch(
             raise ValueError(f"max_target_length is {bound}: it must be at least 0, or None.")
 
     frames, sequences = _frames_and_sequences(scores, request)
-    targets = checks.integers(names.targets, targets, "labels, an array")
-    targets, form = _form(targets, sequences, batched, names)
+    targets = checks.integers(names.targets, targets, checks.LABELS)
+    targets, form = _form(targets, sequences, batched, names, _order_hint(scores, request, names))
     input_lengths = canonical_frames(input_lengths, scores, request, batched, names)
     if not batched:
         target_lengths = _one(names.target_lengths, target_lengths)
-    target_lengths = checks.lengths(names.target_lengths, target_lengths, sequences)
+    hint = _order_hint(scores, request, names)
+    target_lengths = checks.lengths(names.target_lengths, target_lengths, sequences, "S", hint)
 
     counts = checks.host_values(target_lengths)
-    longest, slots = targets.shape[-1], f"{names.targets} has S = {targets.shape[-1]} slots"
+    longest = targets.shape[-1]
+    slots = f"{names.targets} has S = {checks.plural(longest, 'slot')}"
     if form is Form.END_TO_END:
-        slots = f"{names.targets} holds {longest} labels end to end"
+        slots = f"{names.targets} holds {checks.plural(longest, 'label')} end to end"
     if bound is not None and bound < longest:
         longest, slots = bound, f"max_target_length is {bound}"
     checks.length_values(
@@ -76,6 +79,8 @@ def canonical_batch(
         "A target length counts the labels of a target, without its padding.",
         batched,
     )
+    if counts is not None:  # legal, so that they fit; of uint64 and int64 numpy would make float64
+        counts = counts.astype(np.int64)
     if form is Form.END_TO_END:
         targets, target_lengths = _pad(targets, target_lengths, counts, bound, frames, names)
     elif bound is not None:
@@ -112,16 +117,31 @@ def canonical_frames(
     frames, sequences = _frames_and_sequences(scores, request)
     if not batched:
         input_lengths = _one(names.input_lengths, input_lengths)
-    input_lengths = checks.lengths(names.input_lengths, input_lengths, sequences)
+    hint = _order_hint(scores, request, names)
+    input_lengths = checks.lengths(names.input_lengths, input_lengths, sequences, "T", hint)
+    values = checks.host_values(input_lengths)
     checks.length_values(
         names.input_lengths,
-        checks.host_values(input_lengths),
+        values,
         frames,
-        f"{names.scores} has T = {frames} frames",
-        "An input length counts the frames that the model gives for a sequence, after any subsampling.",
+        f"{names.scores} has T = {checks.plural(frames, 'frame')}",
+        "An input length counts the frames that the model gives for a sequence, after any subsampling."
+        + ("" if values is None or not batched or not frames < values.max(initial=0) <= sequences else hint(frames)),
         batched,
     )
     return _device(input_lengths)
+
+
+def _order_hint(scores: jax.Array, request: Request, names: Names) -> Callable[[int], str]:
+    """Return a function that says, of a size that is wrong, whether it would be right with T and N swapped."""
+    frames, sequences = _frames_and_sequences(scores, request)
+
+    def hint(size: int) -> str:
+        # Functions with other names for their arguments have no argument batch_first.
+        fits = names in (checks.LOG_PROBS, checks.LOGITS) and sequences != frames == size
+        return advice.order_of_axes(names.scores, request.batch_first, fits)
+
+    return hint
 
 
 def _frames_and_sequences(scores: jax.Array, request: Request) -> tuple[int, int]:
@@ -130,7 +150,7 @@ def _frames_and_sequences(scores: jax.Array, request: Request) -> tuple[int, int
 
 
 def _form(
-    targets: jax.Array | np.ndarray, sequences: int, batched: bool, names: Names
+    targets: jax.Array | np.ndarray, sequences: int, batched: bool, names: Names, hint: Callable[[int], str]
 ) -> tuple[jax.Array | np.ndarray, Form]:
     shape = tuple(targets.shape)
     if not batched:
@@ -145,7 +165,7 @@ def _form(
     if len(shape) != 2 or shape[0] != sequences:
         raise ValueError(
             f"{names.targets} must have shape (N, S) with N = {sequences}, as {names.scores} has, or be "
-            f"one-dimensional, all targets end to end; got {shape}."
+            f"one-dimensional, all targets end to end; got {shape}." + (hint(shape[0]) if len(shape) == 2 else "")
         )
     return targets, Form.PADDED
 
@@ -176,12 +196,12 @@ def _pad(
         return _pad_traced(targets, target_lengths, width, exact=bound is not None)
     if counts.sum() != total:
         raise ValueError(
-            f"{names.targets} holds {total} labels end to end, but {names.target_lengths} sum to {counts.sum()}: "
-            "the two must be equal. Padded targets must be two-dimensional, of shape (N, S)."
+            f"{names.targets} holds {checks.plural(total, 'label')} end to end, but {names.target_lengths} sum to "
+            f"{counts.sum()}: the two must be equal. Padded targets must be two-dimensional, of shape (N, S)."
         )
     width = int(counts.max(initial=0)) if bound is None else bound
     slot = np.arange(width)
-    index = np.cumsum(counts, dtype=np.int64) - counts
+    index = np.cumsum(counts) - counts
     index = np.minimum(index[:, None] + slot, max(total - 1, 0))
     if total == 0:
         return np.zeros((len(counts), width), np.int32), target_lengths
@@ -194,7 +214,8 @@ def _pad_traced(
 ) -> tuple[Int[Array, "N width"], Int[Array, " N"]]:
     """Return padded targets and their lengths, which become -1, an illegal length, if they cannot be the targets'."""
     total = targets.shape[0]
-    lengths = jnp.clip(target_lengths, -1, total + 1).astype(jnp.int32)
+    lengths = wide(target_lengths)
+    lengths = jnp.where(within(lengths, total), lengths, -1).astype(jnp.int32)
     belongs = (lengths >= 0).all() & (lengths.sum(dtype=jnp.int32) == total)
     index = (jnp.cumsum(lengths, dtype=jnp.int32) - lengths)[:, None] + row_of_indices(width)
     padded = targets.at[index].get(mode="fill", fill_value=0)

@@ -6,7 +6,7 @@ the CPU). Every message names the argument, the value, what is legal and what to
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxctc._inputs import advice
 from jaxctc._types import IMPLEMENTATIONS, REDUCTIONS, REGISTERED
 
 
@@ -38,11 +39,14 @@ class Names(NamedTuple):
 LOG_PROBS = Names()
 LOGITS = Names(scores="logits")
 
+LABELS = "labels, an array"
+"""What messages say that targets must be."""
+
 _FLOATS = ("float64", "float32", "bfloat16", "float16")
 
 
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def host_values(x: Any) -> np.ndarray | None:
@@ -56,26 +60,49 @@ def host_values(x: Any) -> np.ndarray | None:
     return None
 
 
+def numbers(x: Any) -> np.ndarray:
+    """Return the caller's numbers as a numpy array in the machine's byte order; tensors of PyTorch are taken too."""
+    if hasattr(x, "detach") and hasattr(x, "resolve_neg"):  # the core does not import torch
+        x = x.detach().cpu().resolve_neg()
+        if str(x.dtype) == "torch.bfloat16":  # numpy gets this dtype from JAX; PyTorch cannot export it to numpy
+            return np.asarray(x.float()).astype(jnp.bfloat16)
+    made = np.asarray(x)
+    return made if made.dtype.isnative else made.astype(made.dtype.newbyteorder("="))
+
+
+def device_numbers(x: Any) -> jax.Array:
+    """Return the caller's numbers, whatever holds them, as a JAX array."""
+    return x if isinstance(x, jax.Array) else jnp.asarray(numbers(x))
+
+
 def as_array(name: str, x: Any, what: str) -> jax.Array | np.ndarray:
-    """Leaves JAX and numpy arrays alone; makes numpy arrays of numbers and sequences of numbers."""
-    if isinstance(x, jax.Array | np.ndarray):
+    """Leaves JAX arrays alone; makes numpy arrays of arrays, tensors, numbers and sequences of numbers."""
+    if isinstance(x, jax.Array):
         return x
-    if isinstance(x, Sequence) and any(isinstance(item, jax.Array) for item in x):
-        return jnp.stack([jnp.asarray(item) for item in x])
     try:
-        made = np.asarray(x)
+        if isinstance(x, Sequence) and any(isinstance(item, jax.Array) for item in x):
+            return jnp.stack([jnp.asarray(item) for item in x])
+        made = numbers(x)
     except ValueError:
+        remedy = f"Pad them to one length, or join them end to end with np.concatenate({name})"
         raise ValueError(
-            f"{name} is ragged: its rows differ in length. Pad them to one length, or pass {what}."
+            f"{name} is ragged: its rows differ in length. {remedy if what == LABELS else f'Pass {what}'}."
         ) from None
-    if made.dtype == object:
-        raise TypeError(f"{name} must be {what}, got {type(x).__name__}.")
+    if made.dtype == object or made.dtype.kind not in "biufcV":  # V: the dtypes that numpy gets from JAX
+        raise TypeError(f"{name} must be {what}, got {_kind(x, made)}.")
     # An empty list has no type of its own.
-    return made.astype(np.int32) if made.size == 0 and not isinstance(x, np.generic) else made
+    return made.astype(np.int32) if made.size == 0 and not isinstance(x, np.ndarray | np.generic) else made
+
+
+def _kind(x: Any, made: np.ndarray) -> str:
+    """Return the type of an argument, and for a sequence or an array that of an item, in words."""
+    if made.ndim == 0 or made.size == 0:
+        return type(x).__name__
+    return f"{type(x).__name__} of {type(made.flat[0]).__name__.removesuffix('_')}"
 
 
 def scores(name: str, x: Any) -> jax.Array:
-    made = x if isinstance(x, jax.Array | np.ndarray) else np.asarray(x)
+    made = x if isinstance(x, jax.Array) else numbers(x)
     if made.dtype.name not in _FLOATS:
         raise TypeError(
             f"{name} must be of a floating-point type ({', '.join(_FLOATS)}), got {made.dtype.name}. "
@@ -99,7 +126,7 @@ def integers(name: str, x: Any, what: str) -> jax.Array | np.ndarray:
     if not jnp.issubdtype(made.dtype, jnp.integer):
         raise TypeError(
             f"{name} must be {what} of an integer type, got {made.dtype.name}. "
-            f"Convert it, for instance with {name}.astype(jnp.int32)."
+            + advice.convert_labels(name, host_values(made))
         )
     return made
 
@@ -108,7 +135,7 @@ def blank(value: Any, classes: int, name: str = "blank") -> int:
     made = integer(name, value, "the index of the blank class")
     if not 0 <= made < classes:
         raise ValueError(
-            f"{name} is {made}, but there are C = {classes} {'class' if classes == 1 else 'classes'}: "
+            f"{name} is {made}, but there {'is' if classes == 1 else 'are'} C = {plural(classes, 'class')}: "
             f"it must lie in [0, {classes})." + (" For the last class pass C - 1." if made < 0 else "")
         )
     return made
@@ -158,9 +185,17 @@ def implementation(value: Any) -> None:
         raise ValueError(f"implementation must be one of {names}, or None; got {value!r}.")
 
 
-def lengths(name: str, x: Any, sequences: int) -> jax.Array | np.ndarray:
-    """Integer, of shape (N,); one number serves all sequences."""
-    made = integers(name, x, "an int or an array")
+def lengths(name: str, x: Any, sequences: int, axis: str, hint: Callable[[int], str]) -> jax.Array | np.ndarray:
+    """Integer, of shape (N,); one number serves all sequences. `axis` is what they count, T or S.
+
+    `hint` returns a further sentence, given a number of lengths that is not that of the sequences.
+    """
+    made = as_array(name, x, "an int or an array")
+    if not jnp.issubdtype(made.dtype, jnp.integer):
+        raise TypeError(
+            f"{name} must be an int or an array of an integer type, got {made.dtype.name}. "
+            + advice.convert_lengths(name, host_values(made), axis)
+        )
     if made.ndim == 0:
         return (
             np.broadcast_to(made, (sequences,))
@@ -169,8 +204,10 @@ def lengths(name: str, x: Any, sequences: int) -> jax.Array | np.ndarray:
         )
     if made.shape != (sequences,):
         raise ValueError(
-            f"{name} has shape {_shape(made)}, but there are N = {_plural(sequences, 'sequence')}: "
-            f"it must have shape ({sequences},), or be one number that serves all."
+            f"{name} has shape {_shape(made)}, but there {'is' if sequences == 1 else 'are'} "
+            f"N = {plural(sequences, 'sequence')}: it must have shape ({sequences},), or be one number that serves all."
+            + advice.reduce_lengths(name, host_values(made))
+            + (hint(made.shape[0]) if made.ndim == 1 else "")
         )
     return made
 
@@ -194,7 +231,8 @@ def label_values(
     for bad, why in (
         (
             (targets < 0) | (targets >= classes),
-            f"but there are C = {classes} classes: a label must lie in [0, {classes}).",
+            f"but there {'is' if classes == 1 else 'are'} C = {plural(classes, 'class')}: a label must lie in "
+            f"[0, {classes}).",
         ),
         (
             targets == blank,
