@@ -86,8 +86,7 @@ for batch in forked(Data(loss_inside=True)):
 
 
 def run(script):
-    # jax warns at every fork of what bridge reports where it happens.
-    command = [sys.executable, "-W", "ignore", "-c", script]
+    command = [sys.executable, "-c", script]
     return subprocess.run(command, cwd=ROOT, timeout=120, capture_output=True, text=True, check=False)
 
 
@@ -96,6 +95,44 @@ def test_a_forked_data_loader_does_not_hang_and_a_loss_inside_says_what_to_do():
     assert finished.stdout == "the loader ran through\n", finished.stderr
     assert finished.returncode != 0
     assert 'multiprocessing_context="spawn"' in finished.stderr
+    assert "JAX is multithreaded" not in finished.stderr, "JAX's warning of what the bridge reports where it happens"
+
+
+WARNED = """
+import jax, torch, bridge, warnings
+jax.devices()  # started by somebody else, who may call it in the children
+bridge.ctc_loss(torch.zeros(9, 2, 4), torch.ones(2, 2, dtype=torch.long), 9, 2)
+for _ in torch.utils.data.DataLoader(range(2), num_workers=1, multiprocessing_context="fork"):
+    pass
+"""
+
+
+def test_jax_warns_of_a_fork_where_the_bridge_did_not_start_it():
+    finished = run(WARNED)
+    assert finished.returncode == 0, finished.stderr
+    assert "JAX is multithreaded" in finished.stderr
+
+
+WITHOUT_FORK = """
+import os
+import torch
+if hasattr(os, "register_at_fork"):
+    del os.register_at_fork
+import bridge
+print(round(bridge.ctc_loss_with_logits(torch.zeros(4, 1, 3), [[1, 2]], 4, 2).item(), 4))
+"""
+
+
+def test_a_system_without_fork():
+    finished = run(WITHOUT_FORK)
+    assert finished.stdout == "0.8432\n", finished.stderr
+
+
+def test_without_pytorch_the_package_says_what_to_install():
+    finished = run("import sys; sys.modules['torch'] = None; import bridge")
+    assert "ImportError: bridge needs PyTorch. Install it" in finished.stderr
+    finished = run("import bridge; print({x for x in dir(bridge) if x[0] != '_'} == set(bridge.__all__))")
+    assert finished.stdout == "True\n", finished.stderr
 
 
 SOAK = """
