@@ -4,6 +4,7 @@ import functools
 import os
 import warnings
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -204,6 +205,136 @@ def test_tensorflow(blank_index, time_major):
     same(with_gradient(ours)(logits, (), OURS), (slope, want))
 
 
+class Sparse(NamedTuple):
+    """Hold labels as `tf.SparseTensor` does."""
+
+    indices: np.ndarray
+    values: np.ndarray
+    dense_shape: np.ndarray
+
+
+def sparse(labels, counts):
+    inside = np.arange(S) < counts[:, None]
+    return Sparse(np.argwhere(inside), labels[inside], np.array(labels.shape))
+
+
+def test_sparse_labels_of_tensorflow():
+    """Their values follow the columns, which may have gaps, and the order of the list does not count."""
+    logits, labels, frames, counts = batch(1)
+    given = sparse(labels, counts)
+    shuffled = np.random.default_rng(0).permutation(len(given.values))
+    gaps = Sparse((given.indices * [1, 2])[shuffled], given.values[shuffled], given.dense_shape * [1, 2])
+    want = compat.tensorflow_ctc_loss(labels, logits, counts, frames, False, blank_index=1)
+    for x in (given, gaps):
+        np.testing.assert_array_equal(compat.tensorflow_ctc_loss(x, logits, None, frames, False, None, 1), want)
+    with pytest.raises(TypeError, match=r"labels are sparse and traced.* Pass dense labels"):
+        jax.jit(lambda x: compat.tensorflow_ctc_loss(x, logits, None, frames, False, None, 1))(given)
+
+
+def test_tensorflow_takes_sparse_labels_and_a_hint_for_tpus():
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with as_peers_like_it():
+        tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
+    taken = FEASIBLE & (batch(1)[3] > 0)  # TensorFlow takes no empty target in a SparseTensor
+    logits, labels, frames, counts = (x[taken] for x in batch(1))
+    arguments = logits, counts, frames, False
+    of_sparse = tf.SparseTensor(*sparse(labels, counts))
+    with as_peers_like_it():
+        want = tf.nn.ctc_loss(of_sparse, logits, None, frames, False, None, 1)
+        hint = tf.nn.ctc_unique_labels(labels)
+        hinted = tf.nn.ctc_loss(labels, *arguments, unique=hint, blank_index=1)
+    np.testing.assert_allclose(compat.tensorflow_ctc_loss(of_sparse, logits, None, frames, False, None, 1), want, 2e-6)
+    np.testing.assert_allclose(compat.tensorflow_ctc_loss(labels, *arguments, hint, 1), hinted, 2e-6)
+
+
+def test_whole_numbers_in_floats():
+    """Keras hands labels on in the type of the scores; what stands in the padding is nobody's label."""
+    logits, labels, frames, counts = batch()
+    of_frames, of_labels = paddings(frames, T), paddings(counts, S)
+    floats = np.where(of_labels == 0, labels, np.nan)
+
+    def each(labels, frames, counts):
+        return (
+            compat.optax_ctc_loss(logits, of_frames, labels, of_labels),
+            compat.keras_ctc_loss(labels, logits, counts, frames),
+            compat.tensorflow_ctc_loss(labels, logits, counts, frames, False),
+        )
+
+    want = each(labels, frames, counts)
+    compiled = jax.jit(each)
+    for function, dtype in ((each, "float32"), (each, "float16"), (compiled, "float16")):
+        given = [x.astype(dtype) for x in (floats, frames, counts)]
+        np.testing.assert_array_equal(function(*given), want)
+    fraction, row = given[0].copy(), int(np.argmax(counts))
+    fraction[row, 0] += 0.5
+    for found in compiled(fraction, *given[1:]):
+        assert np.isnan(found).tolist() == [n == row for n in range(N)]
+    for function in (_optax, _keras, _tensorflow):
+        name = "target" if function is _keras else "labels"
+        with pytest.raises(TypeError, match=rf"{name}\[{row}, 0\] = {fraction[row, 0]}: floats .* whole numbers"):
+            function(**{name: fraction})
+
+
+def test_negative_blanks_count_from_the_last_class():
+    blank = C - 2
+    logits, labels, *_ = batch(blank)
+    for function in (
+        lambda blank: _optax(logits=logits, labels=labels, blank_id=blank),
+        lambda blank: _keras(output=logits, target=labels, mask_index=blank),
+        lambda blank: _tensorflow(logits=logits, labels=labels, blank_index=blank),
+    ):
+        np.testing.assert_array_equal(function(-2), function(blank))
+
+
+def of_keras(dtype=np.float32):
+    """Return labels and logits with the conventions of `keras.losses.ctc`, and the lengths that they stand for."""
+    logits, labels, _, counts = batch()
+    return np.where(np.arange(S) < counts[:, None], labels, 0).astype(dtype), logits, counts
+
+
+def test_keras_conventions():
+    """The blank is 0, and so is the padding; all frames are read."""
+    labels, logits, counts = of_keras()
+    want = compat.keras_ctc_loss(labels, logits, counts, np.full(N, T))
+    np.testing.assert_array_equal(compat.keras_ctc(labels, logits), want)
+    hole, negative = labels.copy(), labels.copy()
+    row = int(np.argmax(counts))
+    hole[row, :2], negative[row, -1] = [0, 1], -1
+    compiled = jax.jit(compat.keras_ctc)
+    np.testing.assert_array_equal(compiled(labels, logits), want)
+    for wrong in (hole, negative):
+        assert np.isnan(compiled(wrong, logits)).tolist() == [n == row for n in range(N)]
+    with pytest.raises(ValueError, match=rf"y_true\[{row}, 0\] is 0, before the label y_true\[{row}, 1\]: .* last"):
+        compat.keras_ctc(hole, logits)
+    with pytest.raises(ValueError, match=rf"y_true\[{row}, 3\] is -1, .* labels in y_true\[{row}\] = 4 is too long"):
+        compat.keras_ctc(negative, logits)
+    for wrong, message in (((labels[0], logits), "y_true must have shape"), ((labels, logits[0]), "y_pred must have")):
+        with pytest.raises(ValueError, match=message):
+            compat.keras_ctc(*wrong)
+
+
+def test_a_keras_model_is_compiled_with_the_loss(monkeypatch):
+    monkeypatch.setitem(os.environ, "KERAS_BACKEND", "jax")
+    with as_peers_like_it():
+        keras = pytest.importorskip("keras", reason="keras is not installed")
+    if keras.backend.backend() != "jax":
+        pytest.skip("keras runs on another backend")
+    labels, logits, _ = of_keras()
+    labels, logits = labels[FEASIBLE], logits[FEASIBLE]
+
+    def trained(loss):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((T, C)), keras.layers.Dense(C)])
+        model.compile("sgd", loss)
+        return model.fit(logits, labels.astype(np.int32), epochs=3, batch_size=5, verbose=0).history["loss"]
+
+    with as_peers_like_it():
+        np.testing.assert_allclose(compat.keras_ctc(labels, logits), keras.losses.ctc(labels, logits), 2e-6)
+        want, found = (trained(loss) for loss in (keras.losses.CTC(), compat.keras_ctc))
+        np.testing.assert_allclose(found, want, 1e-5)
+        assert found[-1] < found[0]
+
+
 @pytest.mark.parametrize(("name", "shown"), [(None, "ctc_loss_dense"), ("speech", "speech")])
 def test_profiles_show_the_tensorflow_name(name, shown):
     logits, labels, frames, counts = batch()
@@ -283,6 +414,7 @@ def _torchaudio(**changes):
 LABELS, FRAMES, COUNTS = batch()[1:]
 HALF, HOLE = np.full((N, T), 0.5), np.tile([0, 1, 0, 1], (N, 1))
 NONE = np.zeros((N, S))
+SPARSE = sparse(LABELS, COUNTS)
 ILLEGAL = [
     (_optax, {"logits": batch()[0][0]}, ValueError, r"logits must have three axes.* got .*\(9, 5\).* logits\[None\]"),
     (_optax, {"logits": np.zeros((N, T, C), int)}, TypeError, r"logits must be of a floating-point type"),
@@ -304,7 +436,7 @@ ILLEGAL = [
         ValueError,
         r"label_paddings\[0\] is 0 at 2, behind a 1: padding must come last",
     ),
-    (_optax, {"blank_id": C}, ValueError, r"blank_id is 5, but there are C = 5 classes: it must lie in \[0, 5\)"),
+    (_optax, {"blank_id": C}, ValueError, r"blank_id is 5, but there are C = 5 classes: .* in \[-5, 5\), .* -1"),
     (_optax, {"blank_id": 1.5}, TypeError, r"blank_id must be .* a Python int; got 1.5"),
     (_optax, {"log_epsilon": -1e5}, TypeError, r"unexpected keyword argument 'log_epsilon'"),
     (_keras, {"output": HALF}, ValueError, r"output must have three axes.* \(12, 9\)"),
@@ -313,18 +445,41 @@ ILLEGAL = [
     (_keras, {"output_length": FRAMES - T}, ValueError, r"output_length\[0\] is -6, but output has T = 9 .* \[0, 9\]"),
     (_keras, {"output_length": FRAMES[:2]}, ValueError, r"output_length has shape \(2,\).* must have shape \(12,\)"),
     (_keras, {"target": LABELS * 0}, ValueError, r"target\[0, 0\] is 0.* mask_index=.* target_length\[0\] = 4 is too"),
-    (_keras, {"mask_index": -1}, ValueError, r"mask_index is -1, .* \[0, 5\).* pass C - 1"),
+    (_keras, {"mask_index": -6}, ValueError, r"mask_index is -6, .* in \[-5, 5\)"),
     (_tensorflow, {"blank_index": -6}, ValueError, r"blank_index is -6, .* in \[-5, 5\)"),
     (_tensorflow, {"blank_index": 5}, ValueError, r"blank_index is 5, .* in \[-5, 5\)"),
     (_tensorflow, {"logits_time_major": 1}, TypeError, r"logits_time_major must be True or False"),
     (_tensorflow, {"labels": LABELS[0]}, ValueError, r"labels must have shape \(12, S\)"),
     (_tensorflow, {"label_length": None}, TypeError, r"label_length must be an int or an array, got NoneType"),
     (_tensorflow, {"logit_length": FRAMES + T}, ValueError, r"logit_length\[0\] is 12, but logits has T = 9 frames"),
-    (_tensorflow, {"unique": None}, TypeError, r"unexpected keyword argument 'unique'"),
-    (_torchaudio, {"targets": LABELS[2]}, ValueError, r"targets must have shape \(10, S\).* got \(4,\)"),
-    (_torchaudio, {"log_probs": HALF}, ValueError, r"log_probs must have three axes"),
-    (_torchaudio, {"input_lengths": 1}, ValueError, r"targets\[2\] cannot be aligned"),
-    (_torchaudio, {"blank": -1}, ValueError, r"blank is -1, .* \[0, 5\)"),
+    (_tensorflow, {"labels": SPARSE}, ValueError, r"blank_index is None: with sparse labels"),
+    (_tensorflow, {"labels": SPARSE, "blank_index": 0}, ValueError, r"label_length must be None with sparse"),
+    (
+        _tensorflow,
+        {"labels": SPARSE._replace(dense_shape=np.array([N + 1, S])), "label_length": None, "blank_index": 0},
+        ValueError,
+        r"dense_shape of \(12, S\).* \(13, 4\)",
+    ),
+    (
+        _tensorflow,
+        {"labels": SPARSE._replace(indices=SPARSE.indices + S), "label_length": None, "blank_index": 0},
+        ValueError,
+        r"labels.indices must lie within dense_shape, \(12, 4\)",
+    ),
+    # As in torchaudio, a label raises ValueError and all else RuntimeError.
+    (_torchaudio, {"targets": LABELS[2:] * 0}, ValueError, r"targets\[2, 0\] is 0, which is the blank"),
+    (_torchaudio, {"targets": LABELS[2:] + C}, ValueError, r"targets\[2, 0\] is 8, .* \[0, 5\)"),
+    (_torchaudio, {"targets": LABELS[2]}, RuntimeError, r"targets must have shape \(10, S\).* got \(4,\)"),
+    (_torchaudio, {"targets": LABELS[2:] * 1.0}, RuntimeError, r"targets must be labels, .* got float64"),
+    (_torchaudio, {"log_probs": HALF}, RuntimeError, r"log_probs must have three axes"),
+    (_torchaudio, {"log_probs": np.zeros((N - 2, T, C), int)}, RuntimeError, r"log_probs must be of a floating-point"),
+    (_torchaudio, {"input_lengths": 1}, RuntimeError, r"targets\[2\] cannot be aligned"),
+    (_torchaudio, {"input_lengths": COUNTS[2:, None]}, RuntimeError, r"input_lengths has shape \(10, 1\)"),
+    (_torchaudio, {"input_lengths": T + 1}, RuntimeError, r"input_lengths\[0\] is 10, .* \[0, 9\]"),
+    (_torchaudio, {"target_lengths": S + 1}, RuntimeError, r"target_lengths\[0\] is 5, .* \[0, 4\]"),
+    (_torchaudio, {"target_lengths": COUNTS[2:, None]}, RuntimeError, r"target_lengths has shape \(10, 1\)"),
+    (_torchaudio, {"blank": -1}, RuntimeError, r"blank is -1, .* \[0, 5\)"),
+    (_torchaudio, {"blank": 0.5}, RuntimeError, r"blank must be .* a Python int; got 0.5"),
 ]
 
 

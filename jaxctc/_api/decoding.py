@@ -194,8 +194,10 @@ def _each_sequence(function: Callable[..., Any], request: Request) -> Callable[.
     return jax.vmap(function, in_axes=(0 if request.batch_first else 1, 0))
 
 
-@functools.partial(jax.jit, static_argnames=("request",))
-def best_paths(scores: Float[Array, "A B C"], input_lengths: Integer[Array, " N"], request: Request) -> Decoded:
+@functools.partial(jax.jit, static_argnames=("request", "merge_repeated"))
+def best_paths(
+    scores: Float[Array, "A B C"], input_lengths: Integer[Array, " N"], request: Request, merge_repeated: bool = True
+) -> Decoded:
     """Return the labels of the best paths of a batch in canonical form."""
 
     def one(scores: Float[Array, "T C"], input_length: Integer[Array, ""]) -> Decoded:
@@ -204,7 +206,9 @@ def best_paths(scores: Float[Array, "A B C"], input_lengths: Integer[Array, " N"
         frame_mask = jnp.arange(frames, dtype=jnp.int32) < narrow(input_length, legal)
         best = jax.lax.argmax(scores, 1, jnp.int32)
         before = jnp.concatenate([jnp.full_like(best[:1], _PADDING), best[:-1]])
-        new_label = frame_mask & (best != request.blank) & (best != before)
+        new_label = frame_mask & (best != request.blank)
+        if merge_repeated:
+            new_label &= best != before
         slot = jnp.where(new_label, jnp.cumsum(new_label, dtype=jnp.int32) - 1, frames)
         total = jnp.where(frame_mask, scores.max(axis=1).astype(accumulation_dtype(scores.dtype)), 0).sum()
         return Decoded(
