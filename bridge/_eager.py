@@ -14,7 +14,8 @@ from torch.autograd import Function, forward_ad
 from bridge import _autograd, _gradient, _programs
 from bridge._batch import Batch, Spec, Tensors
 from bridge._gradient import weighted
-from bridge._reduction import Reduction, reduce
+from bridge._reduction import divisors, reduce
+from jaxctc._types import Reduction
 
 # The batched tensors of torch.autograd.grad(..., is_grads_batched=True), which are not those of torch.vmap.
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
@@ -47,8 +48,7 @@ def loss(problem: Tensors, spec: Spec, reduction: Reduction, zero_infinity: bool
 def _weights(batch: Batch, scores: Tensor, reduction: Reduction, zero_infinity: bool) -> np.ndarray:
     """Return the reduction's weights of finite losses and of infinite losses, (2, N)."""
     weights = np.ones((2, batch.sequences), _programs.precision(scores))
-    if reduction == "mean":
-        weights /= np.maximum(batch.target_lengths, 1) * batch.sequences
+    weights /= divisors(batch.target_lengths, reduction)
     if zero_infinity:
         weights[1] = 0
     return weights
@@ -89,9 +89,7 @@ class _Loss(Function):
         (cotangent,) = upstream
         scores, targets, input_lengths, target_lengths, value, *gradients = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph
-            weights = torch.ones_like(value)
-            if ctx.reduction == "mean":
-                weights = weights / (target_lengths.to(weights).clamp(min=1) * len(weights))
+            weights = torch.ones_like(value) / divisors(target_lengths.to(value), ctx.reduction)
             if ctx.zero_infinity:
                 weights = torch.where(value == torch.inf, 0, weights)
             gradient = _autograd.gradients((scores, targets, input_lengths, target_lengths), ctx.spec)

@@ -5,7 +5,7 @@ from torch import Tensor
 from bridge import _autograd, _eager
 from bridge._arguments import Call, Lengths, canonical
 from bridge._batch import Spec
-from bridge._reduction import REDUCTIONS, Reduction, reduce
+from bridge._reduction import Reduction, canonical_reduction, reduce
 from jaxctc._inputs import checks
 from jaxctc._types import Implementation
 
@@ -39,7 +39,8 @@ def ctc_loss(
         input_lengths: Frames of each sequence, within [0, T]: a tensor, an array, a sequence of ints, or one int.
         target_lengths: Labels of each target, within [0, S]; the same forms.
         blank: Index of the blank class.
-        reduction: ``"none"``, ``"mean"`` (each loss by its target length, then over the batch) or ``"sum"``.
+        reduction: ``"none"``, ``"mean"`` (each loss by its target length, then over the batch) or ``"sum"``; or the
+            other ones of `jaxctc.ctc_loss`, ``"batchmean"`` and ``"mean_volume"``.
         zero_infinity: Count infinite losses, and their gradient, as 0.
         normalized: Selects the gradient. True gives PyTorch's own, exp(log_probs) minus the posterior, which is right
             for scores that are a distribution; False gives the true derivative, minus the posterior.
@@ -93,7 +94,7 @@ def ctc_loss_with_logits(
         input_lengths: Frames of each sequence.
         target_lengths: Labels of each target.
         blank: Index of the blank class.
-        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        reduction: ``"none"``, ``"mean"``, ``"sum"``, ``"batchmean"`` or ``"mean_volume"``, as for `ctc_loss`.
         zero_infinity: Count infinite losses as 0.
         batch_first: `logits` is (N, T, C).
         implementation: ``"reference"``, ``"xla"``, ``"pallas"`` or None, as for `ctc_loss`.
@@ -117,8 +118,8 @@ def ctc_loss_with_logits(
     return _evaluate(canonical(logits, targets, input_lengths, target_lengths, spec), reduction, zero_infinity)
 
 
-def _evaluate(call: Call, reduction: Reduction, zero_infinity: bool) -> Tensor:
-    checks.reduction(reduction, REDUCTIONS)
+def _evaluate(call: Call, as_given: Reduction, zero_infinity: bool) -> Tensor:
+    reduction = canonical_reduction(as_given)
     checks.flag("zero_infinity", zero_infinity)
     if _eager.plain(call.tensors):
         loss = _eager.loss(call.tensors, call.spec, reduction, zero_infinity)

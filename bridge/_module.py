@@ -9,12 +9,12 @@ from bridge._reduction import Reduction
 from jaxctc._types import Implementation
 
 
-class CTCLoss(nn.Module):
-    """Compute what `torch.nn.CTCLoss` computes, by JAX.
+class CTCLoss(nn.CTCLoss):
+    """Compute what `torch.nn.CTCLoss` computes, by JAX. It is one, for `isinstance`.
 
     Args:
         blank: Index of the blank class.
-        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        reduction: ``"none"``, ``"mean"``, ``"sum"``, ``"batchmean"`` or ``"mean_volume"``, as for `ctc_loss`.
         zero_infinity: Count infinite losses, and their gradient, as 0.
         normalized: Selects the gradient: PyTorch's own (True) or the true derivative (False); see `ctc_loss`.
         batch_first: `log_probs` is (N, T, C).
@@ -36,6 +36,8 @@ class CTCLoss(nn.Module):
         0.8432
     """
 
+    reduction: Reduction
+
     def __init__(
         self,
         blank: int = 0,
@@ -46,10 +48,7 @@ class CTCLoss(nn.Module):
         batch_first: bool = False,
         implementation: Implementation | None = None,
     ) -> None:
-        super().__init__()
-        self.blank = blank
-        self.reduction = reduction
-        self.zero_infinity = zero_infinity
+        super().__init__(blank, reduction, zero_infinity)
         self.normalized = normalized
         self.batch_first = batch_first
         self.implementation = implementation

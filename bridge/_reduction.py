@@ -1,21 +1,44 @@
 """Reduce one loss a sequence to what the caller asked for."""
 
-from typing import Literal, TypeAlias, get_args
+import warnings
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-Reduction: TypeAlias = Literal["none", "mean", "sum"]
-"""The reductions of PyTorch."""
-REDUCTIONS: tuple[str, ...] = get_args(Reduction)
+from jaxctc import _types
+from jaxctc._inputs import checks
+
+Reduction: TypeAlias = Literal["none", "mean", "sum", "batchmean", "mean_volume", "elementwise_mean"]
+"""The reductions of the core, and PyTorch's old name of the mean."""
 
 
-def reduce(losses: Tensor, target_lengths: Tensor, reduction: Reduction, zero_infinity: bool) -> Tensor:
+def canonical_reduction(reduction: Reduction) -> _types.Reduction:
+    """Return the reduction by the name that the core has for it, or raise."""
+    if reduction == "elementwise_mean":
+        message = "reduction='elementwise_mean' is deprecated. Please use reduction='mean' instead."  # PyTorch's own
+        if not torch.compiler.is_compiling():  # the compiler takes no warning into a graph
+            warnings.warn(message, stacklevel=4)
+        return "mean"
+    checks.reduction(reduction)
+    return reduction
+
+
+def reduce(losses: Tensor, target_lengths: Tensor, reduction: _types.Reduction, zero_infinity: bool) -> Tensor:
     """Reduce losses, (N,), to (N,) or ()."""
     if zero_infinity:
         losses = torch.where(losses == torch.inf, 0, losses)
     if reduction == "none":
         return losses
-    if reduction == "sum":
-        return losses.sum()
-    return (losses / target_lengths.to(losses).clamp(min=1)).mean()
+    return (losses / divisors(target_lengths.to(losses), reduction)).sum()
+
+
+def divisors(target_lengths: Any, reduction: _types.Reduction) -> Any:
+    """Return what each loss is divided by before all are added up; the lengths, (N,), are of numpy or of PyTorch."""
+    if reduction == "mean":
+        return target_lengths.clip(min=1) * target_lengths.shape[0]
+    if reduction == "batchmean":
+        return target_lengths.shape[0]
+    if reduction == "mean_volume":
+        return target_lengths.sum().clip(min=1)
+    return 1

@@ -173,9 +173,9 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def reduction(value: Any, legal: tuple[str, ...] = REDUCTIONS) -> None:
-    if not (isinstance(value, str) and value in legal):
-        names = ", ".join(map(repr, legal))
+def reduction(value: Any) -> None:
+    if not (isinstance(value, str) and value in REDUCTIONS):
+        names = ", ".join(map(repr, REDUCTIONS))
         raise ValueError(f"reduction must be one of {names}; got {value!r}.")
 
 

@@ -61,7 +61,7 @@ def test_gradgradcheck_with_an_infeasible_row(scores):
     assert gradgradcheck(masked, (scores,))
 
 
-@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum", "batchmean", "mean_volume"])
 @pytest.mark.parametrize("zero_infinity", [False, True])
 @pytest.mark.parametrize("normalized", [False, True])
 def test_the_gradient_is_the_same_with_its_graph(reduction, zero_infinity, normalized, scores):

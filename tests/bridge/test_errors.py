@@ -22,7 +22,7 @@ ILLEGAL = [
     ({"blank": -1}, RuntimeError, r"blank is -1, .* \[0, 4\).* C - 1"),
     ({"blank": 1.0}, TypeError, r"blank must be .* int; got 1.0"),
     ({"blank": True}, TypeError, r"blank must be .* got the bool"),
-    ({"reduction": "max"}, ValueError, r"reduction must be one of 'none', 'mean', 'sum'; got 'max'"),
+    ({"reduction": "max"}, ValueError, r"reduction must be one of 'none', 'mean', 'sum', 'batchmean', .*; got 'max'"),
     ({"reduction": None}, ValueError, r"reduction must be one of .* got None"),
     ({"zero_infinity": 1}, TypeError, r"zero_infinity must be True or False, .* got 1"),
     ({"batch_first": "yes"}, TypeError, r"batch_first must be True or False, .* 'yes'"),

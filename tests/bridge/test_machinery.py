@@ -56,7 +56,7 @@ def test_compile_whole(backend):
     torch.testing.assert_close(value_and_gradient(compiled, TARGETS, *LENGTHS), value_and_gradient())
 
 
-@pytest.mark.parametrize("reduction", ["none", "sum"])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean_volume", "elementwise_mean"])
 def test_compile_other_options_and_forms(reduction):
     def loss(scores):
         return bridge.ctc_loss_with_logits(scores, TARGETS, [12, 9, 7], [3, 2, 1], 0, reduction, True).sum()

@@ -1,5 +1,7 @@
 """Side by side with torch.nn.functional.ctc_loss: values, gradients, shapes, types."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -329,11 +331,51 @@ def test_batch_first(function, single):
     torch.testing.assert_close(a.grad, b.grad)
 
 
+@pytest.mark.parametrize(("zero_infinity", "frames"), [(False, INPUT_LENGTHS), (True, TOO_SHORT)])
+def test_reductions_that_pytorch_lacks(zero_infinity, frames):
+    """They are made of PyTorch's losses, in every way in which a call can go."""
+    lattice, counts = (TARGETS, frames, TARGET_LENGTHS), torch.as_tensor(TARGET_LENGTHS)
+    made = {"batchmean": lambda losses: losses.mean(), "mean_volume": lambda losses: losses.sum() / counts.sum()}
+
+    def ours(x, reduction):
+        return bridge.ctc_loss(x, *lattice, reduction=reduction, zero_infinity=zero_infinity)
+
+    for reduction, of_losses in made.items():
+        leaf = log_probs().requires_grad_()
+        options = {"reduction": "none", "zero_infinity": zero_infinity}
+        want = of_losses(torch.nn.functional.ctc_loss(leaf, *lattice, **options))
+        (slope,) = torch.autograd.grad(want, leaf)
+        (gradient,) = torch.autograd.grad(ours(leaf, reduction), leaf)
+        functional = torch.func.grad(lambda x, reduction=reduction: ours(x, reduction))(leaf.detach())
+        with torch.no_grad():
+            torch.testing.assert_close(ours(leaf, reduction), want)
+        torch.testing.assert_close(ours(leaf, reduction), want)
+        torch.testing.assert_close(gradient, slope)
+        torch.testing.assert_close(functional, slope)
+    short = torch.zeros(len(TARGET_LENGTHS), dtype=torch.int64)
+    empty = bridge.ctc_loss(log_probs(), TARGETS, INPUT_LENGTHS, short, reduction="mean_volume")
+    torch.testing.assert_close(empty, bridge.ctc_loss(log_probs(), TARGETS, INPUT_LENGTHS, short, reduction="sum"))
+
+
+def test_pytorch_s_old_name_of_the_mean():
+    lattice = TARGETS, INPUT_LENGTHS, TARGET_LENGTHS
+    old, warning = (
+        {"reduction": "elementwise_mean"},
+        r"^reduction='elementwise_mean' is deprecated.* use reduction='mean'",
+    )
+    functions = functional.ctc_loss, bridge.ctc_loss, bridge.ctc_loss_with_logits
+    for function in (*(functools.partial(x, **old) for x in functions), bridge.CTCLoss(**old)):
+        with pytest.warns(UserWarning, match=warning):
+            loss = function(log_probs(), *lattice)
+        torch.testing.assert_close(loss, functional.ctc_loss(log_probs(), *lattice))
+
+
 def test_module_is_the_function():
     options = {"blank": 1, "reduction": "sum", "zero_infinity": True}
     targets = (TARGETS.clamp(0, 4) + 1) % C
     args = log_probs(), targets, INPUT_LENGTHS, TARGET_LENGTHS
     torch.testing.assert_close(bridge.CTCLoss(**options)(*args), torch.nn.CTCLoss(**options)(*args))
+    assert isinstance(bridge.CTCLoss(), torch.nn.CTCLoss)
     assert repr(bridge.CTCLoss(2, "sum")) == (
         "CTCLoss(blank=2, reduction='sum', zero_infinity=False, normalized=True, batch_first=False)"
     )
