@@ -1,5 +1,6 @@
 """Test the figure of one utterance: its contents, and the messages about illegal arguments."""
 
+import cProfile
 import itertools
 import sys
 
@@ -80,6 +81,68 @@ def test_a_mapping_may_name_some_classes():
     assert visible(axes) == ["one", "2", "one"]
 
 
+def test_a_vocabulary_names_the_classes():
+    """A tokenizer's dictionary maps the other way; it may hold tokens that the model has no class for."""
+    vocabulary = {"one": 1, "|": 2, "<pad>": BLANK, "<unk>": 99}
+    axes = jaxctc.plot_alignment(LOG_PROBS, SPANS, blank=BLANK, label_names=vocabulary).axes
+    assert visible(axes[-1]) == ["one", "|", "one"]
+    assert [text.get_text() for text in axes[0].get_yticklabels()] == ["one", "|", "blank"]
+
+
+def test_names_that_are_numbers_or_missing():
+    spans = [TokenSpan(k, 4 * k, 4 * k + 1, -0.1) for k in range(4)]
+    names = [None, 7, np.float32(0.5), np.str_("dee"), None]
+    for label_names in (names, dict(enumerate(names)), {np.int64(k): name for k, name in enumerate(names)}):
+        axes = jaxctc.plot_alignment(LOG_PROBS, spans, blank=BLANK, label_names=label_names).axes[-1]
+        assert visible(axes) == ["0", "7", "0.5", "dee"]
+
+
+def test_text_is_drawn_as_it_is_given(tmp_path):
+    """A dollar begins no formula, of which "$5% off $10" would be an illegal one, and a backslash no command."""
+    import matplotlib as mpl
+
+    names = ["it is $5% off $10", r"\$", "from $5 to $6", " $x$", "blank"]
+    spans = [TokenSpan(k, 5 * k, 5 * k + 1, -0.1) for k in range(4)]
+    figure = jaxctc.plot_alignment(LOG_PROBS, spans, blank=BLANK, label_names=names, title=names[0])
+    figure.savefig(tmp_path / "alignment.png")
+    shown = [*figure.axes[-1].texts, *figure.axes[0].get_yticklabels()[:4]]
+    assert [text.get_text() for text in shown] == 2 * names[:4]
+    assert figure.axes[0].get_title("left") == names[0]
+    for text in shown:
+        want = figure.text(0, 0, text.get_text().replace("$", r"\$"), font=text.get_fontproperties())
+        assert text.get_window_extent().width == pytest.approx(want.get_window_extent().width)
+    with mpl.rc_context({"text.usetex": True}), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mpl.figure.Figure, "draw_without_rendering", lambda _: None)  # numbers need TeX then
+        figure = jaxctc.plot_alignment(LOG_PROBS, spans, blank=BLANK, label_names=names)
+        assert not any(text.get_usetex() for text in (*figure.axes[-1].texts, *figure.axes[0].get_yticklabels()))
+
+
+def test_a_long_title_with_dollars_is_broken_into_lines(tmp_path):
+    titles = ("fifty " * 60 + end for end in ("cents", "$5"))
+    plain, dollars = (jaxctc.plot_alignment(LOG_PROBS, SPANS, blank=BLANK, title=title) for title in titles)
+    for figure in (plain, dollars):
+        figure.savefig(tmp_path / "alignment.png")
+        title = figure.axes[0]._left_title.get_window_extent()
+        assert figure.axes[0].get_window_extent().x0 - 1 < title.x0
+        assert title.x1 < figure.bbox.x1
+
+
+def test_the_work_for_one_more_span_does_not_grow():
+    """Calls of functions are counted: they do not depend on what else the machine does."""
+
+    def calls(count):
+        profile = cProfile.Profile()
+        log_probs, tokens = np.zeros((5 * count, 30)), np.arange(count) % 29
+        spans = [TokenSpan(int(token), 5 * i, 5 * i + 3, -0.1) for i, token in enumerate(tokens)]
+        profile.runcall(jaxctc.plot_alignment, log_probs, spans, np.exp(log_probs), blank=29)
+        return sum(entry.callcount for entry in profile.getstats())
+
+    calls(30)
+    few, some, many = map(calls, (300, 600, 900))
+    assert (many - some) / 300 < 4000
+    assert many - some < 1.3 * (some - few)
+
+
 def test_a_hundred_names_do_not_overlap():
     spans = [TokenSpan(i % 4, 2 * i, 2 * i + 1, -0.1) for i in range(100)]
     axes = jaxctc.plot_alignment(np.zeros((300, CLASSES)), spans, blank=BLANK, label_names=NAMES).axes[-1]
@@ -125,6 +188,15 @@ def test_without_matplotlib_the_error_names_the_remedy(monkeypatch):
         ({"spans": [TokenSpan(1, 3, 3, 0.0)]}, ValueError, r"spans\[0\] is of the frames \[3, 3\)"),
         ({"blank": 5}, ValueError, r"blank is 5, .* C = 5 classes"),
         ({"label_names": NAMES[:3]}, ValueError, r"label_names holds 3 names, but there are C = 5 classes"),
+        ({"label_names": [*NAMES[:4], b"blank"]}, TypeError, r"label_names holds b'blank' of type bytes .* class 4"),
+        ({"label_names": {1: ["a"]}}, TypeError, r"label_names holds \['a'\] of type list .* class 1"),
+        (
+            {"label_names": {"1": "one"}},
+            TypeError,
+            r"label_names maps '1' to 'one': .* from names, .* to their classes",
+        ),
+        ({"label_names": {1.5: "one"}}, TypeError, r"label_names maps 1.5 to 'one'"),
+        ({"label_names": {"one": 1, "ein": 1}}, ValueError, r"two names for class 1: 'one' and 'ein'"),
         ({"seconds_per_frame": 0.0}, ValueError, r"seconds_per_frame is 0.0: it must be positive"),
     ],
 )

@@ -1,19 +1,21 @@
 """Draw one utterance: its scores, the posteriors of its labels, and their alignment."""
 
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxctc._api.alignment import TokenSpan
+from jaxctc._api.label_names import LabelNames, names_by_class
 from jaxctc._inputs import checks
 from jaxctc._types import ArrayLike
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
-    from matplotlib.text import Text
+    from matplotlib.patches import Patch
 
 INK, QUIET, PALE, PAPER = "#1b1f3b", "#8a8fa3", "#bcc1d1", "#ffffff"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa3a86", "#e69f00", "#3d9fd6", "#7a5195")
@@ -25,6 +27,12 @@ _RANGE = 12.0
 _AWAY = 20.0
 """The most points by which a name may be moved from the middle of its span."""
 
+_AS_GIVEN: dict[str, Any] = {"parse_math": False, "usetex": False}
+"""Properties of the caller's text: a dollar begins no formula, and a backslash no command."""
+
+_NAME: dict[str, Any] = {"fontsize": 8, "fontweight": "bold", **_AS_GIVEN}
+_TITLE: dict[str, Any] = {"fontsize": 10, "fontweight": "bold", **_AS_GIVEN}
+
 
 def plot_alignment(
     log_probs: ArrayLike,
@@ -32,7 +40,7 @@ def plot_alignment(
     posteriors: ArrayLike | None = None,
     *,
     blank: int = 0,
-    label_names: Sequence[str] | Mapping[int, str] | None = None,
+    label_names: LabelNames | None = None,
     seconds_per_frame: float | None = None,
     title: str | None = None,
     figure: "Figure | SubFigure | None" = None,
@@ -52,7 +60,9 @@ def plot_alignment(
         posteriors: The probability of each class at each frame, given the target, (T, C): `classes` of
             `ctc_posteriors`. None leaves that panel out.
         blank: Index of the blank class.
-        label_names: The name of each class, in a sequence or a mapping. Classes without a name show their index.
+        label_names: The name of each class, in a sequence or a mapping, or a tokenizer's vocabulary, which is a mapping
+            from name to class. A number is a name too. Classes without a name, or with None, show their index. All text
+            is drawn as it is given, dollars and backslashes included.
         seconds_per_frame: The duration of a frame. With it the axis of time shows seconds, without it frames.
         title: The title above the panels.
         figure: The figure to draw on, for instance ``plt.figure(layout="constrained")``, or one of its subfigures. By
@@ -63,7 +73,7 @@ def plot_alignment(
 
     Raises:
         ImportError: matplotlib is not installed.
-        TypeError: `log_probs` is not of a floating-point type, or `blank` is not an int.
+        TypeError: `log_probs` is not of a floating-point type, `blank` is not an int, or a name is no name.
         ValueError: A shape, a span, `blank`, `label_names` or `seconds_per_frame` is illegal.
 
     Example:
@@ -82,10 +92,11 @@ def plot_alignment(
 
     scores = np.asarray(checks.scores("log_probs", log_probs), np.float64)
     gamma = None if posteriors is None else np.asarray(posteriors, np.float64)
-    _check(scores, spans, gamma, label_names, seconds_per_frame)
+    _check(scores, spans, gamma, seconds_per_frame)
     blank = checks.blank(blank, scores.shape[1])
+    named = names_by_class(label_names, scores.shape[1])
     classes = list(dict.fromkeys(span.token for span in spans))
-    names = {k: _name(k, label_names) for k in classes}
+    names = {k: named.get(k, str(k)) for k in classes}
     colours = _colours(spans, names)
     scale = 1.0 if seconds_per_frame is None else seconds_per_frame
 
@@ -101,13 +112,12 @@ def plot_alignment(
     _draw_scores(panels[0], scores, spans, [*classes, blank], names, colours, scale)
     if gamma is not None:
         _draw_posteriors(panels[1], gamma, blank, colours, scale)
-    _draw_spans(panels[-1], spans, names, colours, scale)
+    _draw_spans(panels[-1], spans, colours, scale)
     panels[-1].set_xlim(0, len(scores) * scale)
     panels[-1].set_xlabel("frame" if seconds_per_frame is None else "seconds", color=INK, size=9)
     if title is not None:
-        panels[0].set_title(title, loc="left", color=INK, size=10, fontweight="bold", wrap=True)
-    figure.figure.draw_without_rendering()  # only now the extents of the names are known
-    _spread(panels[-1].texts, figure.figure.dpi / 72)
+        _draw_title(panels[0], title)
+    _draw_names(panels[-1], spans, names, colours, scale)
     return figure
 
 
@@ -115,7 +125,6 @@ def _check(
     scores: np.ndarray,
     spans: Sequence[TokenSpan],
     posteriors: np.ndarray | None,
-    label_names: Sequence[str] | Mapping[int, str] | None,
     seconds_per_frame: float | None,
 ) -> None:
     if scores.ndim != 2:
@@ -137,19 +146,8 @@ def _check(
                 f"spans[{i}] is of the frames [{span.start}, {span.end}): they must be one or more, "
                 f"within [0, {frames}), as T = {frames}."
             )
-    if label_names is not None and not isinstance(label_names, Mapping) and len(label_names) != classes:
-        raise ValueError(
-            f"label_names holds {len(label_names)} names, but there are C = {classes} classes: give one each, "
-            "the blank included, or a mapping from class to name."
-        )
     if seconds_per_frame is not None and not seconds_per_frame > 0:
         raise ValueError(f"seconds_per_frame is {seconds_per_frame}: it must be positive.")
-
-
-def _name(label: int, names: Sequence[str] | Mapping[int, str] | None) -> str:
-    if names is None or (isinstance(names, Mapping) and label not in names):
-        return str(label)
-    return names[label]
 
 
 def _colours(spans: Sequence[TokenSpan], names: dict[int, str]) -> dict[int, str]:
@@ -164,6 +162,16 @@ def _colours(spans: Sequence[TokenSpan], names: dict[int, str]) -> dict[int, str
         free = [colour for colour in COLOURS if colour not in taken] or COLOURS
         chosen[label] = min(free, key=used.count) if names[label].strip() else PALE
     return chosen
+
+
+def _draw_title(axes: "Axes", title: str) -> None:
+    wrap = "$" not in title
+    if not wrap:  # matplotlib, which can break lines itself, looks for formulas when it does
+        figure = axes.figure
+        available = 0.85 * figure.bbox.width * 72 / figure.figure.dpi
+        most = int(len(title) * available / _width(axes, title, **_TITLE))
+        title = textwrap.fill(title, most, replace_whitespace=False, drop_whitespace=False)
+    axes.set_title(title, loc="left", color=INK, wrap=wrap, **_TITLE)
 
 
 def _draw_scores(
@@ -183,10 +191,12 @@ def _draw_scores(
     ink = np.array([to_rgb(colours.get(label, QUIET)) for label in rows])[:, None]
     extent = (0, len(scores) * scale, len(rows), 0)
     axes.imshow(1 - strength * (1 - ink), extent=extent, aspect="auto", interpolation="nearest")
-    for span in spans:
-        y = rows.index(span.token) + 1
-        axes.plot([span.start * scale, span.end * scale], [y, y], color=INK, linewidth=1.5, solid_capstyle="butt")
-    axes.set_yticks(np.arange(len(rows)) + 0.5, [*(names[label].strip() or "␣" for label in rows[:-1]), "blank"])
+    bottom = {label: row + 1 for row, label in enumerate(rows[:-1])}
+    edges = np.array([(span.start, span.end) for span in spans]).reshape(-1, 2) * scale
+    lines = axes.hlines([bottom[span.token] for span in spans], *edges.T, color=INK, linewidth=1.5, capstyle="butt")
+    lines.set_in_layout(False)
+    shown = [names[label] if names[label].strip() else "␣" for label in rows[:-1]]
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [*shown, "blank"], **_AS_GIVEN)
     axes.tick_params(axis="y", length=0)
     for text, label in zip(axes.get_yticklabels(), rows, strict=True):
         text.set_color(colours.get(label, QUIET))
@@ -195,56 +205,109 @@ def _draw_scores(
 
 
 def _draw_posteriors(axes: "Axes", posteriors: np.ndarray, blank: int, colours: dict[int, str], scale: float) -> None:
+    from matplotlib.patches import StepPatch
+
     edges = np.arange(len(posteriors) + 1) * scale
-    axes.stairs(posteriors[:, blank], edges, fill=True, color=QUIET, alpha=0.15)
+
+    def stairs(values: np.ndarray, **properties: Any) -> None:
+        # `axes.stairs` would look for the limits of the axes at every step, which takes seconds for a long recording.
+        _add(axes, StepPatch(values, edges, **properties))
+
+    stairs(posteriors[:, blank], fill=True, color=QUIET, alpha=0.15)
     for label, colour in colours.items():
         # Lines along zero would cover each other, and only the last label's would show.
         likely = np.where(posteriors[:, label] > 1e-3, posteriors[:, label], np.nan)
-        axes.stairs(likely, edges, fill=True, color=colour, alpha=0.35)
-        axes.stairs(likely, edges, color=colour, linewidth=0.8)
+        stairs(likely, fill=True, color=colour, alpha=0.35)
+        stairs(likely, color=colour, linewidth=0.8)
     axes.set(ylim=(0, 1.02), yticks=[0, 1], ylabel="posterior")
     axes.tick_params(axis="x", length=0)
 
 
-def _draw_spans(
-    axes: "Axes", spans: Sequence[TokenSpan], names: dict[int, str], colours: dict[int, str], scale: float
-) -> None:
+def _draw_spans(axes: "Axes", spans: Sequence[TokenSpan], colours: dict[int, str], scale: float) -> None:
+    from matplotlib.patches import Rectangle
+
     for span in spans:
-        x, width, colour = span.start * scale, (span.end - span.start) * scale, colours[span.token]
-        axes.bar(x, 1, width, align="edge", color=colour, alpha=0.2, linewidth=0)
-        axes.bar(x, min(np.exp(span.score), 1), width, align="edge", color=colour, linewidth=0)
-        middle = (x + width / 2, 1)
-        name = axes.annotate(names[span.token], middle, (0, 2), textcoords="offset points", ha="center", va="bottom")
-        name.set(color=colour, fontsize=8, fontweight="bold")
+        corner, width, colour = (span.start * scale, 0), (span.end - span.start) * scale, colours[span.token]
+        _add(axes, Rectangle(corner, width, 1, color=colour, alpha=0.2, linewidth=0))
+        _add(axes, Rectangle(corner, width, min(np.exp(span.score), 1), color=colour, linewidth=0))
     axes.set(ylim=(0, 1.3), yticks=[0, 1], ylabel="confidence")
 
 
-def _spread(texts: "Sequence[Text]", point: float) -> None:
-    """Move names that would overlap apart, and hide those that would have to move too far."""
-    boxes = [text.get_window_extent() for text in texts]
-    centres = np.array([(box.x0 + box.x1) / 2 for box in boxes]) / point
-    widths = np.array([box.width for box in boxes]) / point
+def _add(axes: "Axes", patch: "Patch") -> None:
+    """Add a patch that changes neither the limits of the axes nor the layout of the figure."""
+    patch.set_in_layout(False)
+    axes.add_artist(patch)
+
+
+def _draw_names(
+    axes: "Axes", spans: Sequence[TokenSpan], names: dict[int, str], colours: dict[int, str], scale: float
+) -> None:
+    """Write the names above their spans, moved apart where they would overlap, and not where there is no room."""
+    figure = axes.figure.figure  # of a subfigure, the whole
+    figure.draw_without_rendering()  # only now the places of the spans are known, and next the widths of the names
+    widths = {label: _width(axes, name, **_NAME) for label, name in names.items()}
+    middles = np.array([(span.start + span.end) / 2 * scale for span in spans])
+    texts = []
+    for i in np.flatnonzero(~np.isnan(_moves(axes, middles, [widths[span.token] for span in spans]))).tolist():
+        text = axes.annotate(
+            names[spans[i].token],
+            (middles[i], 1),
+            (0, 2),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            **_NAME,
+        )
+        text.set_color(colours[spans[i].token])
+        texts.append((text, middles[i], widths[spans[i].token]))
+    if not texts:
+        return
+    figure.draw_without_rendering()  # the names at the ends may have narrowed the axes
+    moves = _moves(axes, np.array([middle for _, middle, _ in texts]), [width for *_, width in texts])
+    for (text, *_), move in zip(texts, moves, strict=True):
+        text.set(position=(np.nan_to_num(move), 2), visible=not np.isnan(move))
+
+
+def _width(axes: "Axes", shown: str, **properties: Any) -> float:
+    """Return the width of a text in points."""
+    text = axes.text(0, 0, shown, **properties)
+    width = text.get_window_extent().width * 72 / axes.figure.figure.dpi
+    text.remove()
+    return width
+
+
+def _moves(axes: "Axes", middles: np.ndarray, widths: Sequence[float]) -> np.ndarray:
+    """Return by how many points to move each name from the middle of its span; NaN: leave it out."""
+    pixels = axes.transData.transform(np.stack([middles, np.ones_like(middles)], axis=1))[:, 0]
+    centres = pixels * 72 / axes.figure.figure.dpi
+    return _apart(centres, np.asarray(widths), _AWAY) - centres
+
+
+def _apart(centres: np.ndarray, widths: np.ndarray, away: float = np.inf) -> np.ndarray:
+    """Return the centres that are nearest to the given ones in the mean square without overlap, in the same order.
+
+    One that could be there only if some centre were moved by more than `away` is left out: it is NaN.
+    """
+    # With the room that earlier names take subtracted, the centres need only be non-decreasing: isotonic regression. A
+    # block is a run of names that touch: their mean wish, their number, their least and their greatest wish.
+    blocks: list[tuple[float, int, float, float]] = []
     shown: list[int] = []
-    moves = centres[:0]
-    for i, text in enumerate(texts):
-        more = [*shown, i]
-        moved = _apart(centres[more], widths[more]) - centres[more]
-        text.set_visible(bool(np.abs(moved).max() <= _AWAY))
-        if text.get_visible():
-            shown, moves = more, moved
-    for i, move in zip(shown, moves, strict=True):
-        texts[i].set(position=(move, 2))
-
-
-def _apart(centres: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """Return the centres that are nearest to the given ones in the mean square without overlap, in the same order."""
-    # With the room that earlier names take subtracted, the centres need only be non-decreasing: isotonic regression.
-    room = np.cumsum(widths) - widths / 2
-    blocks: list[tuple[float, int]] = []
-    for wish in centres - room:
-        value, count = wish, 1
-        while blocks and blocks[-1][0] > value:
-            before, more = blocks.pop()
-            value, count = (before * more + value * count) / (more + count), more + count
-        blocks.append((value, count))
-    return np.repeat([value for value, _ in blocks], [count for _, count in blocks]) + room
+    offsets: list[float] = []
+    room = 0.0
+    for i, (centre, width) in enumerate(zip(centres.tolist(), widths.tolist(), strict=True)):
+        wish = centre - room - width / 2
+        mean, count, least, greatest = wish, 1, wish, wish
+        kept = len(blocks)
+        while kept and blocks[kept - 1][0] > mean:
+            kept -= 1
+            before, more, low, high = blocks[kept]
+            mean, count = (before * more + mean * count) / (more + count), more + count
+            least, greatest = min(least, low), max(greatest, high)
+        if max(mean - least, greatest - mean) <= away:
+            blocks[kept:] = [(mean, count, least, greatest)]
+            shown.append(i)
+            offsets.append(room + width / 2)
+            room += width
+    moved = np.full(len(centres), np.nan)
+    moved[shown] = np.repeat([block[0] for block in blocks], [block[1] for block in blocks]) + offsets
+    return moved
