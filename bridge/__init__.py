@@ -11,8 +11,10 @@ if _find_spec("torch") is None:
     raise ImportError('bridge needs PyTorch. Install it, or install this library with it: pip install "jaxctc[torch]".')
 
 from bridge._alignment import Alignment as Alignment
+from bridge._alignment import Beams as Beams
 from bridge._alignment import Decoded as Decoded
 from bridge._alignment import Posteriors as Posteriors
+from bridge._alignment import beam_search_decode as beam_search_decode
 from bridge._alignment import ctc_posteriors as ctc_posteriors
 from bridge._alignment import forced_align as forced_align
 from bridge._alignment import greedy_decode as greedy_decode
@@ -25,10 +27,12 @@ from bridge._warmup import warmup as warmup
 
 __all__ = [
     "Alignment",
+    "Beams",
     "CTCLoss",
     "Decoded",
     "Posteriors",
     "Sizes",
+    "beam_search_decode",
     "ctc_loss",
     "ctc_loss_with_logits",
     "ctc_posteriors",

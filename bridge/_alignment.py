@@ -10,6 +10,8 @@ from bridge import _autograd, _programs
 from bridge._arguments import Call, Lengths, canonical
 from bridge._batch import Batch, Spec
 from jaxctc._api.alignment import check_feasible
+from jaxctc._api.decoding import ScoreFunction, check_score_function
+from jaxctc._inputs import checks
 
 
 class Alignment(NamedTuple):
@@ -39,6 +41,17 @@ class Decoded(NamedTuple):
     """(N,): the number of labels."""
     log_probs: Tensor
     """(N,): the log probability of the path."""
+
+
+class Beams(NamedTuple):
+    """Hold the best labellings of each sequence, the most probable first."""
+
+    labels: Tensor
+    """(N, K, T): the labels, and -1 after the last one."""
+    lengths: Tensor
+    """(N, K): the number of labels."""
+    log_probs: Tensor
+    """(N, K): the log probability; -inf in places that are not used, because there are fewer than K labellings."""
 
 
 def forced_align(
@@ -167,13 +180,58 @@ def greedy_decode(log_probs: Tensor, input_lengths: Lengths, blank: int = 0, *, 
     Reference:
         Graves et al., ICML 2006: section 3.2, best path decoding.
     """
-    sequences = log_probs.shape[0 if batch_first else 1] if getattr(log_probs, "ndim", 0) == 3 else 1
-    call = _canonical(
-        log_probs, torch.zeros((sequences, 0), dtype=torch.int64, device="cpu"), input_lengths, 0, blank, batch_first
-    )
+    call = _without_targets(log_probs, input_lengths, blank, batch_first)
     labels, lengths, values = _programs.greedy(_batch(call), call.scores.detach())
     found = Decoded(labels.long(), lengths.long(), values)
     return found if call.batched else Decoded(*(x[0] for x in found))
+
+
+def beam_search_decode(
+    log_probs: Tensor,
+    input_lengths: Lengths,
+    blank: int = 0,
+    *,
+    beam_width: int = 16,
+    score_function: ScoreFunction | None = None,
+    batch_first: bool = False,
+) -> Beams:
+    """Return the most probable labellings, by prefix beam search, as `jaxctc.beam_search_decode` does.
+
+    Args:
+        log_probs: (T, N, C), or (T, C) for one sequence; on the CPU or a CUDA device.
+        input_lengths: Frames of each sequence: a tensor, an array, a sequence of ints, or one int.
+        blank: Index of the blank class.
+        beam_width: The number of prefixes to keep, K, at least 1.
+        score_function: Additional scores, as for `jaxctc.beam_search_decode`: a function of JAX arrays, not of tensors,
+            for JAX compiles it. The labels that it gets are (K, T'), where T' is T padded to a size: see `set_sizes`.
+        batch_first: `log_probs` is (N, T, C).
+
+    Returns:
+        `Beams`: labels, (N, K, T) and int64, -1 after the last; lengths, (N, K) and int64; and log probabilities,
+        (N, K), best first. One sequence gives (K, T), (K,) and (K,).
+
+    Raises:
+        RuntimeError: A shape, a length or `blank` is illegal; or JAX lacks the tensor's device.
+        NotImplementedError: `log_probs` is not of a floating-point type.
+        TypeError: An argument, or the result of `score_function`, is of the wrong type.
+        ValueError: `beam_width` is below 1, or `score_function` returns a wrong shape.
+
+    Example:
+        >>> import torch, bridge
+        >>> log_probs = torch.tensor([[0.6, 0.4], [0.6, 0.4]]).log()  # 0 is the blank
+        >>> beams = bridge.beam_search_decode(log_probs, 2, beam_width=3)
+        >>> beams.labels[0, : beams.lengths[0]].tolist(), round(beams.log_probs[0].exp().item(), 2)
+        ([1], 0.64)
+
+    Reference:
+        See `jaxctc.beam_search_decode`.
+    """
+    call = _without_targets(log_probs, input_lengths, blank, batch_first)
+    width = checks.integer("beam_width", beam_width, "the number of prefixes to keep")
+    check_score_function(score_function)
+    labels, lengths, values = _programs.beams(_batch(call), call.scores.detach(), width, score_function)
+    found = Beams(labels.long(), lengths.long(), values)
+    return found if call.batched else Beams(*(x[0] for x in found))
 
 
 def _canonical(
@@ -181,6 +239,12 @@ def _canonical(
 ) -> Call:
     spec = Spec(blank, from_logits=False, batch_first=batch_first, normalized=False)
     return canonical(log_probs, targets, input_lengths, target_lengths, spec)
+
+
+def _without_targets(log_probs: Tensor, input_lengths: Lengths, blank: int, batch_first: bool) -> Call:
+    sequences = log_probs.shape[0 if batch_first else 1] if getattr(log_probs, "ndim", 0) == 3 else 1
+    no_labels = torch.zeros((sequences, 0), dtype=torch.int64, device="cpu")
+    return _canonical(log_probs, no_labels, input_lengths, 0, blank, batch_first)
 
 
 def _batch(call: Call) -> Batch:

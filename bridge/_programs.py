@@ -13,7 +13,7 @@ from torch import Tensor
 from bridge._batch import Batch, Block
 from bridge._dlpack import jax_context, to_jax, to_torch
 from jaxctc._api.alignment import align
-from jaxctc._api.decoding import best_paths
+from jaxctc._api.decoding import ScoreFunction, beam_search_decode, best_paths
 from jaxctc._autodiff.loss_rule import losses as core_losses
 from jaxctc._autodiff.loss_rule import losses_and_gradient as core_losses_and_gradient
 from jaxctc._autodiff.posterior_rule import posteriors as core_posteriors
@@ -73,6 +73,19 @@ def greedy(batch: Batch, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     found = _run(batch, scores, lambda block: (_greedy, batch.request, to_jax(batch.pad(scores, block))))
     labels, lengths, log_probs = (_joined(batch, list(pieces)) for pieces in zip(*found, strict=True))
     return labels[:, : batch.frames], lengths, log_probs
+
+
+def beams(
+    batch: Batch, scores: Tensor, width: int, score_function: ScoreFunction | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the best labellings: labels (N, K, T), lengths (N, K) and log probabilities (N, K)."""
+
+    def call(block: Block) -> tuple[Any, ...]:
+        return _beams, batch.request, width, score_function, to_jax(batch.pad(scores, block))
+
+    found = _run(batch, scores, call)
+    labels, lengths, log_probs = (_joined(batch, list(pieces)) for pieces in zip(*found, strict=True))
+    return labels[:, :, : batch.frames], lengths, log_probs
 
 
 def posteriors(batch: Batch, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,6 +192,19 @@ def _aligned(request: Request, *problem: jax.Array) -> tuple[jax.Array, ...]:
 @functools.partial(jax.jit, static_argnums=0)
 def _greedy(request: Request, scores: jax.Array, _: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(best_paths(scores, lengths[:, 0], request))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _beams(
+    request: Request,
+    width: int,
+    score_function: ScoreFunction | None,
+    scores: jax.Array,
+    _: jax.Array,
+    lengths: jax.Array,
+) -> tuple[jax.Array, ...]:
+    search = functools.partial(beam_search_decode, beam_width=width, score_function=score_function)
+    return tuple(search(scores, lengths[:, 0], request.blank, batch_first=request.batch_first))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -6,14 +6,12 @@ EMISSION holds `logits`, (T, C), `labels`, the C names of the classes, of which 
 """
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 
 import jaxctc
-from jaxctc import TokenSpan
 
 SECONDS_PER_FRAME = 0.02
 
@@ -33,8 +31,9 @@ def main() -> None:
     labels, scores = jaxctc.forced_align(*problem)
     spans = jaxctc.merge_tokens(labels, scores, blank)
     print(f"{'word':<12}{'from':>7}{'to':>7}  confidence")
-    for word, start, end, score in words(spans, names):
-        print(f"{word:<12}{start * SECONDS_PER_FRAME:6.2f}s{end * SECONDS_PER_FRAME:6.2f}s  {np.exp(score):.2f}")
+    for word in jaxctc.merge_words(spans, names):
+        start, end = word.start * SECONDS_PER_FRAME, word.end * SECONDS_PER_FRAME
+        print(f"{word.word:<12}{start:6.2f}s{end:6.2f}s  {np.exp(word.score):.2f}")
     if options.picture:
         figure = jaxctc.plot_alignment(
             log_probs,
@@ -47,23 +46,6 @@ def main() -> None:
         )
         figure.savefig(options.picture, dpi=100)
         print(f"Drawn: {options.picture}")
-
-
-def words(spans: list[TokenSpan], names: list[str]) -> Iterator[tuple[str, int, int, float]]:
-    """Each word, its first frame, the frame after its last, and the mean score of its frames."""
-    word: list[TokenSpan] = []
-    for span in [*spans, None]:
-        if span is not None and names[span.token] != " ":
-            word.append(span)
-        elif word:
-            frames = sum(map(len, word))
-            yield (
-                "".join(names[x.token] for x in word),
-                word[0].start,
-                word[-1].end,
-                sum(x.score * len(x) for x in word) / frames,
-            )
-            word = []
 
 
 if __name__ == "__main__":

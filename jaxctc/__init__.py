@@ -42,6 +42,9 @@ from jaxctc._api.posteriors import Posteriors as Posteriors
 from jaxctc._api.posteriors import Statistics as Statistics
 from jaxctc._api.posteriors import ctc_posteriors as ctc_posteriors
 from jaxctc._api.posteriors import ctc_statistics as ctc_statistics
+from jaxctc._api.timestamps import WordSpan as WordSpan
+from jaxctc._api.timestamps import decoded_spans as decoded_spans
+from jaxctc._api.timestamps import merge_words as merge_words
 from jaxctc._inputs.default_implementation import set_implementation as set_implementation
 
 __version__ = "0.1.0"
@@ -52,6 +55,7 @@ __all__ = [
     "Posteriors",
     "Statistics",
     "TokenSpan",
+    "WordSpan",
     "beam_search_decode",
     "check_batch",
     "compat",
@@ -59,9 +63,11 @@ __all__ = [
     "ctc_loss_with_logits",
     "ctc_posteriors",
     "ctc_statistics",
+    "decoded_spans",
     "forced_align",
     "greedy_decode",
     "merge_tokens",
+    "merge_words",
     "plot_alignment",
     "set_implementation",
     "variants",

@@ -168,12 +168,13 @@ def beam_search_decode(
     width = checks.integer("beam_width", beam_width, "the number of prefixes to keep")
     if width < 1:
         raise ValueError(f"beam_width is {width}: it must be at least 1, the number of prefixes to keep.")
-    _check_score_function(score_function)
+    check_score_function(score_function)
     counts = canonical_frames(input_lengths, scores, request, batched)
     return _unbatched(_beams(scores, counts, request, width, score_function), batched)
 
 
-def _check_score_function(value: Any) -> None:
+def check_score_function(value: Any) -> None:
+    """Raise TypeError unless it is None or a function that can be static under `jax.jit`."""
     if value is not None and not callable(value):
         raise TypeError(
             f"score_function must be a function of labels and lengths, or None; got {value!r} of type "

@@ -1,6 +1,7 @@
 """Alignment, posteriors and decoding of tensors: the same as of arrays, whatever is padded on the way."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -97,10 +98,49 @@ def test_posteriors_can_be_differentiated():
     assert not torch.isnan(torch.autograd.grad(states[:, :, 1].sum(), scores)[0]).any()
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_beam_search(batch_first):
+    """It is the core's, in blocks and padded; a function of JAX arrays may add scores."""
+
+    def shorter(labels, lengths):
+        del labels
+        return jnp.full((len(lengths), C), -1.0)
+
+    scores = log_probs(torch.float64)
+    given = scores.transpose(0, 1).contiguous() if batch_first else scores
+    for options in ({}, {"score_function": shorter}):
+        with jax.enable_x64(True):
+            want = jaxctc.beam_search_decode(scores.numpy(), np.array(FRAMES), BLANK, beam_width=5, **options)
+        for sizes in (None, bridge.Sizes(sequences=2)):
+            with bridge.set_sizes(sizes):
+                found = bridge.beam_search_decode(
+                    given, FRAMES, BLANK, beam_width=5, batch_first=batch_first, **options
+                )
+            assert [x.dtype for x in found] == [torch.int64, torch.int64, torch.float64]
+            for x, y in zip(found, want, strict=True):
+                np.testing.assert_allclose(x, y, rtol=1e-12)
+    alone = bridge.beam_search_decode(scores[:, 1], FRAMES[1], BLANK, beam_width=5)
+    equal(alone, [x[1] for x in bridge.beam_search_decode(scores, FRAMES, BLANK, beam_width=5)])
+    with pytest.raises(ValueError, match="beam_width is 0"):
+        bridge.beam_search_decode(scores, FRAMES, BLANK, beam_width=0)
+    for wrong, message in (
+        ({"beam_width": 2.5}, "beam_width must be"),
+        ({"score_function": 1}, "score_function must be a function"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            bridge.beam_search_decode(scores, FRAMES, BLANK, **wrong)
+
+
 def test_spans_of_tensors():
     aligned = bridge.forced_align(log_probs(), TARGETS, FRAMES, COUNTS, BLANK)
     spans = jaxctc.merge_tokens(*aligned, BLANK)
     assert [[x.token for x in row] for row in spans] == [[1, 1, 2, 0], [3, 0], [2, 1, 3, 2]]
+    beams = bridge.beam_search_decode(log_probs(), FRAMES, BLANK)
+    best = bridge.forced_align(log_probs(), beams.labels[:, 0], FRAMES, beams.lengths[:, 0], BLANK)
+    arrays = log_probs().numpy(), np.array(FRAMES), BLANK
+    want = jaxctc.decoded_spans(arrays[0], jaxctc.beam_search_decode(*arrays), *arrays[1:])
+    for ours, theirs in zip(jaxctc.merge_tokens(*best, BLANK), want, strict=True):
+        assert [(x.token, x.start, x.end) for x in ours] == [(x.token, x.start, x.end) for x in theirs]
 
 
 def test_memory_is_shared_where_nothing_is_padded(monkeypatch):
@@ -112,7 +152,8 @@ def test_memory_is_shared_where_nothing_is_padded(monkeypatch):
         bridge.forced_align(scores, TARGETS, FRAMES, COUNTS, BLANK)
         bridge.ctc_posteriors(scores, TARGETS, FRAMES, COUNTS, BLANK)
         bridge.greedy_decode(scores, FRAMES, BLANK)
-    assert seen == [scores.data_ptr()] * 3
+        bridge.beam_search_decode(scores, FRAMES, BLANK)
+    assert seen == [scores.data_ptr()] * 4
 
 
 def test_errors_are_pytorchs():
