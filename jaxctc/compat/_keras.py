@@ -1,6 +1,5 @@
 """Provide the losses and the decoding of Keras."""
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -77,17 +76,13 @@ def keras_ctc(y_true: ArrayLike, y_pred: ArrayLike) -> Float[Array, " N"]:
     labels = two_axes("y_true", y_true, scores.shape[0])
     values = checks.host_values(labels)
     label = (labels if values is None else values) != 0
-    resumed = label[:, 1:] & ~label[:, :-1]
-    counts: ArrayLike = label.sum(axis=1)
-    if values is None:
-        counts = jnp.where(resumed.any(axis=1), -1, label.sum(axis=1, dtype=jnp.int32))
-    else:
-        for row, position in np.argwhere(resumed)[:1]:
+    if values is not None:
+        for row, position in np.argwhere(label[:, 1:] & ~label[:, :-1])[:1]:
             raise ValueError(
                 f"y_true[{row}, {position}] is 0, before the label y_true[{row}, {position + 1}]: 0 is the blank and "
                 "the padding, which must come last. Number the labels from 1."
             )
-    # No position is named by an index of the blank here, which is not the caller's to choose.
+    counts = label.sum(axis=1, dtype=np.int32)  # a zero before a label is among the first of so many: illegal as well
     names = Names("y_true", "the length of y_pred", "the number of labels in y_true", "the blank", "y_pred")
     return compiled_losses(*canonical_logits(scores, labels, scores.shape[1], counts, 0, True, names))
 
