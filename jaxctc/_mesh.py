@@ -20,7 +20,9 @@ from jaxctc._types import Request
 
 
 def sharded_like_scores(results: Callable[[P, P], Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator for a function of a request, scores and more, whose results are sharded like the scores.
+    """Return a decorator for a function of a request and arrays, whose results are sharded like the scores.
+
+    The arrays are the scores, or a problem that begins with them, and more.
 
     `results` makes the partition specs of the results from two others: that of a vector with one element for each
     sequence, and that of the scores.
@@ -28,11 +30,12 @@ def sharded_like_scores(results: Callable[[P, P], Any]) -> Callable[[Callable[..
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
-        def call(request: Request, scores: jax.Array, *rest: Any, **static: Any) -> Any:
-            scores, *rest = varying_like((scores, *rest), (scores, *rest))
+        def call(request: Request, *arrays: Any, **static: Any) -> Any:
+            arrays = varying_like(arrays, arrays)
+            scores, *_ = jax.tree.leaves(arrays)
             sharding = jax.typeof(scores).sharding
             if AxisType.Explicit not in sharding.mesh.axis_types:
-                return function(request, scores, *rest, **static)
+                return function(request, *arrays, **static)
             spec = sharding.spec
             sequences = spec[0 if request.batch_first else 1]
             request = request._replace(sequence_axis=sequences)
@@ -40,7 +43,7 @@ def sharded_like_scores(results: Callable[[P, P], Any]) -> Callable[[Callable[..
             automatic = jax.sharding.auto_axes(functools.partial(function, request, **static), out_sharding=specs)
             # The scores may be on a mesh that is not the current one.
             with jax.sharding.use_abstract_mesh(sharding.mesh):
-                return automatic(scores, *rest)
+                return automatic(*arrays)
 
         return call
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxctc._inputs import checks
 from jaxctc._inputs.arguments import canonical_batch
-from jaxctc._lattice import lattices
+from jaxctc._lattice import lattices, outcome
 from jaxctc._lattice.lattices import frames_first
 from jaxctc._mesh import sharded_like_scores
 from jaxctc._reference import log_emissions, viterbi
@@ -156,7 +156,7 @@ def align(request: Request, *arrays: jax.Array) -> Alignment:
     scores = jnp.take_along_axis(scores, label[:, :, None], axis=2, mode="promise_in_bounds")[:, :, 0]
     invalid = ~lattice.legal | (lattice.feasible & ~(score < jnp.inf))
     without_path = invalid | ~lattice.feasible | viterbi.zero_probability(score)
-    instead = jnp.where(invalid, jnp.nan, -jnp.inf).astype(scores.dtype)
+    instead = outcome.nan_where(invalid, jnp.full(invalid.shape, -jnp.inf, scores.dtype))
     # An illegal row has no length that could be trusted: all its frames are marked.
     frame_mask = frame_mask | ~lattice.legal[:, None]
     scores = jnp.where(frame_mask, jnp.where(without_path[:, None], instead[:, None], scores), 0)

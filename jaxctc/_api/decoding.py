@@ -15,6 +15,8 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 from jaxctc._inputs import checks
 from jaxctc._inputs.arguments import canonical_frames, canonical_scores
 from jaxctc._lattice.lattices import accumulation_dtype, narrow, row_of_indices, wide, within
+from jaxctc._lattice.outcome import nan_where
+from jaxctc._mesh import sharded_like_scores, varying_like
 from jaxctc._reference.log_space import logaddexp
 from jaxctc._types import LOG_ZERO, ArrayLike, Request
 
@@ -170,7 +172,7 @@ def beam_search_decode(
         raise ValueError(f"beam_width is {width}: it must be at least 1, the number of prefixes to keep.")
     check_score_function(score_function)
     counts = canonical_frames(input_lengths, scores, request, batched)
-    return _unbatched(_beams(scores, counts, request, width, score_function), batched)
+    return _unbatched(_beams(request, scores, counts, width=width, score_function=score_function), batched)
 
 
 def check_score_function(value: Any) -> None:
@@ -215,17 +217,19 @@ def best_paths(
         return Decoded(
             labels=jnp.full_like(best, _PADDING).at[slot].set(best, mode="drop"),
             lengths=new_label.sum(dtype=jnp.int32),
-            log_probs=jnp.where(legal, total, jnp.nan),
+            log_probs=nan_where(~legal, total),
         )
 
     return _each_sequence(one, request)(scores, input_lengths)
 
 
 @functools.partial(jax.jit, static_argnames=("request", "width", "score_function"))
+@sharded_like_scores(lambda sequences, _: Beams._make([sequences] * 3))
 def _beams(
+    request: Request,
     scores: Float[Array, "A B C"],
     input_lengths: Integer[Array, " N"],
-    request: Request,
+    *,
     width: int,
     score_function: ScoreFunction | None,
 ) -> Beams:
@@ -243,14 +247,15 @@ def _beams(
             frame_scores = jnp.where(inside, frame_scores, certainly_blank)
             return _advance(beam, frame_scores, request.blank, score_function), None
 
-        beam, _ = jax.lax.scan(step, _empty(width, frames, dtype), (scores, frame_mask))
+        begin = varying_like(scores, _empty(width, frames, dtype))
+        beam, _ = jax.lax.scan(step, begin, (scores, frame_mask))
         total = logaddexp(beam.blank, beam.label)
         legal &= beam.valid
         used = legal & (total > LOG_ZERO / 2)
         return Beams(
             labels=jnp.where(used[:, None], beam.labels[:, :frames], _PADDING),
             lengths=jnp.where(used, beam.lengths, 0),
-            log_probs=jnp.where(legal, jnp.where(used, total, -jnp.inf), jnp.nan),
+            log_probs=nan_where(~legal, jnp.where(used, total, -jnp.inf)),
         )
 
     return _each_sequence(one, request)(scores, input_lengths)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxctc._autodiff import posterior_rule
 from jaxctc._autodiff.loss_rule import losses
 from jaxctc._inputs.arguments import canonical_batch
-from jaxctc._lattice import lattices
+from jaxctc._lattice import lattices, outcome
 from jaxctc._lattice.lattices import frame_mask, frames_first, frames_of
 from jaxctc._mesh import sharded_like_scores
 from jaxctc._types import LOG_ZERO, ArrayLike, Implementation, Problem, Request
@@ -183,5 +183,5 @@ def _statistics(request: Request, *arrays: jax.Array) -> Statistics:
     )
     behind = jnp.where(occupied == 0, 0, jnp.maximum(behind, LOG_ZERO))
     ratio = (occupied * behind).sum(axis=0) / jnp.where(frames == 0, 1, frames)
-    entropy = jnp.where(jnp.isnan(loss), jnp.nan, posterior_rule.path_entropy(request, problem))
+    entropy = outcome.nan_where(jnp.isnan(loss), posterior_rule.path_entropy(request, problem))
     return Statistics(0 - loss, entropy, frames, ratio)

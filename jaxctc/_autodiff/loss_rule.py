@@ -17,7 +17,7 @@ from jaxctc._forward_backward import occupancy, prepared, scaled_emissions
 from jaxctc._forward_backward.occupancy import Dominant
 from jaxctc._forward_backward.prepared import PreparedBatch
 from jaxctc._kernels import dispatch
-from jaxctc._lattice import lattices
+from jaxctc._lattice import lattices, outcome
 from jaxctc._lattice.frame_map import Index
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, frames_first, frames_of
 from jaxctc._mesh import sharded_like_scores
@@ -191,7 +191,7 @@ def _gradient(
     gradient = jnp.where(gradient_mask, gradient, 0)
     if batch.normalizer is None:
         gradient_mask = gradient_mask & (gradient != 0)
-    return jnp.where(nan, jnp.nan, gradient), gradient_mask | nan
+    return outcome.nan_where(nan, gradient), gradient_mask | nan
 
 
 @_losses_and_gradient.defjvp
@@ -204,7 +204,7 @@ def _losses_and_gradient_jvp(request, primals, tangents):
 
     _, change = jax.jvp(derivative, (scores,), (tangents[0],))
     # Rows that are NaN stay NaN, and only elements that count can change.
-    change = jnp.where(jnp.isnan(gradient), jnp.nan, jnp.where(gradient_mask, change.astype(gradient.dtype), 0))
+    change = outcome.nan_where(jnp.isnan(gradient), jnp.where(gradient_mask, change.astype(gradient.dtype), 0))
     no_tangent = zero_from_primal(gradient_mask)
     return (value, gradient, gradient_mask), (
         _directional_derivative(gradient, gradient_mask, tangents[0], request),

@@ -15,9 +15,10 @@ from jaxctc._autodiff.loss_rule import losses
 from jaxctc._forward_backward import occupancy, prepared, scaled_emissions
 from jaxctc._forward_backward.bidirectional import Posterior
 from jaxctc._kernels import dispatch
-from jaxctc._lattice import indexing, lattices, products
+from jaxctc._lattice import indexing, lattices, outcome, products
 from jaxctc._lattice.frame_map import steps_of_frames
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, frames_first, frames_of, row_of_indices
+from jaxctc._mesh import sharded_like_scores
 from jaxctc._reference import log_emissions, recursion
 from jaxctc._reference.recursion import LogStates
 from jaxctc._types import LOG_ZERO, Problem, Request
@@ -84,7 +85,7 @@ def _masked(
     finite, nan = (
         frames_first(mask & row[None], request)[:, :, None] for row in (jnp.isfinite(value), jnp.isnan(value))
     )
-    states, classes = (jnp.where(nan, jnp.nan, jnp.where(finite, x, 0)) for x in found)
+    states, classes = (outcome.nan_where(nan, jnp.where(finite, x, 0)) for x in found)
     return states, classes
 
 
@@ -99,7 +100,7 @@ def _posteriors_jvp(request, primals, tangents):
     _, change = jax.jvp(by_recursion, (scores,), (tangents[0],))
     # Rows that are NaN stay NaN, and only posteriors other than 0 can change.
     return value, tuple(
-        jnp.where(jnp.isnan(x), jnp.nan, jnp.where(x == 0, 0, dx)) for x, dx in zip(value, change, strict=True)
+        outcome.nan_where(jnp.isnan(x), jnp.where(x == 0, 0, dx)) for x, dx in zip(value, change, strict=True)
     )
 
 
@@ -170,6 +171,7 @@ def _in_turn(blank: Float[Array, "... W"], label: Float[Array, "... W"], longest
     return states[..., : 2 * longest + 1]
 
 
+@sharded_like_scores(lambda sequences, _: sequences)
 def path_entropy(request: Request, problem: Problem) -> Float[Array, " N"]:
     """Return the entropy, in nats, of the distribution over each target's paths: log Z minus a path's mean score.
 

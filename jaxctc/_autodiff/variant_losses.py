@@ -15,8 +15,9 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from jaxctc._autodiff import loss_rule, posterior_rule
 from jaxctc._kernels import dispatch
-from jaxctc._lattice import lattices
+from jaxctc._lattice import lattices, outcome
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, frames_first, frames_of, row_of_indices
+from jaxctc._mesh import sharded_like_scores
 from jaxctc._reference import log_emissions, recursion
 from jaxctc._reference.log_emissions import Emissions
 from jaxctc._reference.log_space import logaddexp
@@ -91,7 +92,10 @@ def _frame_mask(
 
 # Sums over other paths
 
+_sharded = sharded_like_scores(lambda sequences, _: sequences)
 
+
+@_sharded
 def delayed(request: Request, problem: Problem, penalty: Array) -> Float[Array, " N"]:
     """Return the losses of paths whose labels are rewarded for beginning early."""
     lattice, emissions = _emissions(request, problem)
@@ -110,6 +114,7 @@ def wildcard(begin: bool, end: bool) -> Losses:
     return functools.partial(_wildcard, begin=begin, end=end)
 
 
+@_sharded
 def _wildcard(request: Request, problem: Problem, *, begin: bool, end: bool) -> Float[Array, " N"]:
     # Not relative: the peaks of all frames would be added to paths that leave some of them out.
     lattice, emissions = _emissions(request, problem, relative=False)
@@ -117,6 +122,7 @@ def _wildcard(request: Request, problem: Problem, *, begin: bool, end: bool) -> 
     return _losses(emissions, topology, lattice, request)
 
 
+@_sharded
 def star(request: Request, problem: Problem, penalty: Array) -> Float[Array, " N"]:
     """Return the losses of paths that may have further labels before, between and after those of the target."""
     lattice = lattices.build_lattice(problem, request)
@@ -168,4 +174,4 @@ def _losses(
     # Subtracted from 0: minus the logarithm of 1 would be -0.0.
     loss = jnp.where(infeasible, jnp.inf, 0 - (value + emissions.peak.sum(axis=0)))
     # A product, so that the gradient of an invalid row is NaN as well.
-    return loss * jnp.where(lattice.legal, 1, jnp.nan)
+    return loss * outcome.nan_where(~lattice.legal, jnp.ones_like(loss))

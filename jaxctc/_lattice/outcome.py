@@ -1,5 +1,6 @@
 """Turn a computed loss into the one that the contract promises: NaN, infinity, and no rounding below zero."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -25,4 +26,15 @@ def finished(
     else:
         slack = frames * float(jnp.finfo(dtype).eps)
         loss = jnp.where((loss <= 0) & (loss >= -slack), 0, loss)
-    return jnp.where(invalid, jnp.nan, jnp.where(infeasible, jnp.inf, loss))
+    return nan_where(invalid, jnp.where(infeasible, jnp.inf, loss))
+
+
+def nan_where(condition: Bool[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return the array with NaN where the condition holds.
+
+    Under `jax.debug_nans` a constant would itself be reported as a NaN, though nothing takes its value. There NaN is
+    the quotient of two zeros, so that it is reported where a result is NaN, and nowhere else.
+    """
+    if not jax.config.jax_debug_nans:  # type: ignore[attr-defined]
+        return jnp.where(condition, jnp.nan, x)
+    return jnp.where(condition, 0, x) / jnp.where(condition, 0, 1).astype(x.dtype)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxctc._mesh import varying_like
 from jaxctc._reference.log_space import logaddexp
 from jaxctc._types import LOG_ZERO
 
@@ -47,6 +48,7 @@ def ctc_loss(
 
     # Before the first frame every path is in the first blank.
     start = jnp.full(len(states), LOG_ZERO, log_probs.dtype).at[0].set(0)
+    start = varying_like(emissions, start)  # from device to device, within jax.shard_map
     alpha, _ = lax.scan(frame, start, (jnp.arange(len(log_probs), dtype=jnp.int32), emissions))
     last_blank, last_label = alpha[2 * target_length], shifted(alpha, 1)[2 * target_length]
     return -logaddexp(last_blank, last_label)

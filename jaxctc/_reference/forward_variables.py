@@ -8,10 +8,12 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
-from jaxctc._lattice import lattices
+from jaxctc._lattice import lattices, outcome
 from jaxctc._lattice.lattices import Lattice
+from jaxctc._mesh import sharded_like_scores
 from jaxctc._reference import log_emissions, recursion
 from jaxctc._reference.log_space import logaddexp
 from jaxctc._reference.recursion import LogStates
@@ -19,8 +21,9 @@ from jaxctc._types import LOG_ZERO, Problem, Request
 
 
 @functools.partial(jax.jit, static_argnames="request")
+@sharded_like_scores(lambda sequences, _: (P(None, *sequences),) * 2)
 def forward_variables(
-    problem: Problem, frame_mask: Bool[Array, "N T"], request: Request
+    request: Request, problem: Problem, frame_mask: Bool[Array, "N T"]
 ) -> tuple[Float[Array, "T N blanks"], Float[Array, "T N labels"]]:
     """Return alpha of the blank states and of the label states, after the emission of each frame.
 
@@ -38,7 +41,7 @@ def forward_variables(
     alpha = LogStates(*(x + peak[:, :, None] for x in alpha))
 
     def finished(x: Float[Array, "T N W"]) -> Float[Array, "T N W"]:
-        return jnp.where(lattice.legal[None, :, None], jnp.where(x < LOG_ZERO / 2, -jnp.inf, x), jnp.nan)
+        return outcome.nan_where(~lattice.legal[None, :, None], jnp.where(x < LOG_ZERO / 2, -jnp.inf, x))
 
     ended = finished(recursion.into_blank(logaddexp, LogStates(*(x[-1] for x in alpha)))[None])
     frames_so_far = jnp.cumsum(frame_mask, axis=1, dtype=jnp.int32).T[:, :, None]

@@ -42,4 +42,5 @@ def _nan_of_rows(
     scores = frames_first(scores, request)
     mask = frame_mask(lattice.input_lengths, len(scores)) | ~lattice.legal[None]
     scores = jnp.where((nan[None] & mask)[:, :, None], scores.astype(accumulation_dtype(scores.dtype)), 0)
-    return jnp.where(nan, jnp.nan, 0) * scores.sum(axis=(0, 2))
+    total = scores.sum(axis=(0, 2))
+    return outcome.nan_where(nan, jnp.zeros_like(total)) * total

@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from jaxctc._lattice.lattices import Lattice
+from jaxctc._mesh import varying_like
 from jaxctc._reference import recursion
 from jaxctc._reference.log_emissions import topology_of
 from jaxctc._reference.recursion import LogStates, Topology, from_left
@@ -58,6 +59,7 @@ def best_path(
         return lax.scan(back, state, backpointers, reverse=True)
 
     begin = recursion.start(topology, log_probs.dtype), jnp.zeros(sequences, log_probs.dtype)
+    begin = varying_like((log_probs, lattice), begin)
     if count == 1:
         (alpha, score), backpointers = lax.scan(frame, begin, (time[0], padded))
         _, path = trace(_end(alpha, topology), backpointers)

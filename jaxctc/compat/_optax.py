@@ -94,13 +94,13 @@ def optax_ctc_loss_with_forward_probs(
         >>> (9 * jnp.exp(label[:, 0, 0])).round(2).tolist()  # 1/3, then 2/9: the paths 1 1 and blank 1
         [3.0, 2.0]
     """
-    padded = _padded(logits, logit_paddings, labels, label_paddings, blank_id)
-    return _optax(*padded), *forward_variables(*padded)
+    problem, frame_mask, request = _padded(logits, logit_paddings, labels, label_paddings, blank_id)
+    return _optax(problem, frame_mask, request), *forward_variables(request, problem, frame_mask)
 
 
 def _padded(
     logits: ArrayLike, logit_paddings: ArrayLike, labels: ArrayLike, label_paddings: ArrayLike, blank_id: int
-) -> tuple[Problem, ArrayLike, Request]:
+) -> tuple[Problem, jax.Array, Request]:
     """Return the problem, whose frames have not been moved yet, the mask of those that are not padding, the request."""
     scores = three_axes("logits", logits)
     labels = two_axes("labels", labels, scores.shape[0])
@@ -108,7 +108,7 @@ def _padded(
     _, counts = _unpadded("label_paddings", label_paddings, labels.shape, "labels", anywhere=False)
     names = Names("labels", "the length by logit_paddings", "the length by label_paddings", "blank_id", "logits")
     problem, request = canonical_logits(scores, labels, frames, counts, blank_id, True, names)
-    return problem, frame_mask, request
+    return problem, jnp.asarray(frame_mask), request
 
 
 def _unpadded(

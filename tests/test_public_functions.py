@@ -1,0 +1,81 @@
+"""What holds for every public function: under `jax.debug_nans`, within `jax.shard_map`, over explicit axes."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from meshes import mesh_of
+from public_functions import (
+    CHECKS,
+    FUNCTIONS,
+    ON_THE_HOST,
+    TYPES,
+    WITH_GRADIENT,
+    finite_total,
+    gradient_of,
+    problem,
+)
+
+import jaxctc
+from jaxctc import compat, variants
+
+
+def every(functions, *quick):
+    """Parametrize by name; `make test` leaves all but the `quick` ones to `make test-all`."""
+    marks = {name: () if name in quick else pytest.mark.full for name in functions}
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=mark) for name, mark in marks.items()])
+
+
+def test_the_table_has_every_public_function():
+    names = {*jaxctc.__all__, *compat.__all__, *variants.__all__} - {"compat", "variants"}
+    assert names == {*FUNCTIONS} | CHECKS | TYPES | ON_THE_HOST
+
+
+@every(FUNCTIONS, "ctc_loss_with_logits", "forced_align")
+def test_debug_nans_reports_nothing_without_jit(name):
+    """The result of each operation is checked there: no constant may be a NaN."""
+    arguments = problem(frames=3)
+    with jax.disable_jit(), jax.debug_nans(True):
+        jax.block_until_ready(FUNCTIONS[name](*arguments))
+
+
+@every(WITH_GRADIENT, "ctc_posteriors")
+def test_debug_nans_reports_no_derivative(name):
+    """What a derivative stores is the result of a compiled function, and is checked."""
+    with jax.debug_nans(True):
+        jax.block_until_ready(gradient_of(WITH_GRADIENT[name])(*problem()))
+
+
+@pytest.mark.parametrize("jitted", [True, False])
+def test_debug_nans_reports_a_nan_that_is_there(jitted):
+    scores, *rest = problem(frames=3)
+    scores = scores.at[0, 0, 0].set(np.nan)
+    with jax.disable_jit(not jitted), jax.debug_nans(True), pytest.raises(FloatingPointError):
+        jax.block_until_ready(jaxctc.ctc_loss(scores, *rest))
+
+
+@every(FUNCTIONS, "forced_align", "beam_search_decode")
+def test_each_device_of_a_shard_map_runs_its_own_sequences(name):
+    """With the default `check_vma`: the carry of every loop must vary as its results do."""
+    arguments, specs = problem(), (P(None, "n"), P("n"), P("n"), P("n"))
+
+    def each(*part):
+        return jax.lax.psum(finite_total(FUNCTIONS[name](*part)), "n")
+
+    mapped = jax.shard_map(each, mesh=mesh_of(AxisType.Auto, n=2), in_specs=specs, out_specs=P())
+    halves = ([arguments[0][:, i : i + 1], *(x[i : i + 1] for x in arguments[1:])] for i in range(2))
+    want = sum(finite_total(FUNCTIONS[name](*half)) for half in halves)
+    np.testing.assert_allclose(jax.jit(mapped)(*arguments), want, rtol=1e-5)
+
+
+@every(FUNCTIONS, "star_ctc_loss", "beam_search_decode")
+@pytest.mark.parametrize("spec", [P(None, "n"), P(None, None, "c"), P(None, "n", "c")], ids=str)
+def test_axes_may_be_explicit(name, spec):
+    arguments, rest = problem(), P(*spec[1:2])
+    function = gradient_of(FUNCTIONS[name]) if name in WITH_GRADIENT else FUNCTIONS[name]
+    with jax.set_mesh(mesh := mesh_of(AxisType.Explicit, n=2, c=2)):
+        on = [NamedSharding(mesh, spec), *[NamedSharding(mesh, rest)] * 3]
+        got = jax.jit(function)(*map(jax.device_put, arguments, on))
+    for x, y in zip(*map(jax.tree.leaves, (got, function(*arguments))), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
