@@ -74,8 +74,8 @@ FUNCTIONS = WITH_GRADIENT | {
     "label_priors": _decoded(variants.label_priors),
 }
 """By name: functions of scores (T, N, C), targets (N, S), input lengths and target lengths (N,)."""
-CHECKS = {"check_batch"}
-"""They return nothing."""
+WITHOUT_RESULT = {"check_batch", "set_implementation"}
+"""They compute nothing from the scores."""
 
 
 def problem(frames: int = 6, sequences: int = 2, classes: int = 4, seed: int = 0) -> list[Any]:
