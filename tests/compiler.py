@@ -22,9 +22,9 @@ def environment() -> dict[str, str]:
     """For this process and those that it starts, before JAX is imported."""
     flags = (f"--{name}={str(value).lower()}" for name, value in (QUICK | _ALONE).items())
     variables = {"XLA_FLAGS": " ".join([os.environ.get("XLA_FLAGS", ""), *flags])}
+    # What one process has compiled is there for all of them, and for the next run where a directory is given.
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        # What one process has compiled is there for all of them.
         cache = tempfile.mkdtemp(prefix="jaxctc-tests-")
         atexit.register(shutil.rmtree, cache)
-        variables |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return variables
+        variables["JAX_COMPILATION_CACHE_DIR"] = cache
+    return variables | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}

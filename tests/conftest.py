@@ -62,8 +62,16 @@ FULL = {
         "test_implementation.py::test_losses_that_come_of_the_loss_take_its_kernels",
         "test_implementation.py::test_posteriors_take_what_kernels_leave",
     ],
+    "how programs are made: what they keep in memory, compute, say between devices, and how many there are": [
+        "test_both_ends.py::test_long_recordings_take_little_memory",
+        "test_posteriors.py::test_what_is_not_used_is_not_computed",
+        "test_slices.py::test_no_more_than_a_slice_is_worked_on",
+        "bridge/test_sizes.py::test_warmup_compiles_what_it_is_asked_for",
+        "bridge/test_sizes.py::test_without_sizes_every_shape_is_compiled",
+    ],
     "processes of their own, each of which imports and compiles everything again": [
         "test_distributed.py",
+        "test_package.py::test_the_core_imports_nothing_that_it_can_do_without",
         "bridge/test_machinery.py::test_distributed_data_parallel",
         "bridge/test_processes.py::test_a_forked_data_loader_does_not_hang_and_a_loss_inside_says_what_to_do",
         "bridge/test_processes.py::test_memory_and_file_handles_stay_what_they_are",
@@ -77,7 +85,14 @@ FULL = {
         "test_package.py::test_examples_in_docstrings",
         "test_sharding.py::test_the_page_s_examples",
     ],
-    "the benchmarks' own tests, and their pictures": ["test_benchmarks.py"],
+    "the benchmarks' own tests": ["test_benchmarks.py"],
+    "pictures": [
+        "test_plot.py::test_the_three_panels_share_one_axis_of_time",
+        "test_plot.py::test_the_bars_have_the_frames_and_the_confidence_of_the_spans",
+        "test_plot.py::test_an_alignment_from_end_to_end",
+        "test_plot.py::test_scores_are_drawn_without_spans",
+        "test_plot.py::test_a_hundred_names_do_not_overlap",
+    ],
 }
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -48,11 +48,11 @@ class Entry(NamedTuple):
     def draw(self, seed: int = 0, frames: int = T) -> np.ndarray:
         """Scores in float64 that the type can hold exactly."""
         drawn = np.random.default_rng(seed).normal(size=(frames, N, C)) * 2
-        return np.array(jnp.asarray(drawn, self.dtype), np.float64)
+        return drawn.astype(self.dtype).astype(np.float64)
 
     def scores(self, x: np.ndarray) -> jax.Array:
-        made = jnp.asarray(np.asarray(x), self.dtype)
-        return jnp.swapaxes(made, 0, 1) if self.batch_first and made.ndim == 3 else made
+        made = np.asarray(x).astype(self.dtype)  # all of it in numpy: JAX would compile every step
+        return jnp.asarray(np.swapaxes(made, 0, 1) if self.batch_first and made.ndim == 3 else made)
 
     def loss(self, x: np.ndarray, *problem: Any, blank: int = BLANK, reduction: str = "none", **options: Any):
         """As a user calls it, values at hand."""
@@ -129,15 +129,21 @@ def name(entry: Entry) -> str:
     return "-".join(filter(None, words))
 
 
+QUICK = [
+    *PLAIN,
+    Entry(jaxctc.ctc_loss_with_logits, jnp.float64, True),
+    Entry(jaxctc.ctc_loss, jnp.bfloat16, True),
+    Entry(jaxctc.ctc_loss_with_logits, jnp.float16, False),
+    REFERENCE[0],
+]
+"""Those in `make test`: each function, dtype, layout and implementation, but not each with each. All compile anew."""
+
+
 def parameters(entries):
     def marks(entry):
         # What one entry compiles serves all its tests, where they run in one process.
         together = pytest.mark.xdist_group(name(entry))
-        return (
-            [together, pytest.mark.full]
-            if entry.implementation in ("interpreted-tpu", "interpreted-gpu")
-            else [together]
-        )
+        return [together] if entry in QUICK else [together, pytest.mark.full]
 
     return [pytest.param(e, id=name(e), marks=marks(e)) for e in entries]
 
@@ -180,7 +186,7 @@ def _register_interpreted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-UNROUNDED = [Entry(jaxctc.ctc_loss, jnp.float32, False), Entry(jaxctc.ctc_loss_with_logits, jnp.float64, True)]
+UNROUNDED = [QUICK[0], QUICK[2]]
 
 
 @pytest.fixture(params=parameters(UNROUNDED))
@@ -494,7 +500,7 @@ def test_never_negative_however_confident(entry, scale):
     path[::2] = targets.T
     x = np.eye(C)[path] * scale + np.random.default_rng(0).normal(size=(frames, N, C)) * 0.1
     if not entry.from_logits:
-        x = np.asarray(jax.nn.log_softmax(jnp.asarray(x, entry.dtype)), np.float64)
+        x = log_softmax(x.astype(entry.dtype)).astype(entry.dtype).astype(np.float64)
     got = entry.traced(x, targets, np.full(N, frames), np.full(N, frames // 2))
     assert (got.losses >= 0).all()
     if scale >= 100:
@@ -506,4 +512,4 @@ def test_a_true_negative_of_unnormalized_scores_stays(entry):
         x = entry.draw() + 4
         got = entry.traced(x, *PROBLEM)
         assert (got.losses < 0).all()
-        assert_close(entry, got, expected(entry, np.asarray(jnp.asarray(x, entry.dtype), np.float64)))
+        assert_close(entry, got, expected(entry, x.astype(entry.dtype).astype(np.float64)))

@@ -125,13 +125,14 @@ def test_nearly_nothing_is_not_nothing_and_has_no_sign():
         assert not np.signbit(loss)
 
 
-def test_ties_of_the_largest_logit():
+@pytest.mark.parametrize("classes", [2, pytest.param(3, marks=pytest.mark.full), 5])
+def test_ties_of_the_largest_logit(classes):
     """Where several classes are the best one, none is left out of the sum."""
-    for classes in (2, 3, 5):
-        for offset in (0.0, 1e4):
-            logits = jnp.zeros((4, 1, classes)).at[:, :, 2:].add(-16.0) + offset
-            targets = np.array([[1]])
-            exact, slope = by_torch(logits, targets, torch.float64)
-            loss, gradient = ours(logits, targets)
-            np.testing.assert_allclose(loss, exact, rtol=1e-6)
-            np.testing.assert_allclose(gradient, slope, atol=1e-7)
+    for offset in (0.0, 1e4):
+        logits = np.full((4, 1, classes), offset, np.float32)
+        logits[:, :, 2:] -= 16
+        targets = np.array([[1]])
+        exact, slope = by_torch(logits, targets, torch.float64)
+        loss, gradient = ours(logits, targets)
+        np.testing.assert_allclose(loss, exact, rtol=1e-6)
+        np.testing.assert_allclose(gradient, slope, atol=1e-7)

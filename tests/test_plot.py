@@ -11,7 +11,6 @@ import pytest
 
 import jaxctc
 from jaxctc import TokenSpan
-from jaxctc._api import plot
 
 pytest.importorskip("matplotlib")
 
@@ -152,15 +151,26 @@ def test_a_hundred_names_do_not_overlap():
 
 
 def test_names_move_as_little_as_possible():
-    moved = plot._apart(np.array([0.0, 1.0, 2.0, 9.0]), np.full(4, 2.0))
-    np.testing.assert_allclose(moved, [-1, 1, 3, 9])
+    """The outer two of three neighbours by as much as they overlap, and what is far away not at all."""
+    spans = [TokenSpan(1, start, start + 1, 0.0) for start in (100, 101, 102, 200)]
+    axes = jaxctc.plot_alignment(np.zeros((300, CLASSES)), spans, blank=BLANK, label_names={1: "i"}).axes[-1]
+    left, middle, right, _ = boxes = [text.get_window_extent() for text in axes.texts]
+    point = axes.figure.dpi / 72
+    overlap = left.width / point - (spans[1].start - spans[0].start) * axes.bbox.width / 300 / point
+    assert overlap > 0
+    moves = [text.get_position()[0] for text in axes.texts]
+    np.testing.assert_allclose(moves, [-overlap, 0, overlap, 0], atol=1e-6)
+    np.testing.assert_allclose([left.x1, middle.x1], [middle.x0, right.x0], atol=1e-6)
+    assert visible(axes) == ["i"] * len(boxes)
 
 
 def test_neighbours_differ_in_colour():
     spans = [TokenSpan(token, i, i + 1, 0.0) for i, token in enumerate([0, 1, 2, 3, 4, 5, 6, 0, 7, 0])]
-    colours = plot._colours(spans, {k: str(k) for k in range(8)})
-    assert all(colours[a.token] != colours[b.token] for a, b in itertools.pairwise(spans))
-    assert set(colours.values()) == set(plot.COLOURS)
+    axes = jaxctc.plot_alignment(np.zeros((10, 9)), spans, blank=8).axes[-1]
+    colours = [bar.get_facecolor() for bar in axes.patches[1::2]]
+    assert all(a != b for a, b in itertools.pairwise(colours))
+    assert len(set(colours)) == 7, "as many as there are, for eight classes"
+    assert colours[0] == colours[7] == colours[9]
 
 
 def test_without_matplotlib_the_error_names_the_remedy(monkeypatch):

@@ -20,8 +20,12 @@ from jaxctc import _mesh
 T, N, C, S = 12, 16, 256, 4
 WIDTH = 8
 """Columns of the lattice: S + 2, in whole vectors."""
-FUNCTIONS = [jaxctc.ctc_loss, jaxctc.ctc_loss_with_logits]
-every_function = pytest.mark.parametrize("function", FUNCTIONS)
+every_function = pytest.mark.parametrize(
+    # Of the two, that of logits says more between devices: it is there in `make test`.
+    "function",
+    [pytest.param(jaxctc.ctc_loss, marks=pytest.mark.full), jaxctc.ctc_loss_with_logits],
+    ids=lambda function: function.__name__,
+)
 # One of the two is enough for `make test`; tests/test_frames.py has explicit axes there as well.
 every_type = pytest.mark.parametrize(
     "axis_type", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.full)], ids=lambda t: t.name
@@ -47,12 +51,13 @@ def placed(mesh, sequences=None, classes=None, problem=PROBLEM):
 
 
 def gradient_of(function, reduction, **options):
+    """Not compiled: a test compiles it as it needs it."""
     return jax.value_and_grad(functools.partial(function, reduction=reduction, zero_infinity=True, **options))
 
 
 @functools.cache
 def on_one_device(function, reduction):
-    return gradient_of(function, reduction)(*PROBLEM)
+    return jax.jit(gradient_of(function, reduction))(*PROBLEM)
 
 
 def assert_same(got, want):
@@ -77,7 +82,7 @@ def test_a_sharded_batch_meets_in_the_reduction_alone(function, axis_type):
 
 
 @every_type
-@pytest.mark.parametrize("axes", [{"model": 8}, {"data": 2, "model": 4}], ids=str)
+@pytest.mark.parametrize("axes", [pytest.param({"model": 8}, marks=pytest.mark.full), {"data": 2, "model": 4}], ids=str)
 @every_function
 def test_sharded_classes_exchange_emissions_and_normalizers(function, axes, axis_type):
     mesh = mesh_of(axis_type, **axes)
@@ -99,7 +104,10 @@ def test_sharded_classes_exchange_emissions_and_normalizers(function, axes, axis
 
 
 @every_type
-@pytest.mark.parametrize("function", [jaxctc.ctc_posteriors, jaxctc.forced_align, jaxctc.ctc_statistics])
+@pytest.mark.parametrize(
+    "function",
+    [jaxctc.ctc_posteriors, jaxctc.forced_align, pytest.param(jaxctc.ctc_statistics, marks=pytest.mark.full)],
+)
 def test_posteriors_and_alignment_say_nothing_over_a_sharded_batch(axis_type, function):
     problem = *PROBLEM[:3], np.minimum(PROBLEM[3], PROBLEM[2] // 2)  # all feasible
     arguments = placed(mesh_of(axis_type, data=8), "data", problem=problem)
@@ -110,7 +118,13 @@ def test_posteriors_and_alignment_say_nothing_over_a_sharded_batch(axis_type, fu
 
 
 @every_type
-@pytest.mark.parametrize("found", [lambda *x: jaxctc.ctc_posteriors(*x).classes, jaxctc.ctc_statistics])
+@pytest.mark.parametrize(
+    "found",
+    [
+        pytest.param(lambda *x: jaxctc.ctc_posteriors(*x).classes, id="posteriors"),
+        pytest.param(jaxctc.ctc_statistics, id="statistics", marks=pytest.mark.full),
+    ],
+)
 def test_posteriors_have_their_derivatives_over_a_sharded_batch(axis_type, found):
     problem = *PROBLEM[:3], np.minimum(PROBLEM[3], PROBLEM[2] // 2)
 
@@ -120,7 +134,7 @@ def test_posteriors_have_their_derivatives_over_a_sharded_batch(axis_type, found
     mesh = mesh_of(axis_type, data=8)
     with jax.set_mesh(mesh):
         gradient = jax.jit(jax.grad(total))(*placed(mesh, "data", problem=problem))
-    want = jax.grad(total)(*problem)
+    want = jax.jit(jax.grad(total))(*problem)
     np.testing.assert_allclose(gradient, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
 
 

@@ -19,7 +19,10 @@ def drawn():
     return rng.normal(size=(T, N, C)).astype(np.float32), targets, frames, labels
 
 
-@pytest.mark.parametrize(("function", "batch_first"), [(jaxctc.ctc_loss, False), (jaxctc.ctc_loss_with_logits, True)])
+@pytest.mark.parametrize(
+    ("function", "batch_first"),
+    [pytest.param(jaxctc.ctc_loss, False, marks=pytest.mark.full), (jaxctc.ctc_loss_with_logits, True)],
+)
 def test_slices_change_no_bit(function, batch_first):
     scores, *rest = drawn()
     scores = scores.swapaxes(0, 1) if batch_first else scores

@@ -12,7 +12,18 @@ import jaxctc
 T, N, C, S, BLANK = 20, 3, 5, 4, 4
 TARGETS = torch.tensor([[1, 1, 2, 0], [3, 0, -9, -9], [2, 1, 3, 2]])
 FRAMES, COUNTS = [20, 13, 9], [4, 2, 4]
-SIZES = [None, bridge.Sizes(), bridge.Sizes(sequences=2)]
+SIZES = [
+    pytest.param(None, id="exact"),
+    pytest.param(bridge.Sizes(), marks=pytest.mark.full, id="padded"),
+    pytest.param(bridge.Sizes(frames=(24,), sequences=2), id="in blocks"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_blocks():
+    """What is compiled for one test serves the others."""
+    with bridge.set_sizes(bridge.Sizes(frames=(24,), sequences=2)):
+        yield
 
 
 def log_probs(dtype=torch.float32):
@@ -31,7 +42,7 @@ def equal(ours, theirs):
 LATTICE = TARGETS.numpy(), np.array(FRAMES), np.array(COUNTS)
 
 
-@pytest.mark.parametrize("sizes", SIZES, ids=["exact", "padded", "in blocks"])
+@pytest.mark.parametrize("sizes", SIZES)
 def test_the_same_as_jaxctc(sizes):
     scores = log_probs()
     with bridge.set_sizes(sizes):
@@ -88,12 +99,11 @@ def test_types(dtype):
 
 def test_posteriors_can_be_differentiated():
     scores = log_probs(torch.float64)[:6].requires_grad_()
-    with bridge.set_sizes(bridge.Sizes(sequences=2)):
-        assert torch.autograd.gradcheck(
-            lambda x: tuple(bridge.ctc_posteriors(x, TARGETS[:, :2], [6, 5, 2], [2, 2, 2], BLANK)),
-            scores,
-            fast_mode=True,
-        )
+    assert torch.autograd.gradcheck(
+        lambda x: tuple(bridge.ctc_posteriors(x, TARGETS[:, :2], [6, 5, 2], [2, 2, 2], BLANK)),
+        scores,
+        fast_mode=True,
+    )
     states, _ = bridge.ctc_posteriors(scores, TARGETS[:, :2], [6, 5, 2], [2, 2, 2], BLANK)
     assert not torch.isnan(torch.autograd.grad(states[:, :, 1].sum(), scores)[0]).any()
 

@@ -121,7 +121,7 @@ def test_function_transforms(scores):
 
 @pytest.mark.parametrize("axis", [0, 1, 3])
 def test_vmap_over_scores(axis):
-    many = torch.randn(6, T, N, C, generator=torch.Generator().manual_seed(2))
+    many = torch.randn(6, T, N, C, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     road = ROADS["logits"]
     expected = torch.stack([road(x) for x in many])
     gradients = torch.stack([torch.func.grad(lambda x: road(x).sum())(x) for x in many])
@@ -131,7 +131,7 @@ def test_vmap_over_scores(axis):
 
 
 def test_vmap_over_everything():
-    many = torch.randn(2, T, N, C, generator=torch.Generator().manual_seed(2)).log_softmax(3)
+    many = torch.randn(2, T, N, C, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).log_softmax(3)
     targets = torch.stack([TARGETS, TARGETS.flip(0)])
     frames, labels = torch.tensor([[5, 4, 3], [3, 5, 5]]), torch.tensor([[2, 2, 1], [0, 1, 2]])
 
@@ -145,7 +145,7 @@ def test_vmap_over_everything():
 
 def test_per_sample_gradients():
     """vmap(grad) over the sequences of one batch, each on its own."""
-    x = torch.randn(T, N, C, generator=torch.Generator().manual_seed(5))
+    x = torch.randn(T, N, C, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 
     def one(x, targets, frames, labels):
         return bridge.ctc_loss_with_logits(x[:, None], targets[None], frames[None], labels[None], reduction="sum")

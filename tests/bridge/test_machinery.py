@@ -50,13 +50,15 @@ class Model(torch.nn.Module):
         return self.criterion(scores.log_softmax(2), targets, input_lengths, target_lengths)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.full)])
 def test_compile_whole(backend):
     compiled = torch.compile(criterion, backend=backend, fullgraph=True)
     torch.testing.assert_close(value_and_gradient(compiled, TARGETS, *LENGTHS), value_and_gradient())
 
 
-@pytest.mark.parametrize("reduction", ["none", "sum", "mean_volume", "elementwise_mean"])
+@pytest.mark.parametrize(
+    "reduction", ["none", "elementwise_mean", *(pytest.param(x, marks=pytest.mark.full) for x in ("sum", "mean_volume"))]
+)
 def test_compile_other_options_and_forms(reduction):
     def loss(scores):
         return bridge.ctc_loss_with_logits(scores, TARGETS, [12, 9, 7], [3, 2, 1], 0, reduction, True).sum()
