@@ -47,11 +47,18 @@ from jaxctc._api.timestamps import decoded_spans as decoded_spans
 from jaxctc._api.timestamps import merge_words as merge_words
 from jaxctc._inputs.default_implementation import set_implementation as set_implementation
 
+# The package of this name, which also runs as a command, is replaced by its function.
+from jaxctc.diagnose import Diagnosis as Diagnosis
+from jaxctc.diagnose import Finding as Finding
+from jaxctc.diagnose import diagnose as diagnose
+
 __version__ = "0.1.0"
 __all__ = [
     "Alignment",
     "Beams",
     "Decoded",
+    "Diagnosis",
+    "Finding",
     "Posteriors",
     "Statistics",
     "TokenSpan",
@@ -64,6 +71,7 @@ __all__ = [
     "ctc_posteriors",
     "ctc_statistics",
     "decoded_spans",
+    "diagnose",
     "forced_align",
     "greedy_decode",
     "merge_tokens",

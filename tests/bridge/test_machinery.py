@@ -57,7 +57,8 @@ def test_compile_whole(backend):
 
 
 @pytest.mark.parametrize(
-    "reduction", ["none", "elementwise_mean", *(pytest.param(x, marks=pytest.mark.full) for x in ("sum", "mean_volume"))]
+    "reduction",
+    ["none", "elementwise_mean", *(pytest.param(name, marks=pytest.mark.full) for name in ("sum", "mean_volume"))],
 )
 def test_compile_other_options_and_forms(reduction):
     def loss(scores):

@@ -1,0 +1,125 @@
+"""Hold a batch as it was passed, legal or not, and what the checks look at."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+class FrameFacts(NamedTuple):
+    """What the live frames of one sequence say; each is (frames,)."""
+
+    best: np.ndarray
+    """The best class; a NaN is never the best."""
+    best_score: np.ndarray
+    normalizer: np.ndarray
+    """The log-sum-exp over the classes."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch whose shapes fit together. Its values may be anything."""
+
+    scores: np.ndarray
+    """(T, N, C), in the caller's own precision."""
+    targets: np.ndarray
+    """(N, S), int64; what is beyond a target's length is padding."""
+    input_lengths: np.ndarray
+    target_lengths: np.ndarray
+    blank: int
+    """Within [0, C)."""
+    from_logits: bool
+    names: Sequence[str] | None
+    """Of the classes."""
+
+    @property
+    def sequences(self) -> int:
+        return self.scores.shape[1]
+
+    @property
+    def classes(self) -> int:
+        return self.scores.shape[2]
+
+    @functools.cached_property
+    def frames(self) -> np.ndarray:
+        """(N,), within [0, T]: the frames that are there."""
+        return np.clip(self.input_lengths, 0, self.scores.shape[0])
+
+    @functools.cached_property
+    def counts(self) -> np.ndarray:
+        """(N,), within [0, S]: the labels that are there."""
+        return np.clip(self.target_lengths, 0, self.targets.shape[1])
+
+    @functools.cached_property
+    def counted(self) -> np.ndarray:
+        """(N, S): whether this slot of the targets holds a label."""
+        return np.arange(self.targets.shape[1]) < self.counts[:, None]
+
+    @functools.cached_property
+    def used(self) -> np.ndarray:
+        """All labels of the batch, end to end."""
+        return self.targets[self.counted]
+
+    def labels(self, row: int) -> np.ndarray:
+        return self.targets[row, : self.counts[row]]
+
+    @functools.cached_property
+    def legal(self) -> np.ndarray:
+        """(N,): whether the loss takes this sequence's lengths and labels."""
+        wrong = (self.targets < 0) | (self.targets >= self.classes) | (self.targets == self.blank)
+        lengths = (self.input_lengths == self.frames) & (self.target_lengths == self.counts)
+        return lengths & ~(wrong & self.counted).any(axis=1)
+
+    @functools.cached_property
+    def needed(self) -> np.ndarray:
+        """(N,): the frames that each target needs."""
+        repeats = (self.targets[:, 1:] == self.targets[:, :-1]) & self.counted[:, 1:]
+        return self.counts + repeats.sum(axis=1)
+
+    @functools.cached_property
+    def feasible(self) -> np.ndarray:
+        return self.needed <= self.frames
+
+    def live(self, row: int) -> np.ndarray:
+        """(frames, C): the scores within the input length, as float64."""
+        return self.scores[: self.frames[row], row].astype(np.float64)
+
+    def each_live(self) -> Iterator[np.ndarray]:
+        return (self.live(n) for n in range(self.sequences))
+
+    @functools.cached_property
+    def facts(self) -> list[FrameFacts]:
+        """What the live frames say, for each sequence."""
+        return [_facts(x) for x in self.each_live()]
+
+    @functools.cached_property
+    def best(self) -> np.ndarray:
+        """The best class of every live frame, end to end."""
+        return np.concatenate([f.best for f in self.facts])
+
+    def read(self, row: int, blank: int) -> list[int]:
+        """What the best path spells: repeats merged, then blanks removed."""
+        best = self.facts[row].best
+        starts = np.append(True, best[1:] != best[:-1])[: len(best)]
+        return [int(k) for k in best[starts] if k != blank]
+
+    def spell(self, labels: Sequence[int] | np.ndarray) -> str:
+        """Labels in the caller's own names, where there are."""
+        names = self.names
+        if names is None:
+            return " ".join(str(int(k)) for k in labels)
+        words = [names[k] if 0 <= k < len(names) else f"<{int(k)}>" for k in labels]
+        return ("" if all(len(name) <= 1 for name in names) else " ").join(words)
+
+
+def _facts(x: np.ndarray) -> FrameFacts:
+    """Return what the frames (frames, C) say."""
+    known = np.where(np.isnan(x), -np.inf, x)
+    best = known.argmax(axis=1)
+    top = known.max(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        finite = np.where(np.isfinite(top), top, 0)
+        normalizer = finite + np.log(np.exp(x - finite[:, None]).sum(axis=1))
+    return FrameFacts(best, top, normalizer)

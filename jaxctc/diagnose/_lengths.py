@@ -1,0 +1,113 @@
+"""Check lengths: those that the loss refuses, those that make it infinite, and those that count something else."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from jaxctc.diagnose._batch import Batch
+from jaxctc.diagnose._findings import Finding, finding
+
+TIGHT = 1.2
+"""Frames for each frame that a target needs, below which it is tight."""
+_SAME = 1e-5
+"""Two frames whose scores differ by no more are the same."""
+_LEAST_TAIL = 3
+"""Frames at the end that must be the same before they are called padding."""
+_COMPARED = 64
+"""Sequences whose ends are compared with one another."""
+
+
+def check(batch: Batch) -> Iterator[Finding]:
+    yield from _ranges(batch)
+    yield from _feasibility(batch)
+    yield from _padded_frames(batch)
+    empty = np.flatnonzero(batch.target_lengths == 0)
+    if len(empty):
+        yield finding("empty-target", empty, empty_targets=len(empty), sequences=batch.sequences)
+
+
+def _ranges(batch: Batch) -> Iterator[Finding]:
+    frames, lengths = batch.scores.shape[0], batch.input_lengths
+    wrong = np.flatnonzero(lengths != batch.frames)
+    if len(wrong):
+        factor = lengths.max() / frames
+        # The longest sequence of a batch has about T frames; a rounding error does not double it.
+        if lengths.min() >= 0 and factor >= 1.9:
+            yield finding(
+                "lengths-before-subsampling",
+                wrong,
+                f"The longest is {factor:.4g} times T = {frames}: divided by that, they are "
+                f"{_some(np.ceil(lengths / factor).astype(int))}.",
+                input_lengths=lengths[wrong],
+                frames=frames,
+                factor=round(float(factor), 3),
+            )
+        else:
+            yield finding("input-length-range", wrong, input_lengths=lengths[wrong], frames=frames)
+    wrong = np.flatnonzero(batch.target_lengths != batch.counts)
+    if len(wrong):
+        yield finding(
+            "target-length-range", wrong, target_lengths=batch.target_lengths[wrong], width=batch.targets.shape[1]
+        )
+
+
+def _feasibility(batch: Batch) -> Iterator[Finding]:
+    known = batch.input_lengths == batch.frames
+    rows = np.flatnonzero(known & ~batch.feasible)
+    if len(rows):
+        ratio = (batch.frames[rows] / batch.needed[rows]).min()
+        worst = rows[np.argmin(batch.frames[rows] / batch.needed[rows])]
+        yield finding(
+            "infeasible",
+            rows,
+            f"Row {worst} has {ratio:.2f} frames for each that it needs: {_factors(ratio)}",
+            frames=batch.frames[rows],
+            frames_needed=batch.needed[rows],
+            labels=batch.counts[rows],
+            repeats=batch.needed[rows] - batch.counts[rows],
+        )
+    rows = np.flatnonzero(known & batch.feasible & (batch.frames < TIGHT * batch.needed))
+    if len(rows):
+        yield finding("tight", rows, frames=batch.frames[rows], frames_needed=batch.needed[rows])
+
+
+def _factors(ratio: float) -> str:
+    """Say by how much a model may subsample that has so few frames today."""
+    may = [(today, int(today * ratio)) for today in (2, 4, 8)]
+    said = [f"one that subsamples by {today} may by {most}" for today, most in may if most >= 1]
+    if not said:
+        return "a model that subsamples by 8 or less would have to make frames rather than leave them out."
+    return f"{', '.join(said)} at most."
+
+
+def _padded_frames(batch: Batch) -> Iterator[Finding]:
+    """Compare the ends of sequences: frames that are the same in several of them come from padding."""
+    frames = batch.scores.shape[0]
+    if batch.sequences < 2 or (batch.input_lengths != frames).any():
+        return
+    x = batch.scores[:, :_COMPARED].astype(np.float64)
+    last = x[-1]
+    with np.errstate(invalid="ignore"):
+        distance = np.abs(last[:, None] - last[None]).max(axis=2)
+    np.fill_diagonal(distance, np.inf)
+    nearest = np.where(np.isnan(distance), np.inf, distance).argmin(axis=1)
+    with np.errstate(invalid="ignore"):
+        same = np.abs(x - x[:, nearest]).max(axis=2) <= _SAME
+    tails = np.where(same.all(axis=0), 0, np.argmin(same[::-1], axis=0))
+    rows = np.flatnonzero(tails >= _LEAST_TAIL)
+    # Confident models say the same blank in many frames: only an end unlike what is before it is padding.
+    rows = np.array([n for n in rows if not _seen_before(x[:, n], tails[n])], int)
+    if len(rows) >= 2:
+        lengths = frames - tails[rows]
+        yield finding("padded-frames-counted", rows, input_length=frames, frames_that_differ=lengths)
+
+
+def _seen_before(x: np.ndarray, tail: int) -> bool:
+    """Whether most frames of an end are also found before it."""
+    before = x[: len(x) - tail]
+    distances = [np.abs(before - frame).max(axis=1).min() for frame in x[len(x) - tail :][:32]]
+    return bool(np.mean(np.array(distances) <= _SAME) > 0.5)
+
+
+def _some(values: np.ndarray) -> str:
+    return ", ".join(str(int(x)) for x in values[:6]) + (", ..." if len(values) > 6 else "")

@@ -1,0 +1,88 @@
+"""Check what the scores are: log probabilities, probabilities, logits, or normalized over another axis."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from jaxctc.diagnose._batch import Batch
+from jaxctc.diagnose._findings import Finding, finding
+
+_TOLERANCE = {"bfloat16": 0.1, "float16": 0.02}
+"""What rounding makes of a log-sum-exp of 0; `_USUAL` in other precisions."""
+_USUAL = 5e-3
+
+
+def check(batch: Batch) -> Iterator[Finding]:
+    """Nothing here concerns logits that are meant to be logits, but for probabilities in place of them."""
+    tolerance = _TOLERANCE.get(batch.scores.dtype.name, _USUAL)
+    sums = np.concatenate([f.normalizer for f in batch.facts])
+    known = sums[np.isfinite(sums)]
+    if len(known) == 0 or batch.classes == 1:
+        return
+    far = np.abs(known) > tolerance
+    if _are_probabilities(batch, tolerance):
+        yield finding(
+            "probabilities", frames=len(known), lowest=_extreme(batch, np.min), highest=_extreme(batch, np.max)
+        )
+        return
+    if not batch.from_logits and far.mean() > 0.01:
+        axis = _other_axis(batch, tolerance)
+        if axis is not None:
+            length = batch.scores.shape[axis]
+            name = ("frames", "sequences")[axis]
+            yield finding("wrong-axis", hint=f"Here they are so over the {length} {name}.", axis=name, length=length)
+            return
+        rows = [n for n, f in enumerate(batch.facts) if (np.abs(f.normalizer) > tolerance).any()]
+        low, middle, high = np.quantile(known, (0, 0.5, 1))
+        yield finding(
+            "logits",
+            rows,
+            log_sum_exp={"least": round(low, 4), "median": round(middle, 4), "greatest": round(high, 4)},
+            frames_off=round(float(far.mean()), 4),
+        )
+        return
+    yield from _double_softmax(batch, tolerance)
+
+
+def _extreme(batch: Batch, of: Callable[..., Any]) -> float:
+    return round(float(of([of(x) for x in batch.each_live() if x.size])), 4)
+
+
+def _are_probabilities(batch: Batch, tolerance: float) -> bool:
+    def rows() -> Iterator[bool]:
+        for x in batch.each_live():
+            finite = np.isfinite(x).all(axis=1)
+            yield bool((x[finite] >= 0).all() and (np.abs(x[finite].sum(axis=1) - 1) <= tolerance).all())
+
+    return all(rows())
+
+
+def _other_axis(batch: Batch, tolerance: float) -> int | None:
+    """Return the axis of the scores, padding included, over which the probabilities sum to one."""
+    x = batch.scores.astype(np.float64)
+    for axis in (0, 1):
+        if x.shape[axis] < 2:
+            continue
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums = np.log(np.exp(x).sum(axis=axis))
+        if np.isfinite(sums).all() and (np.abs(sums) <= tolerance).all():
+            return axis
+    return None
+
+
+def _double_softmax(batch: Batch, tolerance: float) -> Iterator[Finding]:
+    """Undo a log_softmax of probabilities: scores are p minus a constant, which is known because p sums to one."""
+    peaks = []
+    for x, f in zip(batch.each_live(), batch.facts, strict=True):
+        scores = x - f.normalizer[:, None] if batch.from_logits else x
+        if not np.isfinite(scores).all():
+            return
+        p = scores + ((1 - scores.sum(axis=1)) / batch.classes)[:, None]
+        if (p < -tolerance).any():
+            return
+        peaks.append(p.max(axis=1))
+    peak = np.concatenate(peaks)
+    # Of weak logits some can be read as probabilities, but not as confident ones.
+    if batch.classes > 2 and np.median(peak) > 0.5:
+        yield finding("double-softmax", median_of_the_greatest_probability_before=round(float(np.median(peak)), 4))
