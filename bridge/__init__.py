@@ -18,6 +18,7 @@ from bridge._alignment import beam_search_decode as beam_search_decode
 from bridge._alignment import ctc_posteriors as ctc_posteriors
 from bridge._alignment import forced_align as forced_align
 from bridge._alignment import greedy_decode as greedy_decode
+from bridge._diagnosis import diagnose as diagnose
 from bridge._functional import ctc_loss as ctc_loss
 from bridge._functional import ctc_loss_with_logits as ctc_loss_with_logits
 from bridge._module import CTCLoss as CTCLoss
@@ -36,6 +37,7 @@ __all__ = [
     "ctc_loss",
     "ctc_loss_with_logits",
     "ctc_posteriors",
+    "diagnose",
     "forced_align",
     "greedy_decode",
     "set_sizes",

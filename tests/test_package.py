@@ -57,7 +57,7 @@ def test_every_public_name_is_documented_with_an_example(package):
     assert (ROOT / package / "py.typed").exists()
 
 
-@pytest.mark.parametrize("forbidden", ["torch", "bridge", "optax", "beartype", "matplotlib"])
+@pytest.mark.parametrize("forbidden", ["torch", "bridge", "optax", "beartype", "matplotlib", "rich"])
 def test_the_core_imports_nothing_that_it_can_do_without(forbidden):
     code = f"import sys, jaxctc; sys.exit({forbidden!r} in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

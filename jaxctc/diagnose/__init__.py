@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxctc.diagnose import _labels, _lengths, _normalization, _numbers, _rows, _training
 from jaxctc.diagnose._batch import Batch
@@ -16,8 +17,11 @@ from jaxctc.diagnose._findings import Row as Row
 from jaxctc.diagnose._reading import read
 
 _GRAVEST_FIRST = ("error", "warning", "note")
-_UNTRUE = {"probabilities", "logits", "wrong-axis", "double-softmax"}
-"""With one of these, what the scores say about the training is not true either."""
+_MISREAD = {
+    *("probabilities", "logits", "wrong-axis", "double-softmax", "wrong-blank", "label-is-blank", "label-range"),
+    *("targets-zero-based", "targets-one-based", "padding-counted", "padded-frames-counted"),
+}
+"""With one of these, the losses are not those that were meant, and say nothing about the training."""
 
 
 def diagnose(
@@ -69,12 +73,12 @@ def diagnose(
             "diagnose looks at values, and an argument is traced. Call it outside of jax.jit, jax.grad and jax.vmap, "
             "with the arrays that the traced function receives; inside, jaxctc.check_batch reports illegal rows."
         )
-    batch, found = read(*arguments, batch_first=bool(batch_first), names=labels, from_logits=from_logits)
-    if batch is None:
-        return Diagnosis(_sorted(found), (), (), -1)
-    rows = _rows.table(batch)
-    found += _all(batch, rows)
-    return Diagnosis(_sorted(found), rows, batch.scores.shape, batch.blank)
+    with np.errstate(all="ignore"):
+        batch, found = read(*arguments, batch_first=bool(batch_first), names=labels, from_logits=from_logits)
+        if batch is None:
+            return Diagnosis(_sorted(found), (), (), -1)
+        rows = _rows.table(batch)
+        return Diagnosis(_sorted([*found, *_all(batch, rows)]), rows, batch.scores.shape, batch.blank)
 
 
 def _all(batch: Batch, rows: Sequence[Row]) -> list[Finding]:
@@ -84,8 +88,9 @@ def _all(batch: Batch, rows: Sequence[Row]) -> list[Finding]:
         *_numbers.check(batch, rows),
         *_normalization.check(batch),
     ]
-    if not _UNTRUE & {f.code for f in found}:
-        found += _training.check(batch, rows)
+    if not _MISREAD & {f.code for f in found}:
+        wrong = {n for f in found if f.severity == "error" for n in f.rows}
+        found += _training.check(batch, rows, wrong)
     return found
 
 

@@ -7,15 +7,21 @@ from typing import NamedTuple
 
 import numpy as np
 
+MASK = -1e4
+"""A score at or below this is a mask, and not what a model says."""
+
 
 class FrameFacts(NamedTuple):
     """What the live frames of one sequence say; each is (frames,)."""
 
     best: np.ndarray
     """The best class; a NaN is never the best."""
-    best_score: np.ndarray
+    probability: np.ndarray
+    """Of the best class, once the scores are normalized."""
     normalizer: np.ndarray
     """The log-sum-exp over the classes."""
+    masked: np.ndarray
+    """Whether some class is -inf or next to it."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,15 @@ class Batch:
         """(frames, C): the scores within the input length, as float64."""
         return self.scores[: self.frames[row], row].astype(np.float64)
 
+    def log_probs(self, row: int) -> np.ndarray:
+        """(frames, C): the scores as the loss takes them, which normalizes logits and nothing else."""
+        x = self.live(row)
+        if not self.from_logits:
+            return x
+        # A frame that is -inf throughout stays so, and a +inf gives NaN.
+        normalizer = self.facts[row].normalizer[:, None]
+        return np.where(np.isneginf(normalizer), -np.inf, x - np.where(np.isposinf(normalizer), np.nan, normalizer))
+
     def each_live(self) -> Iterator[np.ndarray]:
         return (self.live(n) for n in range(self.sequences))
 
@@ -111,7 +126,8 @@ class Batch:
         if names is None:
             return " ".join(str(int(k)) for k in labels)
         words = [names[k] if 0 <= k < len(names) else f"<{int(k)}>" for k in labels]
-        return ("" if all(len(name) <= 1 for name in names) else " ").join(words)
+        letters = all(len(name) <= 1 for k, name in enumerate(names) if k != self.blank)
+        return ("" if letters else " ").join(words)
 
 
 def _facts(x: np.ndarray) -> FrameFacts:
@@ -119,7 +135,7 @@ def _facts(x: np.ndarray) -> FrameFacts:
     known = np.where(np.isnan(x), -np.inf, x)
     best = known.argmax(axis=1)
     top = known.max(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        finite = np.where(np.isfinite(top), top, 0)
-        normalizer = finite + np.log(np.exp(x - finite[:, None]).sum(axis=1))
-    return FrameFacts(best, top, normalizer)
+    finite = np.where(np.isfinite(top), top, 0)
+    normalizer = finite + np.log(np.exp(x - finite[:, None]).sum(axis=1))
+    probability = np.exp(top - normalizer)
+    return FrameFacts(best, probability, normalizer, np.any(x <= MASK, axis=1))

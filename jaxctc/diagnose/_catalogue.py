@@ -227,7 +227,7 @@ GROUPS: dict[str, dict[str, Entry]] = {
         ),
         "clamped": Entry(
             "warning",
-            "Many scores are exactly the logarithm of a small constant: something was added to the probabilities or "
+            "Many scores are the logarithm of a small constant: something was added to the probabilities or "
             "they were clipped. Where it dominates, the gradient vanishes, and a wrong model cannot learn.",
             "Use log_softmax of the logits instead of log(softmax + constant).",
             f"{_GITHUB}/NVIDIA/apex/issues/379",

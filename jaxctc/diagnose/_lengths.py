@@ -11,7 +11,7 @@ TIGHT = 1.2
 """Frames for each frame that a target needs, below which it is tight."""
 _SAME = 1e-5
 """Two frames whose scores differ by no more are the same."""
-_LEAST_TAIL = 3
+_LEAST_END = 3
 """Frames at the end that must be the same before they are called padding."""
 _COMPARED = 64
 """Sequences whose ends are compared with one another."""
@@ -72,40 +72,41 @@ def _feasibility(batch: Batch) -> Iterator[Finding]:
 
 
 def _factors(ratio: float) -> str:
-    """Say by how much a model may subsample that has so few frames today."""
+    """Say by how much a model may subsample that has so few frames for each that it needs."""
     may = [(today, int(today * ratio)) for today in (2, 4, 8)]
-    said = [f"one that subsamples by {today} may by {most}" for today, most in may if most >= 1]
-    if not said:
-        return "a model that subsamples by 8 or less would have to make frames rather than leave them out."
-    return f"{', '.join(said)} at most."
+    may = [(today, most) for today, most in may if most >= 1]
+    if not may:
+        return "no model that subsamples by 8 or less could make enough by subsampling less."
+    today, most = (" or ".join(", ".join(map(str, x)).rsplit(", ", 1)) for x in zip(*may, strict=True))
+    return f"if the model now subsamples by {today}, it may by {most} at most."
 
 
 def _padded_frames(batch: Batch) -> Iterator[Finding]:
-    """Compare the ends of sequences: frames that are the same in several of them come from padding."""
+    """Look at the ends of sequences: frames that are the same in several of them, or do not change, are padding."""
     frames = batch.scores.shape[0]
     if batch.sequences < 2 or (batch.input_lengths != frames).any():
         return
-    x = batch.scores[:, :_COMPARED].astype(np.float64)
-    last = x[-1]
-    with np.errstate(invalid="ignore"):
-        distance = np.abs(last[:, None] - last[None]).max(axis=2)
-    np.fill_diagonal(distance, np.inf)
-    nearest = np.where(np.isnan(distance), np.inf, distance).argmin(axis=1)
-    with np.errstate(invalid="ignore"):
-        same = np.abs(x - x[:, nearest]).max(axis=2) <= _SAME
-    tails = np.where(same.all(axis=0), 0, np.argmin(same[::-1], axis=0))
-    rows = np.flatnonzero(tails >= _LEAST_TAIL)
+    x = np.nan_to_num(batch.scores[:, :_COMPARED].astype(np.float64), nan=0, neginf=-1e4, posinf=1e4)
+    # One number for each frame finds the other sequence that has the same end; all its scores then confirm it.
+    number = x @ np.random.default_rng(0).normal(size=batch.classes)
+    partner = _ends(np.abs(number[:, :, None] - number[:, None]) <= _SAME * batch.classes).argmax(axis=1)
+    shared, constant = (_ends(np.abs(x - other).max(axis=2) <= _SAME) for other in (x[:, partner], x[-1]))
+    ends = np.maximum(shared, constant)
     # Confident models say the same blank in many frames: only an end unlike what is before it is padding.
-    rows = np.array([n for n in rows if not _seen_before(x[:, n], tails[n])], int)
-    if len(rows) >= 2:
-        lengths = frames - tails[rows]
-        yield finding("padded-frames-counted", rows, input_length=frames, frames_that_differ=lengths)
+    rows = [n for n in np.flatnonzero(ends >= _LEAST_END) if not _seen_before(x[:, n], ends[n])]
+    if len(rows) >= 2 or any(ends[n] >= frames / 10 for n in rows):
+        yield finding("padded-frames-counted", rows, input_length=frames, frames_before_the_end=frames - ends[rows])
 
 
-def _seen_before(x: np.ndarray, tail: int) -> bool:
+def _ends(same: np.ndarray) -> np.ndarray:
+    """Return in how many frames at the end this is so; 0 where it is so in all, which says nothing of padding."""
+    return np.where(same.all(axis=0), 0, np.argmin(same[::-1], axis=0))
+
+
+def _seen_before(x: np.ndarray, end: int) -> bool:
     """Whether most frames of an end are also found before it."""
-    before = x[: len(x) - tail]
-    distances = [np.abs(before - frame).max(axis=1).min() for frame in x[len(x) - tail :][:32]]
+    before = x[: len(x) - end]
+    distances = [np.abs(before - frame).max(axis=1).min() for frame in x[len(x) - end :][:32]]
     return bool(np.mean(np.array(distances) <= _SAME) > 0.5)
 
 

@@ -4,13 +4,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxctc.diagnose._batch import Batch
+from jaxctc.diagnose._batch import MASK, Batch
 from jaxctc.diagnose._findings import Finding, Row, finding
 
 _LARGEST = {"float16": 65504.0, "bfloat16": 3.38e38}
 """Of each half precision; the second is a little less, for its rounding."""
-_IMPOSSIBLE = 1e4
-"""A loss a needed frame beyond this comes of masks, not of a model."""
 _CONSTANTS = [float(f"1e-{k}") for k in range(4, 21)] + [
     float(np.finfo(np.float32).eps),
     float(np.finfo(np.float32).tiny),
@@ -30,13 +28,15 @@ def _non_finite(batch: Batch) -> Iterator[Finding]:
     frames = batch.scores.shape[0]
     live = np.arange(frames)[:, None] < batch.frames
     nan, infinite = np.isnan(batch.scores), np.isposinf(batch.scores)
-    for code, wrong in (("nan", nan), ("positive-infinity", infinite)):
+    # In half precision an infinity is an overflow.
+    kinds = [("nan", nan)] if _precision(batch) else [("nan", nan), ("positive-infinity", infinite)]
+    for code, wrong in kinds:
         counts = (wrong & live[:, :, None]).sum(axis=(0, 2))
         rows = np.flatnonzero(counts)
         if len(rows):
             first = int(wrong[:, rows[0]].any(axis=1).argmax())
             classes = np.flatnonzero(wrong[first, rows[0]])
-            yield finding(code, rows, scores=counts[rows], first_frame_of_the_first_row=first, its_classes=classes[:8])
+            yield finding(code, rows, scores=counts[rows], first_frame_of_the_first_row=first, its_classes=classes)
     padded = ((nan | infinite) & ~live[:, :, None]).sum(axis=(0, 2))
     if padded.any():
         rows = np.flatnonzero(padded)
@@ -47,16 +47,15 @@ def _half(batch: Batch) -> Iterator[Finding]:
     precision = _precision(batch)
     if precision is None:
         return
-    largest, overflown, underflown = _LARGEST[precision], [], []
-    for x in batch.each_live():
-        overflown.append(int((np.abs(x) >= largest).sum() - np.isneginf(x).sum()))
+    counts = np.array([(x >= _LARGEST[precision]).sum() for x in batch.each_live()])
+    code = "half-overflow"
+    if not counts.any():
         # What is -inf in every frame is a mask.
-        below = np.isneginf(x)
-        underflown.append(int((below & ~below.all(axis=0)).sum()))
-    for code, counts in (("half-overflow", np.array(overflown)), ("half-underflow", np.array(underflown))):
-        rows = np.flatnonzero(counts)
-        if len(rows):
-            yield finding(code, rows, precision=precision, scores=counts[rows])
+        below = (np.isneginf(x) for x in batch.each_live())
+        counts, code = np.array([(x & ~x.all(axis=0)).sum() for x in below]), "half-underflow"
+    rows = np.flatnonzero(counts)
+    if len(rows):
+        yield finding(code, rows, precision=precision, scores=counts[rows])
 
 
 def _precision(batch: Batch) -> str | None:
@@ -69,21 +68,22 @@ def _precision(batch: Batch) -> str | None:
     # A few round numbers fit into any precision.
     if len(values) < 100 or np.isfinite(batch.scores).all():
         return None
-    with np.errstate(over="ignore"):
-        return "float16" if (values == values.astype(np.float16)).all() else None
+    return "float16" if (values == values.astype(np.float16)).all() else None
 
 
 def _masked(batch: Batch, rows: Sequence[Row]) -> Iterator[Finding]:
     found: list[int] = []
     classes: set[int] = set()
     for n, row in enumerate(rows):
-        if not row.feasible or np.isnan(row.loss) or row.loss < _IMPOSSIBLE * max(row.frames, 1):
+        if not (row.feasible and row.loss >= -MASK):
+            continue
+        needed = np.unique(np.append(batch.labels(n), batch.blank))
+        x = batch.live(n)[:, needed]
+        # Without masks the loss is at most that of the worst path.
+        if row.loss <= -np.minimum(x.min(axis=1, initial=0, where=x > MASK), 0).sum():
             continue
         found.append(n)
-        x = batch.live(n)
-        needed = np.unique(np.append(batch.labels(n), batch.blank)).astype(int)
-        low = x[:, needed].max(axis=0) <= -_IMPOSSIBLE
-        classes.update(int(k) for k in needed[low])
+        classes.update(int(k) for k in needed[x.max(axis=0) <= MASK])
     if found:
         hint = "" if classes else "No class is masked in every frame: look for frames that are masked throughout."
         losses = [rows[n].loss for n in found]
@@ -91,23 +91,13 @@ def _masked(batch: Batch, rows: Sequence[Row]) -> Iterator[Finding]:
 
 
 def _clamped(batch: Batch) -> Iterator[Finding]:
-    lowest, at, total, values = np.inf, 0, 0, 0
-    for x in batch.each_live():
-        finite = x[np.isfinite(x)]
-        if len(finite) == 0:
-            continue
-        low = finite.min()
-        if low < lowest:
-            lowest, at = low, 0
-        at += int((finite == lowest).sum())
-        total += x.size
-        values = max(values, len(np.unique(finite[:1000])))
-    if total == 0 or at < 0.05 * total or values < 20:
-        return
+    finite = [x[np.isfinite(x)] for x in batch.each_live()]
+    lowest = min((x.min() for x in finite if x.size), default=0.0)
+    low, total = sum(int((x <= lowest + 0.01).sum()) for x in finite), sum(x.size for x in finite)
     constant = min(_CONSTANTS, key=lambda c: abs(np.log(c) - lowest))
-    if abs(np.log(constant) - lowest) < 1e-3 * abs(lowest):
+    if low and low >= 0.05 * total and abs(np.log(constant) - lowest) < 1e-3 * abs(lowest):
         yield finding(
-            "clamped", lowest_score=round(float(lowest), 4), logarithm_of=constant, share=round(at / total, 4)
+            "clamped", lowest_score=round(float(lowest), 4), logarithm_of=constant, share=round(low / total, 4)
         )
 
 
@@ -117,9 +107,7 @@ def _vanishing(batch: Batch, rows: Sequence[Row]) -> Iterator[Finding]:
     losses = np.array([row.loss for row in known])
     eps = float(np.finfo(np.float32).eps)
     if known and (np.abs(losses) < eps).all():
-        sure = np.concatenate([np.exp(f.best_score - f.normalizer) for f in batch.facts])
+        sure = min(f.probability.min() for f in batch.facts if len(f.best))
         yield finding(
-            "vanishing-gradient",
-            largest_loss=float(losses.max()),
-            least_probability_of_a_best_class=float(sure.min()),
+            "vanishing-gradient", largest_loss=float(losses.max()), least_probability_of_a_best_class=float(sure)
         )

@@ -73,7 +73,7 @@ class _Reader:
         if not batched:
             x, batch_first = x[:, None], False
         labels = self._targets(targets)
-        known = [np.shape(y) for y in (input_lengths, target_lengths)]
+        known = [self._array(*y).shape for y in (("input_lengths", input_lengths), ("target_lengths", target_lengths))]
         counts = {shape[0] for shape in known if len(shape) >= 1} if batched else {1}
         if batched and labels.ndim == 2:
             counts.add(labels.shape[0])
@@ -115,7 +115,7 @@ class _Reader:
         return made if usual else made.astype(np.float32)
 
     def _targets(self, x: Any) -> np.ndarray:
-        if isinstance(x, list | tuple) and len({np.shape(row) for row in x if np.ndim(row) == 1}) > 1:
+        if isinstance(x, list | tuple) and len({len(row) for row in x if hasattr(row, "__len__")}) > 1:
             rows = [self._integers("targets", row).reshape(-1) for row in x]
             self.say("ragged-targets", lengths=[len(row) for row in rows])
             made = np.zeros((len(rows), max(map(len, rows))), np.int64)
@@ -141,7 +141,7 @@ class _Reader:
         """Return scores (T, N, C), in the other layout than was said if only that one fits."""
         said, other = (x.shape[0], x.shape[1]) if batch_first else (x.shape[1], x.shape[0])
         if not counts:
-            longest = np.max(input_lengths) if np.ndim(input_lengths) == 0 and np.isreal(input_lengths) else 0
+            longest = float(self._array("input_lengths", input_lengths))
             # Here `other` is T and `said` is N: one length for all says which is which if it fits only one of them.
             swapped = other < longest <= said
         else:
@@ -169,6 +169,8 @@ class _Reader:
         if made.ndim >= 2:
             self.say("shape-mismatch", f"{name} was read as one length a sequence.", argument=name, shape=made.shape)
             whole, made = whole.reshape(-1), made.reshape(-1)
+        if made.size not in (1, sequences):
+            raise self.refuse("shape-mismatch", argument=name, shape=made.shape, sequences_of_the_scores=sequences)
         if made.dtype.kind not in "iu" and (whole > 0).all() and (whole <= 1).all() and most > 1:
             self.say("lengths-are-fractions", argument=name, fractions=whole)
             made = np.round(whole * most).astype(np.int64)

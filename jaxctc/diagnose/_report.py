@@ -30,7 +30,7 @@ def text(findings: Sequence[Finding], rows: Sequence[Row], shape: Sequence[int],
 
 
 def rich(report: str) -> Any:
-    """Return the report in colour. It is rich that asks for it, so that rich is installed."""
+    """Return the report in colour. It is rich that asks for it, so that it is installed."""
     from rich.text import Text  # noqa: PLC0415 # optional
 
     made = Text(report)

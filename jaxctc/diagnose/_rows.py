@@ -1,6 +1,5 @@
 """Make the table of a batch's sequences, with the library's own losses."""
 
-import functools
 import math
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxctc._api.losses import ctc_loss
-from jaxctc.diagnose._batch import Batch
+from jaxctc.diagnose._batch import MASK, Batch
 from jaxctc.diagnose._findings import Row
 
 
@@ -52,31 +51,40 @@ def uniform_loss(batch: Batch, n: int) -> float:
 
 
 def _losses(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """Return losses and path entropies; NaN for a sequence that the loss would refuse."""
+    """Return losses and path entropies; NaN for a sequence that the loss would refuse.
+
+    Few programs are compiled: sizes are rounded up, and the blank becomes class 0.
+    """
     frames, counts = (np.where(batch.legal, x, 0).astype(np.int32) for x in (batch.frames, batch.counts))
-    # What the loss would refuse is replaced, and no more than padding where the sequence has no labels.
-    targets = np.clip(batch.targets, 0, batch.classes - 1).astype(np.int32)
-    losses, entropies = _on_device(batch.blank, batch.from_logits, batch.scores, targets, frames, counts)
-    return (np.where(batch.legal, x, np.nan) for x in (np.asarray(losses), np.asarray(entropies)))  # type: ignore[return-value]
+    length, sequences, classes = batch.scores.shape
+    order = np.arange(classes)
+    order[[0, batch.blank]] = batch.blank, 0
+    log_probs = np.zeros((_rounded(length, 32), sequences, classes), np.promote_types(batch.scores.dtype, np.float32))
+    targets = np.zeros((sequences, _rounded(batch.targets.shape[1], 8)), np.int32)
+    for n in np.flatnonzero(batch.legal).tolist():
+        log_probs[: frames[n], n] = batch.log_probs(n)[:, order]
+        targets[n, : counts[n]] = order[batch.labels(n)]
+    losses, entropies = (np.asarray(x) for x in _on_device(log_probs, targets, frames, counts))
+    return np.where(batch.legal, losses, np.nan), np.where(batch.legal, entropies, np.nan)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+def _rounded(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+@jax.jit
 def _on_device(
-    blank: int, from_logits: bool, scores: jax.Array, targets: jax.Array, frames: jax.Array, counts: jax.Array
+    log_probs: jax.Array, targets: jax.Array, frames: jax.Array, counts: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Return losses and entropies. The entropy is minus the mean of log p(path | target) over the paths.
 
     That is -loss minus the mean score under the posterior, and the gradient is minus the posterior.
     """
-    wide = jnp.promote_types(scores.dtype, jnp.float32)
-    log_probs = scores.astype(wide)
-    log_probs = jax.nn.log_softmax(log_probs) if from_logits else log_probs
 
     def losses(log_probs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        made = ctc_loss(log_probs, targets, frames, counts, blank, reduction="none")
+        made = ctc_loss(log_probs, targets, frames, counts, reduction="none")
         return made.sum(), made
 
     gradient, made = jax.grad(losses, has_aux=True)(log_probs)
     weighted = jnp.where(gradient == 0, 0, gradient * log_probs).sum(axis=(0, 2))
-    entropy = jnp.where(jnp.isfinite(made), jnp.maximum(weighted - made, 0), jnp.nan)
-    return made, entropy
+    return made, jnp.where(made < -MASK, jnp.maximum(weighted - made, 0), jnp.nan)

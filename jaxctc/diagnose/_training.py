@@ -1,6 +1,6 @@
-"""Tell the state of a training from one batch. Only sequences whose loss is finite count."""
+"""Tell the state of a training from the sequences of a batch whose loss is finite, and with which nothing is wrong."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,15 +9,15 @@ from jaxctc.diagnose._batch import Batch
 from jaxctc.diagnose._findings import Finding, Row, finding
 
 
-def check(batch: Batch, rows: Sequence[Row]) -> Iterator[Finding]:
-    known = [n for n, row in enumerate(rows) if row.feasible and row.labels and np.isfinite(row.loss)]
+def check(batch: Batch, rows: Sequence[Row], wrong: Collection[int]) -> Iterator[Finding]:
+    known = [n for n, row in enumerate(rows) if row.frames and row.labels and np.isfinite(row.loss) and n not in wrong]
     if not known:
         return
     best = np.concatenate([batch.facts[n].best for n in known])
     losses = np.array([rows[n].loss for n in known])
     uniform = np.array([rows[n].uniform_loss for n in known])
     labels = np.array([rows[n].labels for n in known])
-    sure = np.concatenate([np.exp(batch.facts[n].best_score - batch.facts[n].normalizer) for n in known])
+    sure = np.concatenate([batch.facts[n].probability for n in known])
 
     if len(best) > 1 and batch.classes > 1 and _is_constant(batch, known):
         yield finding("constant-output", frames=len(best), losses_a_label=round(float(losses.sum() / labels.sum()), 4))
@@ -28,20 +28,22 @@ def check(batch: Batch, rows: Sequence[Row]) -> Iterator[Finding]:
     most = int(shares.argmax())
     if abs(loss - nothing) <= 0.03 * nothing and sure.mean() < 2 / batch.classes + 0.1:
         yield finding("uniform", mean_probability_of_the_best_class=round(float(sure.mean()), 4), **numbers)
-    if sure.mean() >= 0.8 and loss >= 1.2 * nothing:
-        share = round(float((losses > uniform).mean()), 4)
+    worse = losses > uniform
+    if sure.mean() >= 0.8 and loss >= 1.2 * nothing and worse.mean() >= 0.5:
         yield finding(
             "confident-wrong",
-            [n for n, worse in zip(known, losses > uniform, strict=True) if worse],
+            np.array(known)[worse],
             mean_probability_of_the_best_class=round(float(sure.mean()), 4),
-            share_of_sequences_worse_than_uniform=share,
             **numbers,
         )
     spoken = np.concatenate([batch.labels(n) for n in known])
-    if shares[batch.blank] >= 0.99:
+    read = sum(len(batch.read(n, batch.blank)) for n in known)
+    if shares[batch.blank] >= 0.9 and read <= 0.02 * len(spoken):
         yield finding(
             "all-blank",
             share_of_frames=round(float(shares[batch.blank]), 4),
+            labels_read=read,
+            labels_of_the_targets=len(spoken),
             mean_probability_of_the_blank=round(float(_mean_probability(batch, known, batch.blank)), 4),
             **numbers,
         )

@@ -1,0 +1,269 @@
+"""What `jaxctc.diagnose` finds: in a batch for every code, and in healthy ones nothing that is not true."""
+
+import itertools
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import batches
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+import jaxctc
+from jaxctc.diagnose import Row
+from jaxctc.diagnose.__main__ import main
+from jaxctc.diagnose._catalogue import CODES, GROUPS
+from jaxctc.diagnose._labels import edit_distance
+
+ROOT = Path(__file__).parents[1]
+BROKEN = {name: (codes.split(), arguments) for name, codes, arguments in batches.broken()}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_it_finds_what_is_wrong_and_nothing_else(name):
+    codes, arguments = BROKEN[name]
+    found = jaxctc.diagnose(**arguments)
+    assert sorted(found.codes) == sorted(codes)
+    assert found.ok == all(CODES[code].severity == "note" for code in codes)
+    for finding in found.findings:
+        assert f"{finding.severity.upper()}: {finding.code}. " in str(found)
+        assert (finding.severity, finding.what) == CODES[finding.code][:2]
+        assert finding.remedy.startswith(CODES[finding.code].remedy)
+        assert finding.evidence
+    assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["findings"][0]["code"] == found.codes[0]
+
+
+def test_every_code_has_a_batch_that_has_it():
+    assert {code for codes, _ in BROKEN.values() for code in codes} == set(CODES)
+
+
+HEALTHY = {
+    "as it is": {},
+    "batch first": {"log_probs": batches.healthy()["log_probs"].swapaxes(0, 1), "batch_first": True},
+    "labels end to end": {
+        "targets": np.concatenate(
+            [t[:n] for t, n in zip(*(batches.healthy()[k] for k in ("targets", "target_lengths")), strict=True)]
+        )
+    },
+    "jax arrays and lists": {
+        "log_probs": jnp.asarray(batches.healthy()["log_probs"]),
+        "input_lengths": batches.healthy()["input_lengths"].tolist(),
+    },
+    "bfloat16": {"log_probs": jnp.asarray(batches.healthy()["log_probs"], jnp.bfloat16)},
+    "float16": {"log_probs": batches.healthy()["log_probs"].astype(np.float16)},
+    "float64": {"log_probs": batches.healthy()["log_probs"].astype(np.float64)},
+    "one sequence": {
+        "log_probs": batches.healthy()["log_probs"][:, 0], "targets": [3, 3, 2, 2], "input_lengths": 24,
+        "target_lengths": 4,
+    },
+    "logits that are called logits": {"log_probs": batches.healthy()["log_probs"] * 2 + 3, "from_logits": True},
+    "a class that no target uses, masked": {
+        "log_probs": np.where(np.arange(batches.C) == 7, -np.inf, batches.healthy()["log_probs"]),
+        "targets": np.minimum(batches.healthy()["targets"], 6),
+    },
+    "another blank": batches.with_blank(5),
+    "many labels": batches.many_labels(np.arange(1, batches.C)),
+    "a legal 0 at the end of a few targets": batches.edited(
+        "targets", batches.put(slice(None, 2), slice(3, None), value=0), batches.with_blank(7)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_nothing_is_wrong_with_a_healthy_batch(name):
+    found = jaxctc.diagnose(**batches.changed(**HEALTHY[name]))
+    assert found.codes == ()
+    assert found.ok
+    assert "Nothing is wrong with it." in str(found)
+
+
+def test_the_evidence_is_in_numbers():
+    def evidence(name):
+        (finding,) = jaxctc.diagnose(**BROKEN[name][1]).findings
+        return finding.rows, finding.evidence, finding.remedy
+
+    rows, numbers, remedy = evidence("too few frames for a repeat")
+    assert (rows, numbers) == ((0,), {"frames": [4], "frames_needed": [5], "labels": [4], "repeats": [1]})
+    assert "Row 0 has 0.80 frames for each that it needs: if the model now subsamples by 2, 4 or 8" in remedy
+    assert "it may by 1, 3 or 6 at most." in remedy
+    assert evidence("lengths in samples")[1]["factor"] == 160
+    assert evidence("the blank of another model")[2].endswith("It seems to be 7.")
+    assert evidence("a masked label")[1]["classes_masked_in_every_frame"] == [3]
+    assert evidence("NaN")[:2] == ((1,), {"scores": [8], "first_frame_of_the_first_row": 2, "its_classes": [*range(8)]})
+    assert evidence("a mask as lengths")[1]["sums"] == batches.healthy()["input_lengths"].tolist()
+    assert evidence("padded with -1")[1]["without_padding"] == [4, 3, 4, 3]
+    assert evidence("log(softmax + 1e-7)")[1]["logarithm_of"] == 1e-7
+    assert evidence("every length is T")[:2] == (
+        (2, 4, 5), {"input_length": 24, "frames_before_the_end": [19, 21, 16]},
+    )  # fmt: skip
+
+
+def test_the_table_is_the_oracle_s():
+    batch = batches.healthy()
+    found = jaxctc.diagnose(**batch, labels=batches.NAMES)
+    for n, row in enumerate(found.rows):
+        frames, labels = batch["input_lengths"][n], batch["targets"][n, : batch["target_lengths"][n]].tolist()
+        assert row[:4] == (
+            frames,
+            len(labels),
+            len(labels) + sum(a == b for a, b in itertools.pairwise(labels)),
+            True,
+        )
+        assert row.target == "".join(batches.NAMES[k] for k in labels) == row.reading
+
+
+def test_losses_and_entropies_are_those_of_every_path():
+    scores = batches.log_softmax(np.random.default_rng(0).normal(size=(5, 3, 3))).astype(np.float32)
+    targets, frames, counts = np.array([[1, 2], [1, 1], [2, 0]]), [5, 4, 3], [2, 2, 1]
+    found = jaxctc.diagnose(scores, targets, frames, counts)
+    for n, row in enumerate(found.rows):
+        target = tuple(targets[n, : counts[n]].tolist())
+        paths = oracles.paths_by_target(frames[n], 3, 0)[target]
+        of_paths = scores[np.arange(frames[n]), n, paths].astype(float).sum(axis=1)
+        loss, _ = oracles.enumerate_paths(scores[: frames[n], n], target, 0)
+        entropy = -(np.exp(of_paths + loss) * (of_paths + loss)).sum()
+        np.testing.assert_allclose([row.loss, row.entropy], [loss, entropy], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(row.uniform_loss, frames[n] * math.log(3) - math.log(len(paths)), rtol=1e-12)
+
+
+def test_what_no_batch_has_does_not_raise():
+    nothing = [None, "", [], {}, object(), np.zeros(()), np.zeros((2, 0)), [[1], [2, 3]], 1e300, -1, True, b"x", 2**80]
+    batch = batches.healthy()
+    names = ["log_probs", "targets", "input_lengths", "target_lengths", "blank"]
+    for name in names:
+        for value in nothing:
+            found = jaxctc.diagnose(**{**batch, name: value})
+            assert isinstance(str(found), str)
+            json.dumps(found.as_dict(), allow_nan=False)
+    for fill in (np.nan, np.inf, -np.inf, -1e30, 1e30):
+        found = jaxctc.diagnose(
+            **batches.changed(log_probs=np.full((batches.T, batches.N, batches.C), fill, np.float32))
+        )
+        assert not found.ok
+        json.dumps(found.as_dict(), allow_nan=False)
+
+
+def test_a_traced_argument_is_an_error_that_says_what_to_do():
+    with pytest.raises(TypeError, match=r"Call it outside of jax\.jit"):
+        jax.jit(lambda x: jaxctc.diagnose(**batches.changed(log_probs=x)).ok)(batches.healthy()["log_probs"])
+
+
+def test_the_longer_report_names_the_rows_of_findings():
+    many = {
+        name: np.concatenate([x] * 5, axis=1 if name == "log_probs" else 0) if isinstance(x, np.ndarray) else x
+        for name, x in batches.edited("input_lengths", batches.put(5, value=2)).items()
+    }
+    report = str(jaxctc.diagnose(**many))
+    assert "rows      5, 11, 17, 23, 29" in report
+    assert re.search(r"^ 29 .* no ", report, re.MULTILINE)
+    assert report.endswith("... and 18 more rows.")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "distance"), [([], [], 0), ([1, 2], [], 2), ([1, 2, 3], [1, 3], 1), ([2, 1], [1, 2], 2)]
+)
+def test_edit_distance(a, b, distance):
+    assert edit_distance(a, b) == edit_distance(b, a) == distance
+
+
+def saved(path, **arguments):
+    np.savez(path, **arguments)
+    return str(path)
+
+
+def test_the_command_says_by_its_exit_whether_something_is_wrong(tmp_path, capsys):
+    healthy, names = batches.healthy(), {"labels": np.array(batches.NAMES)}
+    assert main([saved(tmp_path / "a.npz", **healthy, **names)]) == 0
+    assert "Nothing is wrong with it." in capsys.readouterr().out
+    half = {**healthy, "log_probs": np.asarray(jnp.asarray(healthy["log_probs"], jnp.bfloat16))}
+    assert main([saved(tmp_path / "b.npz", **half)]) == 0  # numpy's files forget the name of the type
+    capsys.readouterr()
+    assert main([saved(tmp_path / "c.npz", **BROKEN["too few frames"][1]), "--json"]) == 1
+    read = json.loads(capsys.readouterr().out)
+    assert (read["ok"], read["findings"][0]["code"], read["rows"][3]["loss"]) == (False, "infeasible", "inf")
+    logits = {**healthy, "logits": healthy["log_probs"] * 2}
+    del logits["log_probs"]
+    assert main([saved(tmp_path / "d.npz", **logits)]) == 0
+    assert main([saved(tmp_path / "e.npz", **batches.with_blank(3)), "--blank", "0"]) == 1
+    capsys.readouterr()
+    del healthy["targets"]
+    assert main([saved(tmp_path / "f.npz", **healthy)]) == 2
+    assert "it lacks targets" in capsys.readouterr().err
+    assert main([str(tmp_path / "none.npz")]) == 2
+    assert "none.npz" in capsys.readouterr().err
+
+
+def test_the_function_and_the_command_have_one_name(tmp_path):
+    """In a process of its own, in every order of imports, and without a warning that a module was there before."""
+    code = """
+import jaxctc
+function = jaxctc.diagnose
+import jaxctc.diagnose
+import importlib
+importlib.import_module("jaxctc.diagnose")
+import jaxctc.diagnose as another
+from jaxctc import diagnose
+from jaxctc.diagnose import diagnose as last
+assert function is jaxctc.diagnose is another is diagnose is last and callable(function)
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT)
+    path = saved(tmp_path / "a.npz", **BROKEN["NaN"][1])
+    command = [sys.executable, "-W", "error", "-m", "jaxctc.diagnose", path]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "ERROR: nan. " in done.stdout
+
+
+def test_rich_prints_the_same_text():
+    rich = pytest.importorskip("rich.console")
+    found = jaxctc.diagnose(**BROKEN["NaN"][1])
+    console = rich.Console(soft_wrap=True, highlight=False, force_terminal=True, color_system="standard")
+    with console.capture() as capture:
+        console.print(found)
+    assert "\x1b[1;31mERROR: nan." in capture.get()
+    assert re.sub(r"\x1b\[[\d;]*m", "", capture.get()).rstrip() == str(found)
+
+
+def tables():
+    """The tables of `docs/diagnosis.md`."""
+    for group, entries in GROUPS.items():
+        yield (
+            f"## {group}\n\n| code | severity | what it means | what to do |\n| --- | --- | --- | --- |\n"
+            + "\n".join(
+                f"| `{code}` | {entry.severity} | {entry.meaning} | {entry.remedy}"
+                + (f" [Seen here]({entry.source})" if entry.source else "")
+                + " |"
+                for code, entry in entries.items()
+            )
+        )
+
+
+PAGE = ROOT / "docs" / "diagnosis.md"
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="the docs are not beside the tests")
+def test_the_page_lists_every_code():
+    page = PAGE.read_text(encoding="utf-8")
+    for table in tables():
+        assert table in page
+    # The list of symptoms names codes that exist.
+    symptoms = page.split("## Symptoms")[1].split("\n## ")[0]
+    assert set(re.findall(r"`([a-z-]+)`", symptoms)) <= set(CODES)
+    assert set(re.findall(r"`([a-z-]+)`", symptoms))
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="the docs are not beside the tests")
+def test_the_page_s_example_prints_what_it_says(capsys):
+    page = PAGE.read_text(encoding="utf-8")
+    code, printed = re.search(r"```python\n(.*?)```\s+```text\n(.*?)```", page, re.DOTALL).groups()
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        exec(code, {})
+    assert capsys.readouterr().out == printed
+    columns = page.split("## The table")[1]
+    assert all(f"`{name}`" in columns for name in Row._fields)
