@@ -67,7 +67,8 @@ def _numpy(x: Any) -> Any:
         return x
     try:
         made = x.detach().cpu()
-        made = made.dequantize() if made.is_quantized else made.to_dense()
+        made = made.dequantize() if made.is_quantized else made
+        made = made if made.layout == torch.strided else made.to_dense()
         made = made.resolve_conj().resolve_neg().contiguous()
         if made.dtype == torch.bfloat16:
             return made.view(torch.int16).numpy().view(jnp.bfloat16.dtype)

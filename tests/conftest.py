@@ -75,6 +75,11 @@ FULL = {
         "bridge/test_machinery.py::test_distributed_data_parallel",
         "bridge/test_processes.py::test_a_forked_data_loader_does_not_hang_and_a_loss_inside_says_what_to_do",
         "bridge/test_processes.py::test_memory_and_file_handles_stay_what_they_are",
+        "test_diagnose.py::test_the_function_and_the_command_have_one_name",
+    ],
+    "trainings": [
+        "test_diagnose.py::test_handwritten_lines_early_and_late",
+        "test_diagnose.py::test_spoken_digits_before_and_after_the_first_steps",
     ],
     "other libraries' samples and compilers": [
         "bridge/test_torch_samples.py",
@@ -84,6 +89,7 @@ FULL = {
         "bridge/test_readme.py",
         "test_package.py::test_examples_in_docstrings",
         "test_sharding.py::test_the_page_s_examples",
+        "test_diagnose.py::test_the_page_s_example_prints_what_it_says",
     ],
     "the benchmarks' own tests": ["test_benchmarks.py"],
     "pictures": [

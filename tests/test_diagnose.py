@@ -1,5 +1,6 @@
 """What `jaxctc.diagnose` finds: in a batch for every code, and in healthy ones nothing that is not true."""
 
+import functools
 import itertools
 import json
 import math
@@ -68,6 +69,7 @@ HEALTHY = {
         "targets": np.minimum(batches.healthy()["targets"], 6),
     },
     "another blank": batches.with_blank(5),
+    "logits with an offset": {"log_probs": batches.healthy()["log_probs"] + 100, "from_logits": True},
     "many labels": batches.many_labels(np.arange(1, batches.C)),
     "a legal 0 at the end of a few targets": batches.edited(
         "targets", batches.put(slice(None, 2), slice(3, None), value=0), batches.with_blank(7)
@@ -81,6 +83,21 @@ def test_nothing_is_wrong_with_a_healthy_batch(name):
     assert found.codes == ()
     assert found.ok
     assert "Nothing is wrong with it." in str(found)
+
+
+def test_a_young_model_is_not_taken_for_a_softmax_too_many():
+    """Weak logits and a little more for the blank: read as probabilities they would add up to 1."""
+    weak = np.random.default_rng(0).normal(size=(batches.T, batches.N, batches.C)) * 0.01
+    weak[:, :, 0] += 0.7
+    assert jaxctc.diagnose(**batches.changed(log_probs=weak, from_logits=True)).codes == ("all-blank",)
+
+
+def test_classes_on_the_axis_of_the_frames_are_pointed_at():
+    """(N, C, T) passed as (N, T, C): 32 classes, 8 frames."""
+    batch = batches.changed(targets=np.full((batches.N, 1), 30), target_lengths=1, input_lengths=[8, 8, 8, 8, 8, 7])
+    scores = np.full((batches.N, 32, 8), -np.log(32))
+    (finding, *_) = jaxctc.diagnose(**{**batch, "log_probs": scores, "batch_first": True}).findings
+    assert (finding.code, "classes and frames are swapped" in finding.remedy) == ("label-range", True)
 
 
 def test_the_evidence_is_in_numbers():
@@ -119,28 +136,29 @@ def test_the_table_is_the_oracle_s():
 
 
 def test_losses_and_entropies_are_those_of_every_path():
-    scores = batches.log_softmax(np.random.default_rng(0).normal(size=(5, 3, 3))).astype(np.float32)
-    targets, frames, counts = np.array([[1, 2], [1, 1], [2, 0]]), [5, 4, 3], [2, 2, 1]
+    rng, sequences, classes = np.random.default_rng(0), batches.N, batches.C
+    scores = batches.log_softmax(rng.normal(size=(5, sequences, classes))).astype(np.float32)
+    targets = np.array([[1, 2], [1, 1], [2, 0], [3, 4], [7, 7], [5, 0]])
+    frames, counts = [5, 4, 3, 2, 5, 4], [2, 2, 1, 2, 2, 0]
     found = jaxctc.diagnose(scores, targets, frames, counts)
     for n, row in enumerate(found.rows):
         target = tuple(targets[n, : counts[n]].tolist())
-        paths = oracles.paths_by_target(frames[n], 3, 0)[target]
+        paths = oracles.paths_by_target(frames[n], classes, 0)[target]
         of_paths = scores[np.arange(frames[n]), n, paths].astype(float).sum(axis=1)
         loss, _ = oracles.enumerate_paths(scores[: frames[n], n], target, 0)
         entropy = -(np.exp(of_paths + loss) * (of_paths + loss)).sum()
         np.testing.assert_allclose([row.loss, row.entropy], [loss, entropy], rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(row.uniform_loss, frames[n] * math.log(3) - math.log(len(paths)), rtol=1e-12)
+        np.testing.assert_allclose(row.uniform_loss, frames[n] * math.log(classes) - math.log(len(paths)), atol=1e-12)
 
 
 def test_what_no_batch_has_does_not_raise():
     nothing = [None, "", [], {}, object(), np.zeros(()), np.zeros((2, 0)), [[1], [2, 3]], 1e300, -1, True, b"x", 2**80]
     batch = batches.healthy()
-    names = ["log_probs", "targets", "input_lengths", "target_lengths", "blank"]
-    for name in names:
-        for value in nothing:
-            found = jaxctc.diagnose(**{**batch, name: value})
-            assert isinstance(str(found), str)
-            json.dumps(found.as_dict(), allow_nan=False)
+    one = {**batch, "log_probs": batch["log_probs"][:, 0], "targets": [3], "input_lengths": 24, "target_lengths": 1}
+    for arguments, name, value in itertools.product((batch, one), batch, nothing):
+        found = jaxctc.diagnose(**{**arguments, name: value})
+        assert isinstance(str(found), str)
+        json.dumps(found.as_dict(), allow_nan=False)
     for fill in (np.nan, np.inf, -np.inf, -1e30, 1e30):
         found = jaxctc.diagnose(
             **batches.changed(log_probs=np.full((batches.T, batches.N, batches.C), fill, np.float32))
@@ -155,11 +173,9 @@ def test_a_traced_argument_is_an_error_that_says_what_to_do():
 
 
 def test_the_longer_report_names_the_rows_of_findings():
-    many = {
-        name: np.concatenate([x] * 5, axis=1 if name == "log_probs" else 0) if isinstance(x, np.ndarray) else x
-        for name, x in batches.edited("input_lengths", batches.put(5, value=2)).items()
-    }
-    report = str(jaxctc.diagnose(**many))
+    found = jaxctc.diagnose(**batches.edited("input_lengths", batches.put(5, value=2)))
+    findings = tuple(f._replace(rows=(5, 11, 17, 23, 29)) for f in found.findings)
+    report = str(jaxctc.Diagnosis(findings, found.rows * 5, found.shape, found.blank))
     assert "rows      5, 11, 17, 23, 29" in report
     assert re.search(r"^ 29 .* no ", report, re.MULTILINE)
     assert report.endswith("... and 18 more rows.")
@@ -267,3 +283,86 @@ def test_the_page_s_example_prints_what_it_says(capsys):
     assert capsys.readouterr().out == printed
     columns = page.split("## The table")[1]
     assert all(f"`{name}`" in columns for name in Row._fields)
+
+
+def test_an_utterance_of_librispeech(shared_data):
+    """A trained model, and very confident."""
+    emission = np.load(shared_data / "libri_emission.npz")
+    names, text = emission["labels"].tolist(), str(emission["text"])
+    problem = [names.index(c) for c in text], len(emission["logits"]), len(text), len(names) - 1
+    found = jaxctc.diagnose(batches.log_softmax(emission["logits"]), *problem, labels=names)
+    assert (found.codes, found.rows[0].target, found.rows[0].reading) == ((), text, text)
+    assert jaxctc.diagnose(emission["logits"], *problem, from_logits=True).codes == ()
+
+
+@pytest.fixture
+def examples(monkeypatch):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("optax")
+    if not (ROOT / "examples").is_dir():
+        pytest.skip("the examples are not beside the tests")
+    monkeypatch.syspath_prepend(ROOT / "examples")
+
+
+def codes_after(steps, descend, state, logits_of, batch, draw, blank):
+    """Train, and return what one held-out batch has after some of the steps."""
+    lengths, found = (batch.input_lengths, batch.target_lengths), {}
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        step, read = jax.jit(descend), jax.jit(logits_of)
+        for i in range(max(steps) + 1):
+            if i in steps:
+                logits = read(state[0])
+                made = jaxctc.diagnose(logits, batch.targets, *lengths, blank, batch_first=True, from_logits=True)
+                found[i] = made.codes
+            state = step(*state, draw())[:2]
+    return found
+
+
+@pytest.mark.usefixtures("examples")
+def test_handwritten_lines_early_and_late():
+    import _lines
+    import _reader
+
+    rng, (scans, held_out) = np.random.default_rng(0), _lines.load_scans(0)
+    lines, optimizer = _lines.compose(held_out, _reader.BATCH, rng), _reader.optimizer_for(200)
+    weights = _reader.init(jax.random.key(0))
+    found = codes_after(
+        (0, 10, 40, 200),
+        functools.partial(_reader.descend, optimizer),
+        (weights, optimizer.init(weights)),
+        lambda weights: _reader.read(weights, lines.images),
+        lines,
+        lambda: _lines.compose(scans, _reader.BATCH, rng),
+        _lines.BLANK,
+    )
+    # The one thing that there may be to say on the way is true, and no fault.
+    assert found[0] == found[200] == ()
+    assert set(found[10] + found[40]) <= {"all-blank"}
+
+
+@pytest.mark.usefixtures("examples")
+def test_spoken_digits_before_and_after_the_first_steps(shared_data):
+    import _speech
+    import optax
+    import spoken_digits
+
+    takes, rng = _speech.load_takes(shared_data / "fsdd.npz"), np.random.default_rng(0)
+    voices = {part: [takes[name] for name in names] for part, names in _speech.SPEAKERS.items()}
+    speech, optimizer = _speech.compose(voices["test"], 32, rng), optax.adamw(1e-3)
+
+    def descend(weights, state, batch):
+        gradient = jax.grad(spoken_digits.loss)(weights, batch, jax.random.key(0))
+        updates, state = optimizer.update(gradient, state, weights)
+        return optax.apply_updates(weights, updates), state
+
+    weights = spoken_digits.init(jax.random.key(0))
+    found = codes_after(
+        (0, 10),
+        descend,
+        (weights, optimizer.init(weights)),
+        lambda weights: spoken_digits.listen(weights, speech.features),
+        speech,
+        lambda: _speech.compose(voices["training"], 32, rng),
+        _speech.BLANK,
+    )
+    assert set(itertools.chain(*found.values())) <= {"uniform", "all-blank", "one-class"}

@@ -79,10 +79,9 @@ def _illegal(batch: Batch, padded: np.ndarray, padding: int) -> Iterator[Finding
         )
         return
     if outside.any():
-        axis = batch.scores.shape[0]
-        hint = ""
-        if lowest >= 0 and axis > highest:
-            hint = f"T = {axis} would hold them: are the classes on the axis of the frames?"
+        frames, hint = batch.scores.shape[0], ""
+        if highest < frames and batch.input_lengths.max() == batch.classes:
+            hint = f"It seems that classes and frames are swapped: T is {frames}, and the longest input is C."
         values = np.unique(batch.targets[outside])
         yield finding("label-range", *_where(outside), hint, labels=values, classes=batch.classes)
     if blanks.any():

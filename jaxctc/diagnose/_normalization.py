@@ -40,7 +40,7 @@ def check(batch: Batch) -> Iterator[Finding]:
             "logits",
             rows,
             log_sum_exp={"least": round(low, 4), "median": round(middle, 4), "greatest": round(high, 4)},
-            frames_off=round(float(far.mean()), 4),
+            share_of_frames=round(float(far.mean()), 4),
         )
         return
     yield from _double_softmax(batch, tolerance)
@@ -84,6 +84,7 @@ def _double_softmax(batch: Batch, tolerance: float) -> Iterator[Finding]:
             return
         peaks.append(p.max(axis=1))
     peak = np.concatenate(peaks)
-    # Of weak logits some can be read as probabilities, but not as confident ones.
-    if batch.classes > 2 and np.median(peak) > 0.5:
+    # A young model's weak logits can be read as probabilities too, but hardly as confident ones of several classes.
+    shares = np.sort(np.bincount(batch.best, minlength=batch.classes))
+    if batch.classes > 2 and np.median(peak) > 0.5 and shares[-2] >= 0.02 * len(peak):
         yield finding("double-softmax", median_of_the_greatest_probability_before=round(float(np.median(peak)), 4))

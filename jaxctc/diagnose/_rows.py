@@ -69,7 +69,7 @@ def _losses(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rounded(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
+    return max(-(-size // multiple), 1) * multiple
 
 
 @jax.jit
