@@ -48,7 +48,7 @@ def _padding(batch: Batch) -> tuple[np.ndarray, int]:
         legal = 0 <= value < batch.classes and value != batch.blank
         # A label that the loss takes must look more like padding: at most ends, and repeated.
         enough = batch.sequences >= 4 and 2 * len(rows) >= batch.sequences and (runs >= 2).sum() >= 2
-        # All targets filled up to one length is what padding does, and a blank at the end of one is a label gone wrong.
+        # Padding fills all targets up to one length; a blank at the end of one target is a wrong label.
         filled = bool((batch.counts == batch.counts.max()).all()) and runs.max() >= 2
         if filled and (enough or not legal):
             return rows, value
@@ -68,9 +68,10 @@ def _illegal(batch: Batch, padded: np.ndarray, padding: int) -> Iterator[Finding
         return
     lowest, highest = int(used.min()), int(used.max())
     code = None
-    if batch.blank == 0 and lowest == 0 and highest < last:
+    # The ends must be met exactly: in many classes, one label that is the blank says nothing about the others.
+    if batch.blank == 0 and lowest == 0 and highest == last - 1:
         code = "targets-zero-based"
-    elif lowest >= 1 and (highest == batch.classes or (highest == batch.blank == last)):
+    elif lowest == 1 and (highest == batch.classes or (highest == batch.blank == last)):
         code = "targets-one-based"
     if code and (blanks.any() or outside.any()):
         wrong = blanks | outside

@@ -62,12 +62,14 @@ def _are_probabilities(batch: Batch, tolerance: float) -> bool:
 
 def _other_axis(batch: Batch, tolerance: float) -> int | None:
     """Return the axis of the scores, padding included, over which the probabilities sum to one."""
-    x = batch.scores.astype(np.float64)
-    for axis in (0, 1):
-        if x.shape[axis] < 2:
-            continue
-        sums = np.log(np.exp(x).sum(axis=axis))
-        if np.isfinite(sums).all() and (np.abs(sums) <= tolerance).all():
+    frames, sequences, classes = batch.scores.shape
+    over_frames, over_sequences = np.empty((sequences, classes)), np.zeros((frames, classes))
+    for n in range(sequences):
+        p = np.exp(batch.scores[:, n].astype(np.float64))
+        over_frames[n] = p.sum(axis=0)
+        over_sequences += p
+    for axis, sums in enumerate((over_frames, over_sequences)):
+        if batch.scores.shape[axis] > 1 and (np.abs(np.log(sums)) <= tolerance).all():
             return axis
     return None
 

@@ -63,12 +63,12 @@ def _precision(batch: Batch) -> str | None:
     name = batch.scores.dtype.name
     if name in _LARGEST:
         return name
-    finite = batch.scores[np.isfinite(batch.scores)]
-    values = np.unique(finite[:10_000])
-    # A few round numbers fit into any precision.
-    if len(values) < 100 or np.isfinite(batch.scores).all():
+    finite = np.isfinite(batch.scores)
+    if finite.all():
         return None
-    return "float16" if (values == values.astype(np.float16)).all() else None
+    values = np.unique(batch.scores[finite][:10_000])
+    # A few round numbers fit into any precision.
+    return "float16" if len(values) >= 100 and (values == values.astype(np.float16)).all() else None
 
 
 def _masked(batch: Batch, rows: Sequence[Row]) -> Iterator[Finding]:
@@ -95,7 +95,8 @@ def _clamped(batch: Batch) -> Iterator[Finding]:
     lowest = min((x.min() for x in finite if x.size), default=0.0)
     low, total = sum(int((x <= lowest + 0.01).sum()) for x in finite), sum(x.size for x in finite)
     constant = min(_CONSTANTS, key=lambda c: abs(np.log(c) - lowest))
-    if low and low >= 0.05 * total and abs(np.log(constant) - lowest) < 1e-3 * abs(lowest):
+    some = low and 0.05 * total <= low < 0.99 * total
+    if some and abs(np.log(constant) - lowest) < 1e-3 * abs(lowest):
         yield finding(
             "clamped", lowest_score=round(float(lowest), 4), logarithm_of=constant, share=round(low / total, 4)
         )
