@@ -99,7 +99,7 @@ GROUPS: dict[str, dict[str, Entry]] = {
         "lengths-before-subsampling": Entry(
             "error",
             "The input lengths count samples, or frames before the model's subsampling.",
-            "Divide them as the model does: pass them through the same convolutions' length formula.",
+            "Divide them as the model does, by the formula for the lengths of its convolutions.",
             f"{_GITHUB}/thu-spmi/CAT/issues/22",
         ),
         "lengths-are-masks": Entry(
@@ -116,8 +116,8 @@ GROUPS: dict[str, dict[str, Entry]] = {
         ),
         "padded-frames-counted": Entry(
             "warning",
-            "Every input length is T, though the last frames of several sequences are the same: they are padding. "
-            "The model is made to spell its labels there too.",
+            "Every input length is T, though the ends of some sequences are the same in several, or do not change: "
+            "they are padding. The model is made to spell its labels there too.",
             "Pass the lengths without padding.",
             f"{_GITHUB}/clementfarabet/lua---nnx/pull/61",
         ),
@@ -288,8 +288,8 @@ GROUPS: dict[str, dict[str, Entry]] = {
         ),
         "all-blank": Entry(
             "note",
-            "The blank is the best class nearly everywhere, and the best paths spell nothing. Every CTC model is here "
-            "first: to say blank is the cheapest it can do before it knows where the labels are.",
+            "The blank is the best class nearly everywhere, and the best paths spell next to nothing. Every CTC "
+            "model is here first: to say blank is the cheapest it can do before it knows where the labels are.",
             "Early in training, wait. If it stays: overfit one batch; warm up and then raise the learning rate; clip "
             "gradients; begin with short sequences; check labels and lengths against the inputs.",
             "https://arxiv.org/abs/2105.14849",

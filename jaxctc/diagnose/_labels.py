@@ -110,7 +110,8 @@ def _wrong_blank(batch: Batch) -> Iterator[Finding]:
             share_of_frames=round(float(shares[batch.blank]), 4),
             other_class=other,
             its_share_of_frames=round(float(shares[other]), 4),
-            label_error_rates=[round(e, 3) for e in errors],
+            label_error_rate=round(errors[0], 3),
+            with_the_other_as_blank=round(errors[1], 3),
         )
 
 

@@ -32,7 +32,9 @@ def check(batch: Batch) -> Iterator[Finding]:
         if axis is not None:
             length = batch.scores.shape[axis]
             name = ("frames", "sequences")[axis]
-            yield finding("wrong-axis", hint=f"Here they are so over the {length} {name}.", axis=name, length=length)
+            yield finding(
+                "wrong-axis", hint=f"Here they add up to 1 over the {length} {name}.", axis=name, length=length
+            )
             return
         rows = [n for n, f in enumerate(batch.facts) if (np.abs(f.normalizer) > tolerance).any()]
         low, middle, high = np.quantile(known, (0, 0.5, 1))

@@ -147,13 +147,17 @@ class _Reader:
         else:
             swapped = counts == {other} and said != other
         if swapped:
-            sizes = {"log_probs": x.shape, "batch_first": bool(batch_first), "sequences": sorted(counts) or other}
+            sizes = {
+                "shape_of_the_scores": x.shape,
+                "batch_first": bool(batch_first),
+                "sequences": sorted(counts) or other,
+            }
             self.say("swapped-axes", f"This report reads them with batch_first={not batch_first}.", **sizes)
             batch_first = not batch_first
         elif counts and counts != {said}:
             raise self.refuse(
                 "shape-mismatch",
-                log_probs=x.shape,
+                shape_of_the_scores=x.shape,
                 batch_first=bool(batch_first),
                 sequences_of_the_scores=said,
                 sequences_of_the_others=sorted(counts),

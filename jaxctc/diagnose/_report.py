@@ -134,7 +134,8 @@ def _cells(n: int, row: Row) -> list[str]:
 def _nats(value: float) -> str:
     if not math.isfinite(value):
         return str(value)
-    return f"{value:.2f}" if abs(value) < 1e5 else f"{value:.3g}"
+    # A loss that rounding made a little less than 0 is shown as 0.
+    return f"{round(value, 2) + 0.0:.2f}" if abs(value) < 1e5 else f"{value:.3g}"
 
 
 def _short(said: str) -> str:
