@@ -11,10 +11,10 @@ def log_softmax(x, axis=-1):
     return x - np.log(np.exp(x).sum(axis=axis, keepdims=True))
 
 
-def logits_of(targets, frames, counts, *, blank=0, height=5.0, seed=0, classes=C, length=T):
+def logits_of(targets, frames, counts, *, blank=0, height=5.0, noise=1.0, seed=0, classes=C, length=T):
     """Logits (T, N, C) of a model that has learned these targets: noise, and a peak on a path that spells them."""
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(length, len(targets), classes))
+    x = noise * rng.normal(size=(length, len(targets), classes))
     for n, target in enumerate(targets):
         path = np.full(length, blank)
         used = 2 * int(counts[n])  # a frame for each label, and a blank behind it
@@ -206,6 +206,14 @@ def broken():
         ("one label", "one-class", like(3.0, 2)),
         ("sure and wrong", "confident-wrong", like(12.0, None)),
     ]  # fmt: skip
+
+
+def without_padding(targets, blank=0, noise=1.0):
+    """Every sequence has T frames and S labels."""
+    frames, counts = np.full(N, T), np.full(N, S)
+    x = logits_of(targets, frames, counts, blank=blank, noise=noise)
+    lengths = {"input_lengths": frames, "target_lengths": counts}
+    return {"log_probs": log_softmax(x), "targets": targets, **lengths, "blank": blank}
 
 
 def without_zeros(batch):

@@ -70,6 +70,14 @@ HEALTHY = {
     },
     "another blank": batches.with_blank(5),
     "logits with an offset": {"log_probs": batches.healthy()["log_probs"] + 100, "from_logits": True},
+    "the same blank in most frames, the last ones too": batches.without_padding(batches.healthy()["targets"], noise=0),
+    "a legal 0 at the end of most targets, and within others": batches.without_padding(
+        np.array([[1, 2, 3, 0, 0]] * 4 + [[1, 0, 2, 0, 3]] * 2), blank=7
+    ),
+    "float16, a class masked": {
+        "log_probs": np.where(np.arange(batches.C) == 7, -np.inf, batches.healthy()["log_probs"]).astype(np.float16),
+        "targets": np.minimum(batches.healthy()["targets"], 6),
+    },
     "many labels": batches.many_labels(np.arange(1, batches.C)),
     "a legal 0 at the end of a few targets": batches.edited(
         "targets", batches.put(slice(None, 2), slice(3, None), value=0), batches.with_blank(7)
@@ -133,6 +141,13 @@ def test_the_table_is_the_oracle_s():
             True,
         )
         assert row.target == "".join(batches.NAMES[k] for k in labels) == row.reading
+
+
+def test_the_table_is_the_same_for_another_blank():
+    for row, other in zip(
+        *(jaxctc.diagnose(**b).rows for b in (batches.healthy(), batches.with_blank(5))), strict=True
+    ):
+        np.testing.assert_allclose(row[4:9], other[4:9], rtol=1e-5)
 
 
 def test_losses_and_entropies_are_those_of_every_path():
