@@ -23,6 +23,8 @@ from jaxctc.diagnose._catalogue import CODES, GROUPS
 from jaxctc.diagnose._labels import edit_distance
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = Path(jaxctc.__file__).parents[1]
+"""Where it is imported from: a checkout, or a wheel."""
 BROKEN = {name: (codes.split(), arguments) for name, codes, arguments in batches.broken()}
 
 
@@ -243,10 +245,10 @@ from jaxctc import diagnose
 from jaxctc.diagnose import diagnose as last
 assert function is jaxctc.diagnose is another is diagnose is last and callable(function)
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=PACKAGE)
     path = saved(tmp_path / "a.npz", **BROKEN["NaN"][1])
     command = [sys.executable, "-W", "error", "-m", "jaxctc.diagnose", path]
-    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, cwd=PACKAGE, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "")
     assert "ERROR: nan. " in done.stdout
 
