@@ -185,7 +185,9 @@ def implementation(value: Any) -> None:
         raise ValueError(f"implementation must be one of {names}, or None; got {value!r}.")
 
 
-def lengths(name: str, x: Any, sequences: int, axis: str, hint: Callable[[int], str]) -> jax.Array | np.ndarray:
+def lengths(
+    name: str, x: Any, sequences: int, axis: str, hint: Callable[[int], str] = lambda _: ""
+) -> jax.Array | np.ndarray:
     """Integer, of shape (N,); one number serves all sequences. `axis` is what they count, T or S.
 
     `hint` returns a further sentence, given a number of lengths that is not that of the sequences.

@@ -25,7 +25,7 @@ def canonical_logits(
     sequences = scores.shape[0 if batch_first else 1]
     labels = two_axes(names.targets, labels, sequences)
     counts = whole_numbers(names.target_lengths, target_lengths, "an int or an array")
-    counts = checks.lengths(names.target_lengths, counts, sequences)
+    counts = checks.lengths(names.target_lengths, counts, sequences, "S")
     problem, request, _ = canonical_batch(
         scores,
         whole_numbers(names.targets, labels, "labels, an array", counts=counts),

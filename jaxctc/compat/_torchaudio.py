@@ -50,9 +50,9 @@ def torchaudio_forced_align(
         sequences, most, classes = scores.shape
         labels = two_axes("targets", checks.integers("targets", targets, "labels, an array"), sequences)
         blank = checks.blank(blank, classes)
-        frames = checks.lengths("input_lengths", most if input_lengths is None else input_lengths, sequences)
+        frames = checks.lengths("input_lengths", most if input_lengths is None else input_lengths, sequences, "T")
         counts = labels.shape[1] if target_lengths is None else target_lengths
-        counts = checks.lengths("target_lengths", counts, sequences)
+        counts = checks.lengths("target_lengths", counts, sequences, "S")
     of_labels, of_counts = checks.host_values(labels), checks.host_values(counts)
     if of_labels is not None and of_counts is not None:
         checks.label_values(of_labels, of_counts, blank, classes, Form.PADDED)

@@ -50,10 +50,11 @@ def _not_asked(case: Case, how: Signature, convention: str) -> str:
 
 
 def _asked(function: Callable[..., Any], case: Case, how: Signature, convention: str, device: str | None) -> Result:
+    answers = case.of_logits if how.takes_logits or convention == "logits" else case
     if case.asks == ("second derivative",):
-        want = case.hessian_product(case.direction)
+        want = answers.hessian_product(case.direction)
         if convention != "log_probs":
-            want = want + _of_probabilities(case, convention)
+            want = want + _of_probabilities(answers, convention)
         return _within(_error(how.hessian_product(function, case, device), want), case.gradient_tolerance)
     loss, gradient = how.call(function, case, device)
     if case.asks == ("refusal",):
@@ -65,9 +66,9 @@ def _asked(function: Callable[..., Any], case: Case, how: Signature, convention:
         return Result(same, note="" if same else "two calls differ")
     results = []
     if "loss" in case.asks:
-        results.append(_within(_error(loss, case.loss, relative=True), case.loss_tolerance))
+        results.append(_within(_error(loss, answers.loss, relative=True), case.loss_tolerance))
     if "gradient" in case.asks:
-        results.append(_within(_error(gradient, case.gradient(convention)), case.gradient_tolerance))
+        results.append(_within(_error(gradient, answers.gradient(convention)), case.gradient_tolerance))
     wrong = [result for result in results if not result.held]
     return max(wrong or results, key=lambda result: result.error or 0)
 

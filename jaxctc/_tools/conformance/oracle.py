@@ -62,11 +62,13 @@ def by_recursion(log_probs: np.ndarray, target: np.ndarray, blank: int) -> Answe
     frames, classes = log_probs.shape
     states = np.full(2 * len(target) + 1, blank)
     states[1::2] = target
-    skip = np.concatenate([[False, False], (states[2:] != blank) & (states[2:] != states[:-2])])
+    skip = np.concatenate([[False, False], (states[2:] != blank) & (states[2:] != states[:-2])])[: len(states)]
     emissions = log_probs[:, states]
     with np.errstate(invalid="ignore"):  # of two states without a path
         alpha = _forward(emissions, skip)
-        beta = _forward(emissions[::-1, ::-1], np.concatenate([[False, False], skip[2:][::-1]]))[::-1, ::-1]
+        beta = _forward(emissions[::-1, ::-1], np.concatenate([[False, False], skip[2:][::-1]])[: len(states)])[
+            ::-1, ::-1
+        ]
         total = np.logaddexp.reduce(alpha[-1, -2:]) if frames else (0.0 if len(target) == 0 else -np.inf)
         posterior = np.zeros((frames, classes))
         if not np.isfinite(total):
