@@ -5,7 +5,7 @@ from torch import Tensor
 from bridge import _autograd, _eager
 from bridge._arguments import Call, Lengths, canonical
 from bridge._batch import Spec
-from bridge._reduction import Reduction, canonical_reduction, reduce
+from bridge._reduction import canonical_reduction, reduce
 from jaxctc._inputs import checks
 from jaxctc._types import Implementation
 
@@ -16,7 +16,7 @@ def ctc_loss(
     input_lengths: Lengths,
     target_lengths: Lengths,
     blank: int = 0,
-    reduction: Reduction = "mean",
+    reduction: str = "mean",
     zero_infinity: bool = False,
     *,
     normalized: bool = True,
@@ -80,7 +80,7 @@ def ctc_loss_with_logits(
     input_lengths: Lengths,
     target_lengths: Lengths,
     blank: int = 0,
-    reduction: Reduction = "mean",
+    reduction: str = "mean",
     zero_infinity: bool = False,
     *,
     batch_first: bool = False,
@@ -118,7 +118,7 @@ def ctc_loss_with_logits(
     return _evaluate(canonical(logits, targets, input_lengths, target_lengths, spec), reduction, zero_infinity)
 
 
-def _evaluate(call: Call, as_given: Reduction, zero_infinity: bool) -> Tensor:
+def _evaluate(call: Call, as_given: str, zero_infinity: bool) -> Tensor:
     reduction = canonical_reduction(as_given)
     checks.flag("zero_infinity", zero_infinity)
     if _eager.plain(call.tensors):

@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from bridge import _script  # noqa: F401, registers the operator that a scripted module calls
 from bridge._functional import ctc_loss
-from bridge._reduction import Reduction
 from jaxctc._types import Implementation
 
 
@@ -36,12 +35,12 @@ class CTCLoss(nn.CTCLoss):
         0.8432
     """
 
-    reduction: Reduction
+    reduction: str
 
     def __init__(
         self,
         blank: int = 0,
-        reduction: Reduction = "mean",
+        reduction: str = "mean",
         zero_infinity: bool = False,
         *,
         normalized: bool = True,

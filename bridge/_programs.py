@@ -18,6 +18,7 @@ from jaxctc._autodiff.loss_rule import losses as core_losses
 from jaxctc._autodiff.loss_rule import losses_and_gradient as core_losses_and_gradient
 from jaxctc._autodiff.posterior_rule import posteriors as core_posteriors
 from jaxctc._lattice.lattices import accumulation_dtype, frame_mask, frames_first, frames_of
+from jaxctc._lattice.outcome import nan_where
 from jaxctc._types import Problem, Request
 
 
@@ -177,7 +178,7 @@ def _gradient_of(
     feasible = frames_first(within & ~infeasible[None], request)[:, :, None]
     # Elsewhere the gradient stays as it is: an illegal row is NaN in all its frames.
     gradient = jnp.where(feasible, jnp.exp(scores.astype(gradient.dtype)) + gradient, gradient) * by_row
-    return value, jnp.where(nan, jnp.nan, gradient)
+    return value, nan_where(nan, gradient)
 
 
 def _problem(scores: jax.Array, labels: jax.Array, lengths: jax.Array) -> Problem:

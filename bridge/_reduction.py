@@ -1,7 +1,7 @@
 """Reduce one loss a sequence to what the caller asked for."""
 
 import warnings
-from typing import Any, Literal, TypeAlias
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -9,11 +9,8 @@ from torch import Tensor
 from jaxctc import _types
 from jaxctc._inputs import checks
 
-Reduction: TypeAlias = Literal["none", "mean", "sum", "batchmean", "mean_volume", "elementwise_mean"]
-"""The reductions of the core, and PyTorch's old name of the mean."""
 
-
-def canonical_reduction(reduction: Reduction) -> _types.Reduction:
+def canonical_reduction(reduction: str) -> _types.Reduction:
     """Return the reduction by the name that the core has for it, or raise."""
     if reduction == "elementwise_mean":
         message = "reduction='elementwise_mean' is deprecated. Please use reduction='mean' instead."  # PyTorch's own
@@ -21,7 +18,7 @@ def canonical_reduction(reduction: Reduction) -> _types.Reduction:
             warnings.warn(message, stacklevel=4)
         return "mean"
     checks.reduction(reduction)
-    return reduction
+    return cast(_types.Reduction, reduction)
 
 
 def reduce(losses: Tensor, target_lengths: Tensor, reduction: _types.Reduction, zero_infinity: bool) -> Tensor:

@@ -33,7 +33,7 @@ def _ctc_loss(
         input_lengths,
         target_lengths,
         blank,
-        reduction,  # type: ignore[arg-type]  # TorchScript has no literal types
+        reduction,  # TorchScript has no literal types
         zero_infinity,
         normalized=normalized,
         batch_first=batch_first,

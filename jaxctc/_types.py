@@ -5,7 +5,8 @@ W columns of the lattice: min(S, T) + 2, rounded up to a multiple of `Layout.col
 the order in which the caller keeps them.
 """
 
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import jax
 from jaxtyping import Array, Integer
@@ -22,7 +23,21 @@ LOG_ZERO = -1e30
 """Stands for log 0. Scores at or below it mean probability zero; a million of them still fit in float32."""
 
 ArrayLike: TypeAlias = Any
-"""What the public functions take: JAX arrays, numpy arrays, nested sequences, plain numbers."""
+"""What functions take whose checks of the values are their own."""
+
+if TYPE_CHECKING:
+
+    class _Array(Protocol):
+        """An array of JAX, numpy or another library; or a numpy number."""
+
+        def __array__(self) -> Any: ...
+
+    _Floats: TypeAlias = Sequence[float] | Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]]
+    FloatsLike: TypeAlias = _Array | float | _Floats | Sequence[_Array]
+    IntegersLike: TypeAlias = _Array | int | Sequence[int] | Sequence[Sequence[int]] | Sequence[_Array]
+else:
+    # What they are is said by errors of our own, and not by a type checker at run time.
+    FloatsLike = IntegersLike = Any
 
 
 class Layout(NamedTuple):

@@ -25,7 +25,7 @@ from jaxctc._api.variant_call import Common, evaluate
 from jaxctc._autodiff import variant_losses
 from jaxctc._inputs import checks
 from jaxctc._inputs.arguments import canonical_frames, canonical_scores
-from jaxctc._types import ArrayLike
+from jaxctc._types import FloatsLike, IntegersLike
 
 __all__ = [
     "Common",
@@ -40,7 +40,9 @@ __all__ = [
 ]
 
 
-def label_priors(log_probs: ArrayLike, input_lengths: ArrayLike, *, batch_first: bool = False) -> Float[Array, " C"]:
+def label_priors(
+    log_probs: FloatsLike, input_lengths: IntegersLike, *, batch_first: bool = False
+) -> Float[Array, " C"]:
     """Return the logarithm of the mean probability of each class over all frames, for `prior_ctc_loss`.
 
     Args:
@@ -68,12 +70,12 @@ def label_priors(log_probs: ArrayLike, input_lengths: ArrayLike, *, batch_first:
 
 
 def prior_ctc_loss(
-    log_probs: ArrayLike,
-    targets: ArrayLike,
-    input_lengths: ArrayLike,
-    target_lengths: ArrayLike,
+    log_probs: FloatsLike,
+    targets: IntegersLike,
+    input_lengths: IntegersLike,
+    target_lengths: IntegersLike,
     *,
-    log_priors: ArrayLike,
+    log_priors: FloatsLike,
     scale: float = 0.3,
     **common: Unpack[Common],
 ) -> Float[Array, "..."]:
@@ -126,10 +128,10 @@ def prior_ctc_loss(
 
 
 def entropy_ctc_loss(
-    log_probs: ArrayLike,
-    targets: ArrayLike,
-    input_lengths: ArrayLike,
-    target_lengths: ArrayLike,
+    log_probs: FloatsLike,
+    targets: IntegersLike,
+    input_lengths: IntegersLike,
+    target_lengths: IntegersLike,
     *,
     weight: float,
     **common: Unpack[Common],
@@ -170,10 +172,10 @@ def entropy_ctc_loss(
 
 
 def focal_ctc_loss(
-    log_probs: ArrayLike,
-    targets: ArrayLike,
-    input_lengths: ArrayLike,
-    target_lengths: ArrayLike,
+    log_probs: FloatsLike,
+    targets: IntegersLike,
+    input_lengths: IntegersLike,
+    target_lengths: IntegersLike,
     *,
     gamma: float,
     alpha: float = 1.0,
@@ -216,10 +218,10 @@ def focal_ctc_loss(
 
 
 def smoothed_ctc_loss(
-    log_probs: ArrayLike,
-    targets: ArrayLike,
-    input_lengths: ArrayLike,
-    target_lengths: ArrayLike,
+    log_probs: FloatsLike,
+    targets: IntegersLike,
+    input_lengths: IntegersLike,
+    target_lengths: IntegersLike,
     *,
     weight: float,
     **common: Unpack[Common],
@@ -261,10 +263,10 @@ def smoothed_ctc_loss(
 
 
 def delay_penalised_ctc_loss(
-    log_probs: ArrayLike,
-    targets: ArrayLike,
-    input_lengths: ArrayLike,
-    target_lengths: ArrayLike,
+    log_probs: FloatsLike,
+    targets: IntegersLike,
+    input_lengths: IntegersLike,
+    target_lengths: IntegersLike,
     *,
     penalty: float,
     **common: Unpack[Common],
@@ -306,10 +308,10 @@ def delay_penalised_ctc_loss(
 
 
 def wildcard_ctc_loss(
-    log_probs: ArrayLike,
-    targets: ArrayLike,
-    input_lengths: ArrayLike,
-    target_lengths: ArrayLike,
+    log_probs: FloatsLike,
+    targets: IntegersLike,
+    input_lengths: IntegersLike,
+    target_lengths: IntegersLike,
     *,
     begin: bool = True,
     end: bool = True,
@@ -354,10 +356,10 @@ def wildcard_ctc_loss(
 
 
 def star_ctc_loss(
-    log_probs: ArrayLike,
-    targets: ArrayLike,
-    input_lengths: ArrayLike,
-    target_lengths: ArrayLike,
+    log_probs: FloatsLike,
+    targets: IntegersLike,
+    input_lengths: IntegersLike,
+    target_lengths: IntegersLike,
     *,
     penalty: float,
     **common: Unpack[Common],

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jaxctc._lattice import lattices, outcome
 from jaxctc._lattice.lattices import frames_first
 from jaxctc._mesh import sharded_like_scores
 from jaxctc._reference import log_emissions, viterbi
-from jaxctc._types import ArrayLike, Problem, Request
+from jaxctc._types import FloatsLike, IntegersLike, Problem, Request
 
 
 class Alignment(NamedTuple):
@@ -48,10 +48,10 @@ class TokenSpan:
 
 
 def forced_align(
-    log_probs: ArrayLike,
-    targets: ArrayLike,
-    input_lengths: ArrayLike,
-    target_lengths: ArrayLike,
+    log_probs: FloatsLike,
+    targets: IntegersLike,
+    input_lengths: IntegersLike,
+    target_lengths: IntegersLike,
     blank: int = 0,
     *,
     batch_first: bool = False,
@@ -110,9 +110,9 @@ def forced_align(
         batch_first=batch_first,
         max_target_length=max_target_length,
     )
-    targets, frames, counts = (checks.host_values(x) for x in problem[1:])
-    if not (targets is None or frames is None or counts is None):
-        check_feasible(targets, frames, counts, batched)
+    labels, frames, counts = (checks.host_values(x) for x in problem[1:])
+    if not (labels is None or frames is None or counts is None):
+        check_feasible(labels, frames, counts, batched)
     found = align(request, *problem)
     return found if batched else Alignment(*(x[0] for x in found))
 
@@ -163,7 +163,7 @@ def align(request: Request, *arrays: jax.Array) -> Alignment:
     return Alignment(jnp.where(without_path[:, None], -1, label), scores)
 
 
-def merge_tokens(tokens: ArrayLike, scores: ArrayLike, blank: int = 0) -> list[Any]:
+def merge_tokens(tokens: IntegersLike, scores: FloatsLike, blank: int = 0) -> list[TokenSpan] | list[list[TokenSpan]]:
     """Return the spans of the labels on a path: equal neighbours are merged, and blanks have no span.
 
     Args:

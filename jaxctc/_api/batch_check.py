@@ -8,14 +8,14 @@ from jaxtyping import Array, Bool
 
 from jaxctc._inputs.arguments import canonical_batch
 from jaxctc._lattice import lattices
-from jaxctc._types import ArrayLike
+from jaxctc._types import FloatsLike, IntegersLike
 
 
 def check_batch(
-    log_probs: ArrayLike,
-    targets: ArrayLike,
-    input_lengths: ArrayLike,
-    target_lengths: ArrayLike,
+    log_probs: FloatsLike,
+    targets: IntegersLike,
+    input_lengths: IntegersLike,
+    target_lengths: IntegersLike,
     blank: int = 0,
     *,
     batch_first: bool = False,

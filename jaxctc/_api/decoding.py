@@ -18,7 +18,7 @@ from jaxctc._lattice.lattices import accumulation_dtype, narrow, row_of_indices,
 from jaxctc._lattice.outcome import nan_where
 from jaxctc._mesh import sharded_like_scores, varying_like
 from jaxctc._reference.log_space import logaddexp
-from jaxctc._types import LOG_ZERO, ArrayLike, Request
+from jaxctc._types import LOG_ZERO, FloatsLike, IntegersLike, Request
 
 ScoreFunction = Callable[[jax.Array, jax.Array], jax.Array]
 _PADDING = -1
@@ -60,7 +60,7 @@ class _Beam(NamedTuple):
 
 
 def greedy_decode(
-    log_probs: ArrayLike, input_lengths: ArrayLike, blank: int = 0, *, batch_first: bool = False
+    log_probs: FloatsLike, input_lengths: IntegersLike, blank: int = 0, *, batch_first: bool = False
 ) -> Decoded:
     """Return the labels of the best path: the best class of each frame, repeats merged, then blanks removed.
 
@@ -104,8 +104,8 @@ def greedy_decode(
 
 
 def beam_search_decode(
-    log_probs: ArrayLike,
-    input_lengths: ArrayLike,
+    log_probs: FloatsLike,
+    input_lengths: IntegersLike,
     blank: int = 0,
     *,
     beam_width: int = 16,

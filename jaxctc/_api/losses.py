@@ -6,14 +6,14 @@ from jaxctc._api.reduction import reduced
 from jaxctc._autodiff.loss_rule import losses
 from jaxctc._inputs.arguments import canonical_batch
 from jaxctc._inputs.checks import LOG_PROBS, LOGITS
-from jaxctc._types import ArrayLike, Implementation, Problem, Reduction, Request
+from jaxctc._types import FloatsLike, Implementation, IntegersLike, Problem, Reduction, Request
 
 
 def ctc_loss(
-    log_probs: ArrayLike,
-    targets: ArrayLike,
-    input_lengths: ArrayLike,
-    target_lengths: ArrayLike,
+    log_probs: FloatsLike,
+    targets: IntegersLike,
+    input_lengths: IntegersLike,
+    target_lengths: IntegersLike,
     blank: int = 0,
     reduction: Reduction = "mean",
     zero_infinity: bool = False,
@@ -105,10 +105,10 @@ def ctc_loss(
 
 
 def ctc_loss_with_logits(
-    logits: ArrayLike,
-    targets: ArrayLike,
-    input_lengths: ArrayLike,
-    target_lengths: ArrayLike,
+    logits: FloatsLike,
+    targets: IntegersLike,
+    input_lengths: IntegersLike,
+    target_lengths: IntegersLike,
     blank: int = 0,
     reduction: Reduction = "mean",
     zero_infinity: bool = False,

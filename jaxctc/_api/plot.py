@@ -10,7 +10,7 @@ import numpy as np
 from jaxctc._api.alignment import TokenSpan
 from jaxctc._api.label_names import LabelNames, names_by_class
 from jaxctc._inputs import checks
-from jaxctc._types import ArrayLike
+from jaxctc._types import FloatsLike
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,9 +35,9 @@ _TITLE: dict[str, Any] = {"fontsize": 10, "fontweight": "bold", **_AS_GIVEN}
 
 
 def plot_alignment(
-    log_probs: ArrayLike,
+    log_probs: FloatsLike,
     spans: Sequence[TokenSpan],
-    posteriors: ArrayLike | None = None,
+    posteriors: FloatsLike | None = None,
     *,
     blank: int = 0,
     label_names: LabelNames | None = None,
@@ -91,7 +91,7 @@ def plot_alignment(
         raise ImportError('plot_alignment draws with matplotlib: pip install "jaxctc[plot]"') from error
 
     scores = np.asarray(checks.scores("log_probs", log_probs), np.float64)
-    gamma = None if posteriors is None else np.asarray(posteriors, np.float64)
+    gamma = None if posteriors is None else checks.numbers(posteriors).astype(np.float64)
     _check(scores, spans, gamma, seconds_per_frame)
     blank = checks.blank(blank, scores.shape[1])
     named = names_by_class(label_names, scores.shape[1])

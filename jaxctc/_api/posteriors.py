@@ -14,7 +14,7 @@ from jaxctc._inputs.arguments import canonical_batch
 from jaxctc._lattice import lattices, outcome
 from jaxctc._lattice.lattices import frame_mask, frames_first, frames_of
 from jaxctc._mesh import sharded_like_scores
-from jaxctc._types import LOG_ZERO, ArrayLike, Implementation, Problem, Request
+from jaxctc._types import LOG_ZERO, FloatsLike, Implementation, IntegersLike, Problem, Request
 
 
 class Posteriors(NamedTuple):
@@ -41,10 +41,10 @@ class Statistics(NamedTuple):
 
 
 def ctc_posteriors(
-    log_probs: ArrayLike,
-    targets: ArrayLike,
-    input_lengths: ArrayLike,
-    target_lengths: ArrayLike,
+    log_probs: FloatsLike,
+    targets: IntegersLike,
+    input_lengths: IntegersLike,
+    target_lengths: IntegersLike,
     blank: int = 0,
     *,
     batch_first: bool = False,
@@ -109,10 +109,10 @@ def _posteriors(request: Request, *problem: jax.Array) -> Posteriors:
 
 
 def ctc_statistics(
-    log_probs: ArrayLike,
-    targets: ArrayLike,
-    input_lengths: ArrayLike,
-    target_lengths: ArrayLike,
+    log_probs: FloatsLike,
+    targets: IntegersLike,
+    input_lengths: IntegersLike,
+    target_lengths: IntegersLike,
     blank: int = 0,
     *,
     batch_first: bool = False,

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from jaxctc._api.alignment import TokenSpan, forced_align, merge_tokens
 from jaxctc._api.decoding import Beams, Decoded
 from jaxctc._api.label_names import LabelNames, names_by_class
-from jaxctc._types import ArrayLike
+from jaxctc._types import FloatsLike, IntegersLike
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,13 @@ class WordSpan:
 
 
 def decoded_spans(
-    log_probs: ArrayLike,
+    log_probs: FloatsLike,
     decoded: Decoded | Beams,
-    input_lengths: ArrayLike,
+    input_lengths: IntegersLike,
     blank: int = 0,
     *,
     batch_first: bool = False,
-) -> list[Any]:
+) -> list[TokenSpan] | list[list[TokenSpan]]:
     """Return the frames of decoded labels: the spans on the best of all paths that spell them.
 
     It aligns the labels by `forced_align` and merges the alignment by `merge_tokens`. For the labels of `greedy_decode`

@@ -9,7 +9,7 @@ from jaxctc._autodiff.variant_losses import Losses
 from jaxctc._inputs import checks
 from jaxctc._inputs.arguments import canonical_batch
 from jaxctc._lattice.lattices import accumulation_dtype
-from jaxctc._types import ArrayLike, Implementation, Reduction
+from jaxctc._types import FloatsLike, Implementation, IntegersLike, Reduction
 
 
 class Common(TypedDict, total=False):
@@ -33,10 +33,10 @@ class Common(TypedDict, total=False):
 def evaluate(
     function: Losses,
     parameters: tuple[float, ...],
-    log_probs: ArrayLike,
-    targets: ArrayLike,
-    input_lengths: ArrayLike,
-    target_lengths: ArrayLike,
+    log_probs: FloatsLike,
+    targets: IntegersLike,
+    input_lengths: IntegersLike,
+    target_lengths: IntegersLike,
     *,
     blank: int = 0,
     reduction: Reduction = "mean",

@@ -7,15 +7,15 @@ from jaxctc._api import alignment
 from jaxctc._api.alignment import Alignment
 from jaxctc._inputs import checks
 from jaxctc._inputs.checks import Form
-from jaxctc._types import ArrayLike
+from jaxctc._types import FloatsLike, IntegersLike
 from jaxctc.compat._arguments import three_axes, two_axes
 
 
 def torchaudio_forced_align(
-    log_probs: ArrayLike,
-    targets: ArrayLike,
-    input_lengths: ArrayLike | None = None,
-    target_lengths: ArrayLike | None = None,
+    log_probs: FloatsLike,
+    targets: IntegersLike,
+    input_lengths: IntegersLike | None = None,
+    target_lengths: IntegersLike | None = None,
     blank: int = 0,
 ) -> Alignment:
     """Return what `torchaudio.functional.forced_align` returns, for any number of sequences: torchaudio takes one.
