@@ -99,6 +99,7 @@ FULL = {
         "test_plot.py::test_scores_are_drawn_without_spans",
         "test_plot.py::test_a_hundred_names_do_not_overlap",
     ],
+    "memory, of programs that are compiled as for users": ["test_bfloat16.py::test_no_copy_of_the_scores"],
 }
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -6,6 +6,7 @@ import os
 import warnings
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -414,3 +415,26 @@ def test_speech_against_pyctcdecode(emission):
     best = decoder.decode_beams(log_probs, beam_width=16, beam_prune_logp=-1e9, token_min_logp=-1e9)[0]
     beams = jaxctc.beam_search_decode(log_probs.astype(np.float32), len(log_probs), len(alphabet) - 1)
     assert best[0] == text(beams.labels[0], alphabet) == transcript
+
+
+def test_a_frame_costs_the_same_however_many_there_are():
+    """No array of a frame's step but the tree, to which it adds one row, has a size that grows with T."""
+
+    def sizes(frames):
+        traced = jax.make_jaxpr(functools.partial(jaxctc.beam_search_decode, beam_width=3))(
+            np.zeros((frames, 2, 5), np.float32), np.full(2, frames)
+        )
+        equations = list(traced.jaxpr.eqns)
+        while not any(equation.primitive.name == "scan" for equation in equations):
+            equations = [
+                e for x in equations for inner in jax.extend.core.jaxprs_in_params(x.params) for e in inner.eqns
+            ]
+        search = next(equation for equation in equations if equation.primitive.name == "scan")
+        found = {}
+        for equation in search.params["jaxpr"].eqns:
+            for x in equation.outvars:
+                found.setdefault(equation.primitive.name, set()).add(x.aval.size)
+        return found
+
+    few, many = sizes(50), sizes(90)
+    assert {name for name in few if few[name] != many[name]} == {"scatter"}

@@ -12,10 +12,10 @@ from jaxtyping import Array, Float, Int
 
 from jaxctc._inputs import checks
 from jaxctc._inputs.arguments import canonical_batch
-from jaxctc._lattice import lattices, outcome
+from jaxctc._lattice import indexing, lattices, outcome
 from jaxctc._lattice.lattices import frames_first
 from jaxctc._mesh import sharded_like_scores
-from jaxctc._reference import log_emissions, viterbi
+from jaxctc._reference import viterbi
 from jaxctc._types import FloatsLike, IntegersLike, Problem, Request
 
 
@@ -144,16 +144,15 @@ def align(request: Request, *arrays: jax.Array) -> Alignment:
     """Return the alignment of a problem in canonical form."""
     problem = Problem(*arrays)
     lattice = lattices.build_lattice(problem, request)
-    log_probs = log_emissions.log_probs(problem.scores, lattice, request)
-    states, score = viterbi.best_path(log_probs, lattice, request)
+    states, score = viterbi.best_path(jax.lax.stop_gradient(problem.scores), lattice, request)
     states = states.T
     label = jnp.take_along_axis(lattice.labels, states // 2, axis=1, mode="promise_in_bounds")
     label = jnp.where(states % 2 == 1, label, request.blank)
 
     frame_mask = lattices.frame_mask(lattice.input_lengths, label.shape[1]).T
     label = jnp.where(frame_mask, label, request.blank)
-    scores = frames_first(problem.scores, request).swapaxes(0, 1)
-    scores = jnp.take_along_axis(scores, label[:, :, None], axis=2, mode="promise_in_bounds")[:, :, 0]
+    scores = indexing.of_classes(problem.scores, frames_first(label.T, request))
+    scores = frames_first(scores, request).T
     invalid = ~lattice.legal | (lattice.feasible & ~(score < jnp.inf))
     without_path = invalid | ~lattice.feasible | viterbi.zero_probability(score)
     instead = outcome.nan_where(invalid, jnp.full(invalid.shape, -jnp.inf, scores.dtype))

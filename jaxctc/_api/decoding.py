@@ -2,6 +2,9 @@
 
 A prefix is the labels that the first frames spell. In the annotations K is the number of prefixes in the beam.
 Everything inside a beam belongs to one sequence.
+
+The labels of the prefixes are in a tree and not in the beam, where moving them at every frame would take time quadratic
+in T. They are read once, after the last frame.
 """
 
 import functools
@@ -12,16 +15,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
+from jaxctc._api.prefix_tree import PADDING, Tree
 from jaxctc._inputs import checks
 from jaxctc._inputs.arguments import canonical_frames, canonical_scores
-from jaxctc._lattice.lattices import accumulation_dtype, narrow, row_of_indices, wide, within
+from jaxctc._lattice import indexing
+from jaxctc._lattice.lattices import accumulation_dtype, frames_of, narrow, row_of_indices, wide, within
 from jaxctc._lattice.outcome import nan_where
 from jaxctc._mesh import sharded_like_scores, varying_like
 from jaxctc._reference.log_space import logaddexp
 from jaxctc._types import LOG_ZERO, FloatsLike, IntegersLike, Request
 
 ScoreFunction = Callable[[jax.Array, jax.Array], jax.Array]
-_PADDING = -1
 
 
 class Decoded(NamedTuple):
@@ -46,7 +50,10 @@ class Beams(NamedTuple):
 class _Beam(NamedTuple):
     """Hold the prefixes of one sequence after some of its frames."""
 
-    labels: Int[Array, "K T"]
+    node: Int[Array, " K"]
+    """The node of each prefix in the tree; arbitrary for the empty prefix."""
+    last: Int[Array, " K"]
+    """The last label of each prefix; arbitrary for the empty prefix."""
     lengths: Int[Array, " K"]
     blank: Float[Array, " K"]
     """The log probability of all paths that spell the prefix and end in a blank."""
@@ -55,8 +62,12 @@ class _Beam(NamedTuple):
     starts: Bool[Array, "K K"]
     """Prefix b starts with prefix a, or is equal to it. False for places that were not used at first, and for the
     prefixes that come from them, which keep probability zero."""
+    following: Int[Array, "K K"]
+    """Where prefix b starts with prefix a and is longer: the label of b that follows a. Arbitrary elsewhere."""
     valid: Bool[Array, ""]
     """There was no NaN and no +inf so far. The beam itself would not show it: the search may drop such a prefix."""
+    labels: Int[Array, "K T"] | None
+    """The labels of each prefix, if a `score_function` reads them at every frame."""
 
 
 def greedy_decode(
@@ -130,7 +141,8 @@ def beam_search_decode(
             lengths, (K,). It returns (K, C), floating point: the score that is added to the log probability of each
             prefix when it is extended by each class. The scores of the blank, and of places in the beam that are not
             used, are ignored. JAX calls the function while tracing, under `jax.vmap`; it must depend on the prefix
-            alone, and it is static: another function object makes JAX compile anew.
+            alone, and it is static: another function object makes JAX compile anew. Keeping the labels for it takes
+            time that grows with T squared; without it the time grows with T.
         batch_first: `log_probs` is (N, T, C).
 
     Returns:
@@ -208,14 +220,14 @@ def best_paths(
         legal = within(wide(input_length), frames)
         frame_mask = jnp.arange(frames, dtype=jnp.int32) < narrow(input_length, legal)
         best = jax.lax.argmax(scores, 1, jnp.int32)
-        before = jnp.concatenate([jnp.full_like(best[:1], _PADDING), best[:-1]])
+        before = jnp.concatenate([jnp.full_like(best[:1], PADDING), best[:-1]])
         new_label = frame_mask & (best != request.blank)
         if merge_repeated:
             new_label &= best != before
         slot = jnp.where(new_label, jnp.cumsum(new_label, dtype=jnp.int32) - 1, frames)
         total = jnp.where(frame_mask, scores.max(axis=1).astype(accumulation_dtype(scores.dtype)), 0).sum()
         return Decoded(
-            labels=jnp.full_like(best, _PADDING).at[slot].set(best, mode="drop"),
+            labels=jnp.full_like(best, PADDING).at[slot].set(best, mode="drop"),
             lengths=new_label.sum(dtype=jnp.int32),
             log_probs=nan_where(~legal, total),
         )
@@ -233,49 +245,66 @@ def _beams(
     width: int,
     score_function: ScoreFunction | None,
 ) -> Beams:
-    def one(scores: Float[Array, "T C"], input_length: Integer[Array, ""]) -> Beams:
-        frames, classes = scores.shape
-        dtype = accumulation_dtype(scores.dtype)
-        legal = within(wide(input_length), frames)
-        frame_mask = jnp.arange(frames, dtype=jnp.int32) < narrow(input_length, legal)
-        # It stands for padded frames: a frame that is certainly blank changes no prefix, no probability and no order.
-        certainly_blank = jnp.full(classes, LOG_ZERO, dtype).at[request.blank].set(0)
+    frames, dtype = frames_of(scores, request), accumulation_dtype(scores.dtype)
+    legal = within(wide(input_lengths), frames)
+    counts = narrow(input_lengths, legal)
+    # It stands for padded frames: a frame that is certainly blank changes no prefix, no probability and no order.
+    certainly_blank = jnp.full(scores.shape[2], LOG_ZERO, dtype).at[request.blank].set(0)
+    advance = functools.partial(_advance, blank=request.blank, score_function=score_function)
 
-        def step(beam: _Beam, frame: tuple[Float[Array, " C"], Bool[Array, ""]]) -> tuple[_Beam, None]:
-            frame_scores, inside = frame
-            frame_scores = jnp.maximum(frame_scores.astype(dtype), LOG_ZERO)
-            frame_scores = jnp.where(inside, frame_scores, certainly_blank)
-            return _advance(beam, frame_scores, request.blank, score_function), None
+    def step(carry: tuple[_Beam, Tree], frame: Int[Array, ""]) -> tuple[tuple[_Beam, Tree], None]:
+        # A scan over the scores themselves would need a copy of them, with the frames first.
+        bits, index = indexing.as_bits(scores, frame)
+        rows = jax.lax.dynamic_index_in_dim(bits, index, 1 if request.batch_first else 0, keepdims=False)
+        rows = jnp.maximum(indexing.from_bits(rows, scores.dtype).astype(dtype), LOG_ZERO)
+        rows = jnp.where((frame < counts)[:, None], rows, certainly_blank[None])
+        return jax.vmap(advance, in_axes=(0, 0, None, 0))(*carry, frame, rows), None
 
-        begin = varying_like(scores, _empty(width, frames, dtype))
-        beam, _ = jax.lax.scan(step, begin, (scores, frame_mask))
+    def found(beam: _Beam, tree: Tree, legal: Bool[Array, ""]) -> Beams:
         total = logaddexp(beam.blank, beam.label)
         legal &= beam.valid
         used = legal & (total > LOG_ZERO / 2)
+        lengths = jnp.where(used, beam.lengths, 0)
         return Beams(
-            labels=jnp.where(used[:, None], beam.labels[:, :frames], _PADDING),
-            lengths=jnp.where(used, beam.lengths, 0),
+            labels=tree.labels(beam.node, lengths, frames),
+            lengths=lengths,
             log_probs=nan_where(~legal, jnp.where(used, total, -jnp.inf)),
         )
 
-    return _each_sequence(one, request)(scores, input_lengths)
+    begin = _empty(width, frames, dtype, score_function)
+    begin = varying_like(scores, jax.tree.map(lambda x: jnp.broadcast_to(x, (len(legal), *x.shape)), begin))
+    if frames > 0:
+        begin, _ = jax.lax.scan(step, begin, jnp.arange(frames, dtype=jnp.int32))
+    return jax.vmap(found)(*begin, legal)
 
 
-def _empty(width: int, frames: int, dtype: jnp.dtype) -> _Beam:
+def _empty(width: int, frames: int, dtype: jnp.dtype, score_function: ScoreFunction | None) -> tuple[_Beam, Tree]:
     """Return the beam before the first frame: the empty prefix alone, as if it ended in a blank."""
     first = jnp.arange(width) == 0
-    return _Beam(
-        labels=jnp.full((width, max(frames, 1)), _PADDING, jnp.int32),
-        lengths=jnp.zeros(width, jnp.int32),
+    none, nodes = jnp.zeros(width, jnp.int32), jnp.zeros((max(frames, 1), width), jnp.int32)
+    beam = _Beam(
+        node=none,
+        last=none,
+        lengths=none,
         blank=jnp.where(first, jnp.zeros((), dtype), LOG_ZERO),
         label=jnp.full(width, LOG_ZERO, dtype),
         starts=first[:, None] & first[None],
+        following=jnp.zeros((width, width), jnp.int32),
         valid=jnp.asarray(True),
+        labels=None if score_function is None else jnp.full((width, max(frames, 1)), PADDING, jnp.int32),
     )
+    return beam, Tree(nodes, nodes)
 
 
-def _advance(beam: _Beam, scores: Float[Array, " C"], blank: int, score_function: ScoreFunction | None) -> _Beam:
-    """Return the beam after one more frame."""
+def _advance(
+    beam: _Beam,
+    tree: Tree,
+    frame: Int[Array, ""],
+    scores: Float[Array, " C"],
+    blank: int,
+    score_function: ScoreFunction | None,
+) -> tuple[_Beam, Tree]:
+    """Return the beam and the tree after one more frame."""
     width, classes = len(beam.lengths), len(scores)
     total = logaddexp(beam.blank, beam.label)
     label_scores = scores.at[blank].set(LOG_ZERO)
@@ -289,7 +318,7 @@ def _advance(beam: _Beam, scores: Float[Array, " C"], blank: int, score_function
 
     # A prefix that is not extended takes a blank or repeats its last label. The empty prefix has no last label: it
     # reads an arbitrary class, but it ends in a label with probability zero.
-    last = beam.labels[jnp.arange(width), beam.lengths - 1]
+    last = beam.last
     last_scores = label_scores[last]
     blank_kept = total + scores[blank]
     label_kept = beam.label + last_scores
@@ -325,24 +354,43 @@ def _advance(beam: _Beam, scores: Float[Array, " C"], blank: int, score_function
     source = jnp.where(grows, source, index)
     label = labels[choice]
 
-    lengths = beam.lengths[source]
-    new_slot = grows[:, None] & (row_of_indices(beam.labels.shape[1]) == lengths[:, None])
-    prefixes = jnp.where(new_slot, label[:, None], beam.labels[source])
-    # A prefix that b's source started with still starts b, unless it was itself extended by a label that b lacks there.
-    follows = label[:, None] == prefixes[:, lengths].T
-    starts = beam.starts[source[:, None], source[None]] & (~grows[:, None] | follows)
-    return _Beam(
-        labels=prefixes,
-        lengths=lengths + grows.astype(jnp.int32),
+    node = jnp.where(grows, frame * width + row_of_indices(width)[0], beam.node[source])
+    tree = tree.add(frame, beam.node[source], label)
+    grown = _Beam(
+        node=node,
+        last=jnp.where(grows, label, last[source]),
+        lengths=beam.lengths[source] + grows.astype(jnp.int32),
         blank=jnp.where(grows, LOG_ZERO, blank_kept[source]),
         label=jnp.where(grows, best, label_kept[source]),
-        starts=starts,
+        starts=beam.starts,
+        following=beam.following,
         valid=valid,
+        labels=beam.labels,
     )
+    if beam.labels is not None:
+        new_place = grows[:, None] & (row_of_indices(beam.labels.shape[1]) == beam.lengths[source][:, None])
+        grown = grown._replace(labels=jnp.where(new_place, label[:, None], beam.labels[source]))
+    return _related(beam, grown, source, grows, tree), tree
+
+
+def _related(before: _Beam, beam: _Beam, source: Int[Array, " K"], grows: Bool[Array, " K"], tree: Tree) -> _Beam:
+    """Return the beam with `starts` and `following` after one more frame, from those before it."""
+    pairs = source[:, None], source[None]
+    same = pairs[0] == pairs[1]
+    # The label of b that follows what a's source was; a label is never negative.
+    following = jnp.where(same, jnp.where(grows, beam.last, PADDING)[None], before.following[pairs])
+    # A prefix that b's source started with still starts b, unless it was itself extended by a label that b lacks there.
+    starts = before.starts[pairs] & (~grows[:, None] | (following == beam.last[:, None]))
+    # A prefix that had left the beam has come back, while a longer one had stayed. This is rare, and takes few steps.
+    came_back = starts & grows[:, None] & ~same
+    above = jnp.where(came_back, before.lengths[pairs[1]] - before.lengths[pairs[0]] - 2, 0)
+    next_label = tree.last(tree.up(jnp.broadcast_to(before.node[source][None], above.shape), above))
+    return beam._replace(starts=starts, following=jnp.where(came_back, next_label, following))
 
 
 def _added(score_function: ScoreFunction, beam: _Beam, classes: int, dtype: jnp.dtype) -> Float[Array, "K C"]:
     """Return what the caller's function adds to each prefix for each class, once its shape and type are checked."""
+    assert beam.labels is not None
     added = jnp.asarray(score_function(beam.labels, beam.lengths))
     shape = (len(beam.lengths), classes)
     if added.shape != shape:

@@ -172,6 +172,9 @@ def _gradient(
     request: Request,
 ) -> tuple[Float[Array, "A B C"], Bool[Array, "A B C"]]:
     """Return the derivative of each loss with respect to its own scores, and where it can be other than 0."""
+    if scores.dtype != posterior.dtype:
+        # Otherwise XLA would store what both this and the normalizer convert, all scores in float32.
+        scores, value = jax.lax.optimization_barrier((scores, value))
     rows = jnp.stack([jnp.isfinite(value), jnp.isnan(value)])
     # Where an illegal length hides which frames count, all of them must show that the row is invalid.
     frame_mask = frames_first(batch.frame_mask, request) | ~batch.lattice.legal[None]

@@ -32,6 +32,38 @@ def on_tpu(multiplied: Callable[[], _T], elsewhere: Callable[[], _T]) -> _T:
     return lax.platform_dependent(tpu=multiplied, default=elsewhere)
 
 
+def as_bits(x: Array, index: Array) -> tuple[Array, Array]:
+    """Return an array of bfloat16 as uint16, to take elements from it by this index; any other array as it is.
+
+    XLA on a CPU converts the whole operand of a bfloat16 gather or slice to float32 first, even if little of it is
+    taken. `from_bits` is the inverse; neither has a derivative.
+    """
+    if x.dtype != jnp.bfloat16:
+        return x, index
+    # Without the barrier XLA would move the conversion of all elements out of the loop in which the index changes.
+    x, index = lax.optimization_barrier((x, index))
+    return lax.bitcast_convert_type(x, jnp.uint16), index
+
+
+def from_bits(x: Array, dtype: jnp.dtype) -> Array:
+    """Return what `as_bits` made of an array of this type."""
+    return lax.bitcast_convert_type(x, dtype) if dtype == jnp.bfloat16 else x
+
+
+@jax.custom_jvp
+def of_classes(scores: Float[Array, "A B C"], classes: Int[Array, "A B"]) -> Float[Array, "A B"]:
+    """Return the score of one class in each frame, differentiable."""
+    bits, classes = as_bits(scores, classes)
+    taken = jnp.take_along_axis(bits, classes[:, :, None], axis=2, mode="promise_in_bounds")[:, :, 0]
+    return from_bits(taken, scores.dtype)
+
+
+@of_classes.defjvp
+def _of_classes_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    change = jnp.take_along_axis(tangents[0], primals[1][:, :, None], axis=2, mode="promise_in_bounds")[:, :, 0]
+    return of_classes(*primals), change
+
+
 def to_frames(x: Float[Array, "N 2 M"], lattice: Lattice, frames: int) -> Float[Array, "T N"]:
     """Return the value of the step that reads each frame; unspecified beyond a sequence's length."""
 
@@ -115,7 +147,9 @@ def _gathered(
         at = scores.at[frame[:, :, None], labels[:, None, :]]
         return at.get(mode="promise_in_bounds"), scores[:, blank].at[frame].get(mode="promise_in_bounds")
 
-    return gather(scores, frame, labels)
+    bits, frame = as_bits(scores, frame)
+    used, of_blank = gather(bits, frame, labels)
+    return from_bits(used, scores.dtype), from_bits(of_blank, scores.dtype)
 
 
 def _best(used: Float[Array, "N 2 K W"]) -> Float[Array, "N 2 K"]:

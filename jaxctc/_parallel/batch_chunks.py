@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
+from jaxctc._lattice import indexing
 from jaxctc._lattice.lattices import Lattice
 from jaxctc._mesh import varying_like
 from jaxctc._types import Request
@@ -35,7 +36,9 @@ def in_chunks(function: Callable[..., Any], request: Request) -> Callable[..., A
 
         def part(first: Int[Array, ""]) -> Any:
             some = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, most), lattice)
-            return function(lax.dynamic_slice_in_dim(scores, first, most, axis), some, *rest)
+            bits, first = indexing.as_bits(scores, first)
+            chunk = indexing.from_bits(lax.dynamic_slice_in_dim(bits, first, most, axis), scores.dtype)
+            return function(chunk, some, *rest)
 
         def along(x: Any) -> int:
             return axis if x.ndim == scores.ndim else 0

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from jaxctc._lattice.lattices import Lattice
+from jaxctc._lattice import indexing
+from jaxctc._lattice.lattices import Lattice, accumulation_dtype, frames_of
 from jaxctc._mesh import varying_like
 from jaxctc._reference import recursion
 from jaxctc._reference.log_emissions import topology_of
@@ -23,7 +24,7 @@ _STORED_BYTES = 1 << 24
 
 
 def best_path(
-    log_probs: Float[Array, "T N C"], lattice: Lattice, request: Request, segment_frames: int | None = None
+    log_probs: Float[Array, "A B C"], lattice: Lattice, request: Request, segment_frames: int | None = None
 ) -> tuple[Int[Array, "T N"], Float[Array, " N"]]:
     """Return the state of each frame, 2 s for blank s and 2 s + 1 for label s, and the score of the whole path.
 
@@ -31,22 +32,30 @@ def best_path(
     the last label. Frames beyond a sequence's length repeat its last state. `segment_frames` is the number of frames
     whose backpointers are stored at once; None chooses it.
     """
-    frames, sequences, classes = log_probs.shape
+    frames, sequences, dtype = frames_of(log_probs, request), len(lattice.labels), accumulation_dtype(log_probs.dtype)
     topology = topology_of(lattice)
     size = segment_frames or segment_size(frames, sequences * lattice.labels.shape[1])
     count = -(-frames // size)
-    time = jnp.arange(count * size, dtype=jnp.int32).reshape(count, size)
-    padded = jnp.pad(log_probs, ((0, count * size - frames), (0, 0), (0, 0)))
-    segments = time, padded.reshape(count, size, sequences, classes)
+    segments = jnp.arange(count * size, dtype=jnp.int32).reshape(count, size)
 
-    def frame(carry, now):
+    classes = jnp.pad(lattice.labels, ((0, 0), (1, 0)), constant_values=request.blank)
+
+    def emitted(t, frame_mask):
+        # A scan over the scores themselves would need a copy of them: padded, and with the frames first.
+        bits, index = indexing.as_bits(log_probs, jnp.minimum(t, frames - 1))
+        row = lax.dynamic_index_in_dim(bits, index, 1 if request.batch_first else 0, keepdims=False)
+        # What XLA fuses with a gather is no longer done eight at a time.
+        found = lax.optimization_barrier(jnp.take_along_axis(row, classes, axis=1, mode="promise_in_bounds"))
+        found = jnp.where(frame_mask, indexing.from_bits(found, log_probs.dtype).astype(dtype), 0)
+        found = jnp.maximum(found, LOG_ZERO)
+        return found[:, :1], found[:, 1:]
+
+    def frame(carry, t):
         alpha, score = carry
-        t, row = now
-        label = jnp.take_along_axis(row, lattice.labels, axis=1, mode="promise_in_bounds")
-        blank = row[:, request.blank, None]
+        frame_mask = (t < topology.input_lengths)[:, None]
+        blank, label = emitted(t, frame_mask)
         # Relative to each frame's best emission sums stay small, and float32 tells one path from another.
         peak = jnp.maximum(label.max(axis=1, keepdims=True), blank)
-        frame_mask = (t < topology.input_lengths)[:, None]
         after = recursion.step(jnp.maximum, alpha, LogStates(blank - peak, label - peak), topology)
         after = LogStates(*(jnp.where(frame_mask, x, y) for x, y in zip(after, alpha, strict=True)))
         backpointers = jnp.where(frame_mask, _backpointers(alpha, topology), jnp.uint8(0))
@@ -58,10 +67,12 @@ def best_path(
     def trace(state, backpointers):
         return lax.scan(back, state, backpointers, reverse=True)
 
-    begin = recursion.start(topology, log_probs.dtype), jnp.zeros(sequences, log_probs.dtype)
+    begin = recursion.start(topology, dtype), jnp.zeros(sequences, dtype)
     begin = varying_like((log_probs, lattice), begin)
+    if frames == 0:
+        return jnp.zeros((0, sequences), jnp.int32), recursion.last(jnp.maximum, begin[0], topology)
     if count == 1:
-        (alpha, score), backpointers = lax.scan(frame, begin, (time[0], padded))
+        (alpha, score), backpointers = lax.scan(frame, begin, segments[0])
         _, path = trace(_end(alpha, topology), backpointers)
     else:
 
@@ -70,12 +81,12 @@ def best_path(
             return after, carry
 
         def recompute_and_trace(state, segment):
-            carry, *rows = segment
-            _, backpointers = lax.scan(frame, carry, tuple(rows))
+            carry, time = segment
+            _, backpointers = lax.scan(frame, carry, time)
             return trace(state, backpointers)
 
         (alpha, score), stored = lax.scan(advance, begin, segments)
-        _, path = lax.scan(recompute_and_trace, _end(alpha, topology), (stored, *segments), reverse=True)
+        _, path = lax.scan(recompute_and_trace, _end(alpha, topology), (stored, segments), reverse=True)
     return path.reshape(count * size, sequences)[:frames], score + recursion.last(jnp.maximum, alpha, topology)
 
 
