@@ -94,7 +94,7 @@ def forced_align(
         See `jaxctc.forced_align`.
     """
     call = _canonical(log_probs, targets, input_lengths, target_lengths, blank, batch_first)
-    batch = _batch(call)
+    batch = Batch(*call.tensors, call.spec)
     if isinstance(batch.labels, np.ndarray):
         frames, counts = batch.lengths[: batch.sequences].T
         try:
@@ -181,9 +181,23 @@ def greedy_decode(log_probs: Tensor, input_lengths: Lengths, blank: int = 0, *, 
         Graves et al., ICML 2006: section 3.2, best path decoding.
     """
     call = _without_targets(log_probs, input_lengths, blank, batch_first)
-    labels, lengths, values = _programs.greedy(_batch(call), call.scores.detach())
-    found = Decoded(labels.long(), lengths.long(), values)
+    found = _best_paths(_batch(call), call.scores.detach(), blank)
     return found if call.batched else Decoded(*(x[0] for x in found))
+
+
+def _best_paths(batch: Batch, scores: Tensor, blank: int) -> Decoded:
+    """Return what the best paths spell. PyTorch computes it: JAX would be given a padded copy of all scores."""
+    top, best = scores.max(dim=2)
+    if not batch.request.batch_first:
+        top, best = top.T, best.T
+    frame_mask = batch.frame_mask().T.to(best.device, non_blocking=True)
+    before = torch.cat([torch.full_like(best[:, :1], -1), best[:, :-1]], dim=1)
+    is_label = frame_mask & (best != blank) & (best != before)
+    # All other frames write to a slot of their own, which is cut off.
+    slot = torch.where(is_label, is_label.cumsum(1) - 1, batch.frames)
+    labels = best.new_full((batch.sequences, batch.frames + 1), -1).scatter_(1, slot, best)[:, :-1]
+    dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    return Decoded(labels, is_label.sum(1), torch.where(frame_mask, top.to(dtype), 0).sum(1))
 
 
 def beam_search_decode(

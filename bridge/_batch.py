@@ -82,6 +82,7 @@ class Batch:
         self.device = scores.device
         self.request = spec.request
         self.sequences, self.frames, classes = scores.shape if spec.batch_first else _swap(scores.shape)
+        self._class_count = self._padded_class_count = classes
         frames, counts = (x.detach().cpu().numpy() for x in (input_lengths, target_lengths))
         try:
             self._check_lengths(frames, counts, targets, spec.scores_name)
@@ -95,8 +96,9 @@ class Batch:
                 self._frames, self._rows = self.frames, max(self.sequences, 1)
             else:
                 self._frames, self._rows, width = sizes.fit(
-                    self.frames, self.sequences, longest, self.device.type != "cpu"
+                    self.frames, self.sequences, longest, self.device.type != "cpu", classes
                 )
+                self._padded_class_count = sizes.fit_classes(width, classes)
             self.labels = self._padded_labels(targets.detach(), counts, longest, width, classes)
         except ValueError as error:  # PyTorch raises RuntimeError for illegal values
             raise RuntimeError(str(error)) from None
@@ -105,9 +107,10 @@ class Batch:
             may_be_compact
             and not spec.from_logits
             and self.device.type == "cpu"
-            and _vocabulary.pays(self.labels.shape[1], classes)
+            and _sizes.many(self.labels.shape[1], classes)
         )
-        self.exact = not self.compact and (self._frames, self._rows) == (self.frames, self.sequences)
+        padded = self._frames, self._rows, self._padded_class_count
+        self.exact = not self.compact and padded == (self.frames, self.sequences, classes)
         self.lengths = np.zeros((self.total_rows, 2), np.int32)
         self.lengths[: self.sequences, 0] = frames
         self.lengths[: self.sequences, 1] = counts
@@ -128,8 +131,12 @@ class Batch:
         rows = slice(block.first, block.first + block.rows)
         return x[rows] if self.request.batch_first else x[:, rows]
 
-    def pad(self, x: Tensor, block: Block) -> Tensor:
-        """Return that part as (T', R, C), or (R, T', C), or with K classes if compact; the padding is arbitrary."""
+    def pad(self, x: Tensor, block: Block, tail: float | None = -torch.inf) -> Tensor:
+        """Return that part as (T', R, C'), or (R, T', C'), or with K classes if compact.
+
+        The classes beyond C are filled with `tail`; if it is None, the last axis is no axis of classes, and stays as it
+        is. All other padding is arbitrary.
+        """
         part = self.part(x, block)
         shape = (self._rows, self._frames) if self.request.batch_first else (self._frames, self._rows)
         if block.classes is not None:
@@ -137,11 +144,22 @@ class Batch:
             target = self.frames_first(self.crop(padded, block))
             _vocabulary.gather(self.frames_first(part), block.classes, target)
             return padded
-        if part.shape[:2] == shape:
+        width = x.shape[2] if tail is None else self._padded_class_count
+        if part.shape == (*shape, width):
             return part.contiguous()
-        padded = _memory.empty((*shape, x.shape[2]), x)
-        self.crop(padded, block).copy_(part)
+        padded = _memory.empty((*shape, width), x)
+        target = self.crop(padded, block)
+        target[:, :, : x.shape[2]].copy_(part)
+        if tail is not None:
+            target[:, :, x.shape[2] :] = tail
         return padded
+
+    def to_classes(self, labels: Tensor) -> Tensor:
+        """Return the classes of labels (N, T) of a program, which numbers those of a compact batch anew; -1 stays."""
+        if not self.compact:
+            return labels
+        found = self._classes[: self.sequences].gather(1, labels.clamp(min=0).long()).to(labels.dtype)
+        return torch.where(labels < 0, labels, found)
 
     def frames_first(self, x: Tensor) -> Tensor:
         return x.transpose(0, 1) if self.request.batch_first else x
@@ -156,14 +174,22 @@ class Batch:
             return padded[: block.rows, : self.frames]
         return padded[: self.frames, : block.rows]
 
-    def assemble(self, padded: Sequence[Tensor]) -> Tensor:
-        """Join the blocks of a padded tensor to one for the batch; if nothing was padded, return the block itself."""
+    def real_classes(self, padded: Tensor, block: Block) -> Tensor:
+        """Return the real frames, sequences and classes of a block that has all classes."""
+        return self.crop(padded, block)[:, :, : self._class_count]
+
+    def assemble(self, padded: Sequence[Tensor], *, of_classes: bool = True) -> Tensor:
+        """Join the blocks of a padded tensor to one for the batch; if nothing was padded, return the block itself.
+
+        Its last axis has the classes, or else something that is not padded.
+        """
         if self.exact:
             return padded[0]
         sizes = (self.sequences, self.frames) if self.request.batch_first else (self.frames, self.sequences)
-        out = _memory.empty((*sizes, padded[0].shape[2]), padded[0])
+        out = _memory.empty((*sizes, self._class_count if of_classes else padded[0].shape[2]), padded[0])
+        crop = self.real_classes if of_classes else self.crop
         for block, piece in zip(self.blocks(), padded, strict=True):
-            self.part(out, block).copy_(self.crop(piece, block))
+            self.part(out, block).copy_(crop(piece, block))
         return out
 
     def _check_lengths(self, frames: np.ndarray, counts: np.ndarray, targets: Tensor, name: str) -> None:
@@ -209,6 +235,8 @@ class Batch:
             return labels
         # JAX uses int32 labels. Clamped, and not wrapped around, a label that does not fit stays illegal.
         targets = targets.to(self.device).long().clamp(_INT32.min, _INT32.max).to(torch.int32)
+        if self._padded_class_count > classes:  # a label that is no class must not become a padded one
+            targets = targets.masked_fill(targets >= classes, _INT32.max)
         made = targets.new_zeros(shape)
         if targets.ndim == 1:  # by index: with a mask PyTorch would have to wait for the device to count it
             row, column = (torch.from_numpy(x).to(targets.device, non_blocking=True) for x in np.nonzero(inside))

@@ -82,7 +82,7 @@ def _assemble_weighted(batch: Batch, pieces: list[Tensor], upstream: Tensor | No
     if upstream is not None and (upstream.device.type != "cpu" or not upstream.isfinite().all()):
         weights = _by_frame(upstream, batch.frame_mask().to(upstream.device, non_blocking=True))
     for block, piece in zip(batch.blocks(), pieces, strict=True):
-        gradient, target = (batch.frames_first(x) for x in (batch.crop(piece, block), batch.part(out, block)))
+        gradient, target = (batch.frames_first(x) for x in (batch.real_classes(piece, block), batch.part(out, block)))
         if weights is None:
             target.copy_(gradient)
         else:

@@ -13,7 +13,7 @@ from torch import Tensor
 from bridge._batch import Batch, Block
 from bridge._dlpack import jax_context, to_jax, to_torch
 from jaxctc._api.alignment import align
-from jaxctc._api.decoding import ScoreFunction, beam_search_decode, best_paths
+from jaxctc._api.decoding import ScoreFunction, beam_search_decode
 from jaxctc._autodiff.loss_rule import losses as core_losses
 from jaxctc._autodiff.loss_rule import losses_and_gradient as core_losses_and_gradient
 from jaxctc._autodiff.posterior_rule import posteriors as core_posteriors
@@ -56,7 +56,7 @@ def hessian_product(batch: Batch, scores: Tensor, normalized: bool, direction: T
     """
 
     def call(block: Block) -> tuple[Any, ...]:
-        along, padded = (to_jax(batch.pad(x, block)) for x in (direction, scores))
+        along, padded = (to_jax(batch.pad(x, block, tail)) for x, tail in ((direction, 0.0), (scores, -torch.inf)))
         return _hessian_product, batch.request, normalized, along, padded
 
     return batch.assemble([product for (product,) in _run(batch, scores, call)])
@@ -65,15 +65,8 @@ def hessian_product(batch: Batch, scores: Tensor, normalized: bool, direction: T
 def aligned(batch: Batch, scores: Tensor) -> tuple[Tensor, Tensor]:
     """Return the labels of the best path of each target and their scores, each (N, T)."""
     found = _run(batch, scores, lambda block: (_aligned, batch.request, to_jax(batch.pad(scores, block))))
-    labels, values = (_joined(batch, list(pieces)) for pieces in zip(*found, strict=True))
-    return labels[:, : batch.frames], values[:, : batch.frames]
-
-
-def greedy(batch: Batch, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what the best of all paths spells: labels (N, T), lengths (N,) and log probabilities (N,)."""
-    found = _run(batch, scores, lambda block: (_greedy, batch.request, to_jax(batch.pad(scores, block))))
-    labels, lengths, log_probs = (_joined(batch, list(pieces)) for pieces in zip(*found, strict=True))
-    return labels[:, : batch.frames], lengths, log_probs
+    labels, values = (_joined(batch, list(pieces))[:, : batch.frames] for pieces in zip(*found, strict=True))
+    return batch.to_classes(labels), values
 
 
 def beams(
@@ -82,7 +75,8 @@ def beams(
     """Return the best labellings: labels (N, K, T), lengths (N, K) and log probabilities (N, K)."""
 
     def call(block: Block) -> tuple[Any, ...]:
-        return _beams, batch.request, width, score_function, to_jax(batch.pad(scores, block))
+        # A score function returns as many scores as there are classes: these are not padded.
+        return _beams, batch.request, width, score_function, to_jax(batch.pad(scores, block, None))
 
     found = _run(batch, scores, call)
     labels, lengths, log_probs = (_joined(batch, list(pieces)) for pieces in zip(*found, strict=True))
@@ -92,16 +86,16 @@ def beams(
 def posteriors(batch: Batch, scores: Tensor) -> tuple[Tensor, Tensor]:
     """Return the posteriors of the 2 S' + 1 states and of the classes."""
     found = _run(batch, scores, lambda block: (_posteriors, batch.request, to_jax(batch.pad(scores, block))))
-    states, classes = (batch.assemble(pieces) for pieces in zip(*found, strict=True))
-    return states, classes
+    states, classes = zip(*found, strict=True)
+    return batch.assemble(states, of_classes=False), batch.assemble(classes)
 
 
 def posteriors_pulled_back(batch: Batch, scores: Tensor, states: Tensor, classes: Tensor) -> Tensor:
     """Return the cotangent of the scores, given those of the posteriors of states and classes."""
 
     def call(block: Block) -> tuple[Any, ...]:
-        padded = (to_jax(batch.pad(x, block)) for x in (states, classes, scores))
-        return _posteriors_pulled_back, batch.request, *padded
+        tails = (states, None), (classes, 0.0), (scores, -torch.inf)
+        return _posteriors_pulled_back, batch.request, *(to_jax(batch.pad(x, block, tail)) for x, tail in tails)
 
     return batch.assemble([gradient for (gradient,) in _run(batch, scores, call)])
 
@@ -188,11 +182,6 @@ def _problem(scores: jax.Array, labels: jax.Array, lengths: jax.Array) -> Proble
 @functools.partial(jax.jit, static_argnums=0)
 def _aligned(request: Request, *problem: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(align(request, *_problem(*problem)))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _greedy(request: Request, scores: jax.Array, _: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
-    return tuple(best_paths(scores, lengths[:, 0], request))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -8,8 +8,10 @@ A program is compiled for T' frames, R sequences and S' labels, and serves every
   large block, whose working set does not fit in the cache. On a GPU more sequences in a block cost little, and
   every block costs its launches: there is one block, of one of a few sizes.
 - S, the longest target of the batch, is padded to the next of a few sizes.
+- C is padded to the next of a few sizes, with classes of probability zero. If there are many classes, a program is
+  given those that the targets use (see `_vocabulary`), or C stays as it is.
 
-C and the dtypes are never changed, nor is what a program computes (a loss, or a gradient as well).
+The dtypes are never changed, nor is what a program computes (a loss, or a gradient as well).
 """
 
 import itertools
@@ -29,7 +31,11 @@ class Sizes(NamedTuple):
         labels: Sizes for the longest target of a batch, ascending. Use multiples of 8, minus 2: the lattice has two
             columns more, and pads them to a multiple of 8.
         sequences: Sequences in a block. None chooses for the device: on the CPU 16, or 8 from 64 labels on, or 4 from
-            256 labels on; on a GPU 32, doubled until one block holds the batch.
+            256 labels on, or 1, 2 or 4 for as few sequences with many classes; on a GPU 32, doubled until one block
+            holds the batch.
+        classes: Sizes for C, ascending, for batches whose classes are not many: fewer than two for each label of the
+            padded target and the blank. Choose multiples of 32, or the labels plus 2, so that targets as long as C need
+            no more programs than their lengths do.
 
     Raises:
         TypeError, ValueError: `set_sizes` raises them for illegal sizes.
@@ -43,14 +49,31 @@ class Sizes(NamedTuple):
     frames: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
     labels: tuple[int, ...] = (30, 62, 94, 126, 190, 254, 318, 382, 446, 510, 638, 766, 894, 1022)
     sequences: int | None = None
+    classes: tuple[int, ...] = (8, 16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 
-    def fit(self, frames: int, sequences: int, labels: int, accelerated: bool) -> tuple[int, int, int]:
-        """Return T', R and S' for a batch of this many frames, sequences and labels."""
+    def fit(
+        self, frames: int, sequences: int, labels: int, accelerated: bool, classes: int = 0
+    ) -> tuple[int, int, int]:
+        """Return T', R and S' for a batch of this many frames, sequences, labels and classes."""
         labels = _next(labels, self.labels)
         rows = self.sequences
-        if rows is None:
-            rows = _next(sequences, (32,)) if accelerated else 16 if labels < 64 else 8 if labels < 256 else 4
+        if rows is None and accelerated:
+            rows = _next(sequences, (32,))
+        elif rows is None:
+            rows = 16 if labels < 64 else 8 if labels < 256 else 4
+            if sequences <= 4 and many(labels, classes):
+                # Where a row has much to read, an empty one costs too much.
+                rows = _next(sequences, (1, 2, 4))
         return _next(frames, self.frames), rows, labels
+
+    def fit_classes(self, labels: int, classes: int) -> int:
+        """Return C' for a batch of this many classes, whose targets are padded to this many labels."""
+        return classes if many(labels, classes) else _next(classes, self.classes)
+
+
+def many(labels: int, classes: int) -> bool:
+    """Return whether there are so many classes that it is faster to gather those of the labels, and of the blank."""
+    return 2 * (1 + labels) <= classes
 
 
 def _next(x: int, sizes: tuple[int, ...]) -> int:
@@ -111,11 +134,11 @@ def _checked(sizes: Any) -> Sizes:
         raise TypeError(
             f"sizes must be bridge.Sizes(...), or None for no padding; got {sizes!r} of type {type(sizes).__name__}."
         )
-    frames, labels = (_ascending(name, getattr(sizes, name)) for name in ("frames", "labels"))
+    frames, labels, classes = (_ascending(name, getattr(sizes, name)) for name in ("frames", "labels", "classes"))
     sequences = sizes.sequences
     if sequences is not None:
         sequences = _ascending("sequences", (sequences,))[0]
-    return Sizes(frames, labels, sequences)
+    return Sizes(frames, labels, sequences, classes)
 
 
 def _ascending(name: str, values: Iterable[Any]) -> tuple[int, ...]:

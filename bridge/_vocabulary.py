@@ -24,11 +24,6 @@ class Vocabulary(NamedTuple):
     """(R, S'): the targets, as indices into the classes of their sequence."""
 
 
-def pays(labels: int, classes: int) -> bool:
-    """Return whether it is faster to gather the classes of this many labels than to give JAX all classes."""
-    return 2 * (1 + labels) <= classes
-
-
 def build(labels: np.ndarray, counts: np.ndarray, blank: int) -> Vocabulary:
     """Build the vocabulary of targets (R, S'), given the number of labels of each, (R,)."""
     inside = np.arange(labels.shape[1]) < counts[:, None]

@@ -72,15 +72,54 @@ def test_what_stands_in_the_padding_does_not_matter():
 
 @pytest.fixture
 def compilations():
-    """How many programs have been compiled since. Who asks needs a number of classes that no other test has."""
-    before = _programs._losses_and_gradient._cache_size()
-    return lambda: _programs._losses_and_gradient._cache_size() - before
+    """How many programs have been compiled since."""
+    _programs._losses_and_gradient.clear_cache()
+    return _programs._losses_and_gradient._cache_size
 
 
 def test_many_shapes_share_a_program(compilations):
     for shape in ((33, 5, 20), (50, 1, 1), (64, 40, 30), (41, 17, 12)):
         value_and_gradient(*problem(*shape, classes=21))
     assert compilations() == 1
+
+
+def test_the_first_pass_of_an_aligner_compiles_a_handful(compilations):
+    """One utterance at a time, whose target is 1 to K among C = K + 1 classes."""
+    pairs = [(20 + 5 * i, 130 + 16 * (i % 7)) for i in range(24)]
+    for labels, frames in pairs:
+        scores = torch.zeros(frames, 1, labels + 1).log_softmax(2)
+        value_and_gradient(scores, torch.arange(1, labels + 1)[None], [frames], [labels])
+    assert max(labels for labels, _ in pairs) == 135
+    assert compilations() <= 6
+
+
+@pytest.mark.parametrize("logits", [False, True])
+def test_padded_classes_have_probability_zero(logits):
+    """Of 13 classes, which are padded to 16."""
+    loss = bridge.ctc_loss_with_logits if logits else bridge.ctc_loss
+    scores, *rest = problem(64, 16, 4, classes=13)
+    scores = scores.double()
+    results = []
+    for sizes in (bridge.Sizes(), bridge.Sizes(classes=(13,)), None):
+        with bridge.set_sizes(sizes):
+            leaf = scores.clone().requires_grad_()
+            value = loss(leaf, *rest, reduction="none")
+            (first,) = torch.autograd.grad(value.sum(), leaf, create_graph=True)
+            (second,) = torch.autograd.grad(first.square().sum(), leaf)
+            found = [value.detach(), first.detach(), second]
+            if not logits:
+                found += [*bridge.ctc_posteriors(scores, *rest), *bridge.forced_align(scores, *rest)]
+            results.append(found)
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0])
+
+
+@pytest.mark.parametrize("sequences", [1, 3, 4])
+def test_few_sequences_with_many_classes_are_not_padded_to_many(sequences):
+    """JAX is given as many rows as there are, or one more, and an alignment the classes of its targets alone."""
+    assert bridge.Sizes().fit(3000, sequences, 40, False, classes=5000)[1] == {1: 1, 3: 4, 4: 4}[sequences]
+    assert bridge.Sizes().fit(3000, sequences, 40, False, classes=100)[1] == 16
+    assert bridge.Sizes().fit(3000, 5, 40, False, classes=5000)[1] == 16
 
 
 def test_without_sizes_every_shape_is_compiled(compilations):
@@ -146,6 +185,7 @@ def test_set_sizes_holds_until_the_end_of_the_block():
         (64, TypeError, r"sizes must be bridge.Sizes\(...\), or None .* got 64"),
         (bridge.Sizes(frames=()), ValueError, r"Sizes.frames is \(\): .* at least one"),
         (bridge.Sizes(labels=(4, 4)), ValueError, r"Sizes.labels is \(4, 4\): .* ascending"),
+        (bridge.Sizes(classes=(0,)), ValueError, r"Sizes.classes is \(0,\): .* at least 1"),
         (bridge.Sizes(sequences=0), ValueError, r"Sizes.sequences is \(0,\): .* at least 1"),
         (bridge.Sizes(frames=(1.5,)), TypeError, r"Sizes.frames must be .* got 1.5"),
     ],

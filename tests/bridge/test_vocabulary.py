@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 import bridge
-from bridge import _programs, _vocabulary
+from bridge import _programs, _sizes, _vocabulary
 
 T, N, C, S = 21, 5, 40, 6
 SIZES = bridge.Sizes(frames=(24,), labels=(8,), sequences=2)
