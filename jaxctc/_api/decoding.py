@@ -3,8 +3,7 @@
 A prefix is the labels that the first frames spell. In the annotations K is the number of prefixes in the beam.
 Everything inside a beam belongs to one sequence.
 
-The labels of the prefixes are in a tree and not in the beam, where moving them at every frame would take time quadratic
-in T. They are read once, after the last frame.
+The labels are in a tree: moving them with the beam at every frame would take time quadratic in T.
 """
 
 import functools
@@ -253,7 +252,6 @@ def _beams(
     advance = functools.partial(_advance, blank=request.blank, score_function=score_function)
 
     def step(carry: tuple[_Beam, Tree], frame: Int[Array, ""]) -> tuple[tuple[_Beam, Tree], None]:
-        # A scan over the scores themselves would need a copy of them, with the frames first.
         bits, index = indexing.as_bits(scores, frame)
         rows = jax.lax.dynamic_index_in_dim(bits, index, 1 if request.batch_first else 0, keepdims=False)
         rows = jnp.maximum(indexing.from_bits(rows, scores.dtype).astype(dtype), LOG_ZERO)
@@ -318,8 +316,7 @@ def _advance(
 
     # A prefix that is not extended takes a blank or repeats its last label. The empty prefix has no last label: it
     # reads an arbitrary class, but it ends in a label with probability zero.
-    last = beam.last
-    last_scores = label_scores[last]
+    last, last_scores = beam.last, label_scores[beam.last]
     blank_kept = total + scores[blank]
     label_kept = beam.label + last_scores
 
@@ -354,10 +351,9 @@ def _advance(
     source = jnp.where(grows, source, index)
     label = labels[choice]
 
-    node = jnp.where(grows, frame * width + row_of_indices(width)[0], beam.node[source])
     tree = tree.add(frame, beam.node[source], label)
     grown = _Beam(
-        node=node,
+        node=jnp.where(grows, frame * width + row_of_indices(width)[0], beam.node[source]),
         last=jnp.where(grows, label, last[source]),
         lengths=beam.lengths[source] + grows.astype(jnp.int32),
         blank=jnp.where(grows, LOG_ZERO, blank_kept[source]),

@@ -161,9 +161,9 @@ def test_memory_is_shared_where_nothing_is_padded(monkeypatch):
     with bridge.set_sizes(None):
         bridge.forced_align(scores, TARGETS, FRAMES, COUNTS, BLANK)
         bridge.ctc_posteriors(scores, TARGETS, FRAMES, COUNTS, BLANK)
-        bridge.greedy_decode(scores, FRAMES, BLANK)
+        bridge.greedy_decode(scores, FRAMES, BLANK)  # PyTorch alone decodes
         bridge.beam_search_decode(scores, FRAMES, BLANK)
-    assert seen == [scores.data_ptr()] * 4
+    assert seen == [scores.data_ptr()] * 3
 
 
 def test_errors_are_pytorchs():
