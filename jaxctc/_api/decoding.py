@@ -1,9 +1,8 @@
 """Decode scores to labels, by the best path or by prefix beam search.
 
 A prefix is the labels that the first frames spell. In the annotations K is the number of prefixes in the beam.
-Everything inside a beam belongs to one sequence.
-
-The labels are in a tree: moving them with the beam at every frame would take time quadratic in T.
+Everything inside a beam belongs to one sequence. The labels are in a tree: to move them at every frame would take time
+quadratic in T.
 """
 
 import functools
@@ -388,8 +387,7 @@ def _added(score_function: ScoreFunction, beam: _Beam, classes: int, dtype: jnp.
     """Return what the caller's function adds to each prefix for each class, once its shape and type are checked."""
     assert beam.labels is not None
     added = jnp.asarray(score_function(beam.labels, beam.lengths))
-    shape = (len(beam.lengths), classes)
-    if added.shape != shape:
+    if added.shape != (shape := (len(beam.lengths), classes)):
         raise ValueError(
             f"score_function returned an array of shape {added.shape}: it must return (K, C) = {shape}, one score "
             "for each prefix and each class, the blank included."
