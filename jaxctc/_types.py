@@ -44,7 +44,9 @@ class Layout(NamedTuple):
     """How lattice and steps are laid out for the implementation that runs them; `dispatch` alone chooses one."""
 
     runs: str = "loops"
-    """What runs: "loops" (those of XLA), the kernels of a platform ("tpu", "cuda"), or kernels registered by name."""
+    """What runs: "loops" (those of XLA), "gpu_loops" (those of XLA for GPUs), the kernels of a platform ("tpu",
+    "cuda"), or kernels registered by name.
+    """
     column_multiple: int = 8
     """The lattice's columns are a multiple of this: a vector register of a CPU, or a row of a kernel."""
     segment_steps: int | None = None

@@ -13,7 +13,7 @@ from jax.custom_derivatives import zero_from_primal
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-from jaxctc._forward_backward import occupancy, prepared, scaled_emissions
+from jaxctc._forward_backward import occupancy, prepared
 from jaxctc._forward_backward.occupancy import Dominant
 from jaxctc._forward_backward.prepared import PreparedBatch
 from jaxctc._kernels import dispatch
@@ -92,7 +92,8 @@ def _losses(
 
     def run(request: Request) -> Float[Array, " N"]:
         def chunk(scores: Array, lattice: Lattice, index: Index | None = None) -> Float[Array, " N"]:
-            batch = _prepare(scores, lattice, request, _BLOCK, frames, index, ends=False)
+            size = request.layout.segment_steps or _BLOCK
+            batch = _prepare(scores, lattice, request, size, frames, index, ends=False)
             likelihood = dispatch.implementation(request).likelihood(batch)
             likelihood = frame_blocks.from_middle_device(likelihood, index, request)
             return prepared.losses_of(likelihood, batch, count, scores.dtype, request)
@@ -157,7 +158,7 @@ def _prepare(
 ) -> PreparedBatch:
     """Return the prepared batch of all frames, or of those that the device of this index holds."""
     dtype = accumulation_dtype(scores.dtype)
-    keep = scaled_emissions.stores_scores(frames_of(scores, request), lattice.labels.size, dtype)
+    keep = dispatch.stores_scores(frames_of(scores, request), lattice, dtype, request)
     if index is None:
         return prepared.prepare(scores, lattice, request, size, frames, keep=keep)
     return frame_blocks.prepare_block(scores, lattice, request, size, index, keep=keep, ends=ends)

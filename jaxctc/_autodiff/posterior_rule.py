@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from jaxctc._autodiff.loss_rule import losses
-from jaxctc._forward_backward import occupancy, prepared, scaled_emissions
+from jaxctc._forward_backward import occupancy, prepared
 from jaxctc._forward_backward.bidirectional import Posterior
 from jaxctc._kernels import dispatch
 from jaxctc._lattice import indexing, lattices, outcome, products
@@ -56,7 +56,7 @@ def _posteriors(
     def run(request: Request) -> tuple[Array, Array]:
         lattice = lattices.build_lattice(problem, request)
         size = dispatch.segment_size(frames, lattice, dtype, request)
-        keep = scaled_emissions.stores_scores(frames, lattice.labels.size, dtype)
+        keep = dispatch.stores_scores(frames, lattice, dtype, request)
         batch = prepared.prepare(scores, lattice, request, size, keep=keep)
         passes = dispatch.implementation(request)
         class_scatter = occupancy.class_scatter(lattice, scores.shape[2], dtype)

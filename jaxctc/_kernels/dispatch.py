@@ -19,9 +19,8 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-from jaxctc._forward_backward import segments
-from jaxctc._forward_backward.scaled_emissions import stores_scores
-from jaxctc._kernels.implementations import Implementation, Kernels, Loops
+from jaxctc._forward_backward import gpu_loops, scaled_emissions, segments
+from jaxctc._kernels.implementations import GpuLoops, Implementation, Kernels, Loops
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, column_count, frames_of
 from jaxctc._types import IMPLEMENTATIONS, REGISTERED, Layout, Problem, Request
 
@@ -30,6 +29,8 @@ PROVEN: frozenset[str] = frozenset()
 
 _COLUMNS = 128
 """Lanes of a TPU's register, threads of a GPU's warpgroup. Of fewer columns the kernels for GPUs would make a copy."""
+_GPU_COLUMNS = 2
+"""The loops for GPUs take a multiple of this number of columns: two make pairs of a row, and more only zeros."""
 _STEPS = 16
 """The kernels for GPUs take a multiple of this number of steps; they would have to copy anything else."""
 
@@ -46,11 +47,12 @@ def choose(run: Callable[[Request], _T], request: Request, problem: Problem, *, 
         if why := _objection(request, problem, layout):
             raise _no_kernel_error(request, why)
         return run(request._replace(layout=layout))
-    xla = functools.partial(run, request._replace(layout=Layout()))
+    everywhere = functools.partial(run, request._replace(layout=Layout()))
     asked = request.implementation == "pallas"
     preferred = asked or request.prefers_kernels
+    loops = {} if asked else _loops(run, request, problem)
     if request.implementation == "xla" or not (preferred or PROVEN):
-        return xla()
+        return _by_platform(loops, everywhere)
     objections = _objections(request, problem, every_blank=every_blank)
     usable = [platform for platform, why in objections.items() if why is None and (preferred or platform in PROVEN)]
     against = tuple((platform, why) for platform, why in objections.items() if why is not None)
@@ -60,10 +62,24 @@ def choose(run: Callable[[Request], _T], request: Request, problem: Problem, *, 
         raise _no_kernel_error(request, next(iter(reasons)) if len(reasons) == 1 else each)
 
     def no_kernel() -> _T:
-        return jax.tree.map(functools.partial(_no_kernel.bind, request=request, objections=against), xla())
+        return jax.tree.map(functools.partial(_no_kernel.bind, request=request, objections=against), everywhere())
 
-    chosen = {name: functools.partial(run, request._replace(layout=_layout(name))) for name in usable}
-    return lax.platform_dependent(**chosen, default=no_kernel if asked else xla) if chosen else xla()
+    kernels = {name: functools.partial(run, request._replace(layout=_layout(name))) for name in usable}
+    return _by_platform(loops | kernels, no_kernel if asked else everywhere)
+
+
+def _loops(run: Callable[[Request], _T], request: Request, problem: Problem) -> dict[str, Callable[[], _T]]:
+    """Return, by platform, what runs the loops that are made for this platform, if they can serve this batch."""
+    layout = Layout("gpu_loops", _GPU_COLUMNS, gpu_loops.turn_size(frames_of(problem.scores, request)))
+    frames, columns, dtype = _score_sizes(request, problem, layout)
+    if request.frame_axis is not None or frames * columns * dtype.itemsize > gpu_loops.LARGE:
+        return {}
+    on_gpu = functools.partial(run, request._replace(layout=layout))
+    return {"cuda": on_gpu, "rocm": on_gpu}
+
+
+def _by_platform(chosen: dict[str, Callable[[], _T]], default: Callable[[], _T]) -> _T:
+    return lax.platform_dependent(**chosen, default=default) if chosen else default()
 
 
 def register(name: str, kernels: Any, *, column_multiple: int = 8, segment_steps: int | None = None) -> None:
@@ -85,15 +101,32 @@ def register(name: str, kernels: Any, *, column_multiple: int = 8, segment_steps
     REGISTERED[name] = kernels, Layout(name, column_multiple, segment_steps)
 
 
+def register_gpu_loops(name: str, turn: int) -> None:
+    """Make ``implementation=name`` run the loops for GPUs on every platform, in turns of so many steps: for tests."""
+    REGISTERED[name] = None, Layout("gpu_loops", _GPU_COLUMNS, turn)
+
+
+def stores_scores(frames: int, lattice: Lattice, dtype: jnp.dtype, request: Request) -> bool:
+    """Return whether the scores of all steps are stored, and not computed whenever they are read."""
+    if request.layout.runs == "gpu_loops":
+        return True
+    return scaled_emissions.stores_scores(frames, lattice.labels.size, dtype)
+
+
 def segment_size(frames: int, lattice: Lattice, dtype: jnp.dtype, request: Request) -> int:
-    """Return how many steps have their states stored at once."""
+    """Return how many steps have their states stored at once, or are a turn of the loops for GPUs."""
     return request.layout.segment_steps or segments.segment_size(frames, lattice, dtype)
 
 
 def implementation(request: Request) -> Implementation:
     """Return the implementation that the request's layout is for."""
-    name = request.layout.runs
-    return Loops() if name == "loops" else Kernels(_kernels(name), request.sequence_axis)
+    match request.layout.runs:
+        case "loops":
+            return Loops()
+        case "gpu_loops":
+            return GpuLoops()
+        case name:
+            return Kernels(_kernels(name), request.sequence_axis)
 
 
 def _layout(platform: str) -> Layout:
@@ -115,14 +148,19 @@ def _kernels(platform: str) -> ModuleType:
 
 def _objection(request: Request, problem: Problem, layout: Layout) -> str | None:
     """Return why no kernel of this layout can serve this batch, but only loops, or None."""
-    sequences, longest = problem.targets.shape
-    frames, dtype = frames_of(problem.scores, request), accumulation_dtype(problem.scores.dtype)
-    sequences = min(sequences, request.sequences_at_once or sequences)
     if request.frame_axis is not None:
         return "the frames are on several devices"
-    if not stores_scores(frames, sequences * column_count(longest, frames, layout), dtype):
+    if not scaled_emissions.stores_scores(*_score_sizes(request, problem, layout)):
         return "its scores would take more than 512 MB, and only the loops recompute them as they go"
     return None
+
+
+def _score_sizes(request: Request, problem: Problem, layout: Layout) -> tuple[int, int, jnp.dtype]:
+    """Return the number of frames and of the columns in all sequences that are scored at once, and the type."""
+    sequences, longest = problem.targets.shape
+    frames = frames_of(problem.scores, request)
+    columns = min(sequences, request.sequences_at_once or sequences) * column_count(longest, frames, layout)
+    return frames, columns, accumulation_dtype(problem.scores.dtype)
 
 
 def _objections(request: Request, problem: Problem, *, every_blank: bool) -> dict[str, str | None]:

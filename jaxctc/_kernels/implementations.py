@@ -4,7 +4,7 @@ from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import Array, Float
 
-from jaxctc._forward_backward import bidirectional
+from jaxctc._forward_backward import bidirectional, gpu_loops
 from jaxctc._forward_backward.bidirectional import Posterior, Scatter
 from jaxctc._forward_backward.prepared import PreparedBatch
 from jaxctc._forward_backward.scaled import Scaled
@@ -34,7 +34,7 @@ class Implementation(Protocol):
 
 
 class Loops:
-    """The loops that XLA compiles."""
+    """The loops that XLA compiles for every platform, as a CPU runs them fastest."""
 
     def likelihood(self, batch: PreparedBatch) -> Scaled:
         return bidirectional.likelihood(batch.emissions, batch.start, batch.segment, batch.begin)
@@ -45,6 +45,18 @@ class Loops:
         return bidirectional.posterior(
             batch.emissions, batch.segment, batch.start, batch.begin, every_blank=every_blank, scatter=scatter
         )
+
+
+class GpuLoops:
+    """The loops that XLA compiles for GPUs."""
+
+    def likelihood(self, batch: PreparedBatch) -> Scaled:
+        return gpu_loops.likelihood(batch.emissions, batch.segment)
+
+    def posterior(
+        self, batch: PreparedBatch, *, every_blank: bool = False, scatter: Scatter = unchanged
+    ) -> tuple[Scaled, Posterior]:
+        return gpu_loops.posterior(batch.emissions, batch.segment, every_blank=every_blank, scatter=scatter)
 
 
 class KernelModule(Protocol):
