@@ -52,6 +52,11 @@ class Layout(NamedTuple):
     segment_steps: int | None = None
     """The number of steps is a multiple of this; None leaves the choice to the loops."""
 
+    @property
+    def gpu(self) -> bool:
+        """Whether what runs is made for GPUs alone, so that the forms for other platforms need not be traced."""
+        return self.runs in ("gpu_loops", "cuda")
+
 
 class Request(NamedTuple):
     """Describe what is static about one call: hashable, so that it keys a compilation. Built once, read by name."""

@@ -128,7 +128,7 @@ def _losses_and_gradient(
             own_frames = frames_of(scores, request)
             size = dispatch.segment_size(own_frames, lattice, dtype, request)
             batch = _prepare(scores, lattice, request, size, frames, index, ends=True)
-            class_scatter = occupancy.class_scatter(lattice, classes, dtype)
+            class_scatter = occupancy.class_scatter(lattice, classes, dtype, gpu=request.layout.gpu)
             passes = dispatch.implementation(request)
             likelihood, posterior = passes.posterior(batch, scatter=class_scatter.to_classes)
             likelihood = frame_blocks.from_middle_device(likelihood, index, request)

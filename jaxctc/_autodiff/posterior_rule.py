@@ -59,7 +59,7 @@ def _posteriors(
         keep = dispatch.stores_scores(frames, lattice, dtype, request)
         batch = prepared.prepare(scores, lattice, request, size, keep=keep)
         passes = dispatch.implementation(request)
-        class_scatter = occupancy.class_scatter(lattice, scores.shape[2], dtype)
+        class_scatter = occupancy.class_scatter(lattice, scores.shape[2], dtype, gpu=request.layout.gpu)
         likelihood, posterior = passes.posterior(batch, every_blank=True)
         to_classes = posterior._replace(label=class_scatter.to_classes(posterior.label))
         if not keep:  # a caller that uses the classes alone needs no memory for all states

@@ -89,7 +89,7 @@ def posterior(
     """Return what `bidirectional.posterior` returns, in turns of `size` steps. The scores are stored."""
     turns = emissions.steps // size
     shape = (turns, size, len(_Fractions._fields), *emissions.skip.shape)
-    table = varying_like(emissions.blank, jnp.zeros(shape, emissions.stored_scores.dtype))
+    table = varying_like(emissions.blank, lax.empty(shape, emissions.stored_scores.dtype))
 
     def onward(i: Index, carry: tuple[_States, Array]) -> tuple[_States, Array]:
         states, table = carry
@@ -115,9 +115,12 @@ def posterior(
 def _initial_states(emissions: ScaledEmissions) -> _States:
     """Return the states before the first frame, in which every path is in blank 0."""
     shape = emissions.skip.shape
-    zero = varying_like(emissions.blank, scaled.zeros(shape, emissions.blank.mantissa.dtype))
     here = lax.broadcasted_iota(jnp.int32, shape, 2) == 0
-    return _States(Scaled(zero.mantissa, jnp.where(here, 0, zero.exponent)), zero)
+    # The blank's emission before the first frame is one, so that its exponent is 0. XLA makes one kernel of all that is
+    # computed from it, but one of each constant, and a copy of an array that is wanted twice.
+    nothing = jnp.broadcast_to(emissions.blank.exponent[:, :, :1], shape)
+    blank = Scaled(1 + nothing, jnp.where(here, nothing, LOG_ZERO))
+    return _States(blank, Scaled(1 - nothing, nothing + LOG_ZERO))
 
 
 def _forward_steps(

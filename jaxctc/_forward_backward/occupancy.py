@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxctc._forward_backward.bidirectional import Posterior
 from jaxctc._lattice import indexing, products
-from jaxctc._lattice.frame_map import steps_of_frames
+from jaxctc._lattice.frame_map import places_of_frames, steps_of_frames
 from jaxctc._lattice.lattices import Lattice, frames_first, has_label, row_of_indices
 from jaxctc._types import Request
 
@@ -27,7 +28,7 @@ class ClassScatter(NamedTuple):
 
     scatter: Float[Array, "N 2 W K"]
     """1 where a column is added to a bin, else 0."""
-    of_class: Int[Array, "N C"]
+    of_class: Integer[Array, "N C"]
     """The bin of each class."""
     class_of: Int[Array, "N K"]
     """The class of each bin."""
@@ -39,18 +40,22 @@ class ClassScatter(NamedTuple):
         return jnp.einsum("ndmw,ndwk->ndmk", label, self.scatter, precision=precision)
 
 
-def class_scatter(lattice: Lattice, classes: int, dtype: jnp.dtype) -> ClassScatter:
+def class_scatter(lattice: Lattice, classes: int, dtype: jnp.dtype, *, gpu: bool = False) -> ClassScatter:
+    """Return the class scatter of this lattice; `gpu` asks for the form that takes a GPU few kernels."""
     sequences, columns = lattice.labels.shape
     if classes <= 2 * columns:
         of_class = jnp.broadcast_to(row_of_indices(classes), (sequences, classes))
-        return ClassScatter(_scatter_matrix(lattice, lattice.labels, classes).astype(dtype), of_class, of_class)
+        matrix = _scatter_matrix(lattice, lattice.labels, classes, gpu=gpu)
+        return ClassScatter(matrix.astype(dtype), of_class, of_class)
     # There are only as many bins as columns: each class has the first column that holds it.
-    first_column = _first(lattice)
-    return ClassScatter(
-        _scatter_matrix(lattice, first_column, columns).astype(dtype),
-        _bins_of_classes(lattice, first_column, classes),
-        lattice.labels,
-    )
+    if gpu:
+        of_class = _compared_bins(lattice, classes)
+        first_column = indexing.own_values(of_class, lattice.labels[None])[0]
+    else:
+        first_column = _first(lattice)
+        of_class = _bins_of_classes(lattice, first_column, classes)
+    matrix = _scatter_matrix(lattice, first_column.astype(jnp.int32), columns, gpu=gpu)
+    return ClassScatter(matrix.astype(dtype), of_class, lattice.labels)
 
 
 def class_posterior(
@@ -63,6 +68,15 @@ def class_posterior(
     sequences, classes = class_scatter.of_class.shape
     if sequences == 0:
         return jnp.zeros((0, frames, classes) if request.batch_first else (frames, 0, classes), posterior.label.dtype)
+    if request.layout.gpu:
+        shape = frames, sequences, classes
+        row = places_of_frames(lattice, frames, posterior.blank.shape[2])[..., None]
+        of_class = jnp.broadcast_to(class_scatter.of_class[None], shape).astype(jnp.int32)
+        place = jnp.broadcast_to(row, shape) * posterior.label.shape[3] + of_class
+        label = indexing.own_values(posterior.label.reshape(sequences, -1), place)
+        blank = indexing.own_values(posterior.blank.reshape(sequences, -1), row)
+        is_blank = lax.broadcasted_iota(jnp.int32, shape, 2) == request.blank
+        return frames_first(jnp.where(is_blank, blank, label), request)
     is_blank = row_of_indices(classes) == request.blank
 
     def multiplied() -> Array:
@@ -109,15 +123,22 @@ def dominant(
         return does * (label + 1), x * (1 - does)
 
     dtype = posterior.label.dtype
-    labels, rest = (x.sum(axis=3) for x in sums(posterior.label, class_scatter.class_of[:, None, None].astype(dtype)))
+    each = sums(posterior.label, class_scatter.class_of[:, None, None].astype(dtype))
+    labels, rest = indexing.both_sums(*each, 3) if request.layout.gpu else (x.sum(axis=3) for x in each)
     blank, without = sums(posterior.blank, jnp.asarray(request.blank, dtype))
-    found = (indexing.to_frames(x, lattice, frames) for x in (labels + blank - 1, rest + without))
+    to_frames = functools.partial(indexing.to_frames, lattice=lattice, frames=frames, gpu=request.layout.gpu)
+    found = (to_frames(x) for x in (labels + blank - 1, rest + without))
     return Dominant(*(frames_first(x, request) for x in found))
 
 
-def _scatter_matrix(lattice: Lattice, first_column: Int[Array, "N W"], bins: int) -> Bool[Array, "N 2 W K"]:
+def _scatter_matrix(
+    lattice: Lattice, first_column: Int[Array, "N W"], bins: int, *, gpu: bool
+) -> Bool[Array, "N 2 W K"]:
     """Return which column is added to which bin."""
     exists = has_label(lattice)[:, :, None]
+    if gpu:
+        both = indexing.labels_with_reversed(first_column, lattice, gpu=True)
+        return exists[:, None] & (both[..., None] == row_of_indices(bins)[None, None])
 
     def compared() -> Array:
         return exists[:, None] & products.one_hot(products.with_reversed(first_column, lattice), bins)
@@ -133,6 +154,15 @@ def _first(lattice: Lattice) -> Int[Array, "N W"]:
     """Return, for each column, the first column that holds the same label."""
     same = lattice.labels[:, :, None] == lattice.labels[:, None, :]
     return jnp.argmax(same, axis=2).astype(jnp.int32)
+
+
+def _compared_bins(lattice: Lattice, classes: int) -> Integer[Array, "N C"]:
+    """Return the same as `_bins_of_classes`, in one kernel and in as few bytes as hold it."""
+    columns = lattice.labels.shape[1]
+    dtype = next(x for x in (jnp.uint8, jnp.uint16, jnp.uint32) if columns <= jnp.iinfo(x).max)
+    same = has_label(lattice)[:, :, None] & (lattice.labels[:, :, None] == row_of_indices(classes)[None])
+    column = row_of_indices(columns).astype(dtype)[:, :, None]
+    return jnp.where(same, column, jnp.asarray(columns - 1, dtype)).min(axis=1)
 
 
 def _bins_of_classes(lattice: Lattice, first_column: Int[Array, "N W"], classes: int) -> Int[Array, "N C"]:

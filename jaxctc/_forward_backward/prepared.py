@@ -14,6 +14,7 @@ from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
 from jaxctc._forward_backward.segments import step_count
 from jaxctc._lattice import indexing, lattices, outcome
 from jaxctc._lattice.frame_map import Index, build_frame_map
+from jaxctc._lattice.indexing import both_sums
 from jaxctc._lattice.lattices import Lattice, frames_first, frames_of
 from jaxctc._types import LOG_ZERO, Request
 
@@ -35,7 +36,9 @@ class Normalizer(NamedTuple):
     """The probability of all classes but `best` together, with all its digits."""
 
 
-def _normalizer(logits: Float[Array, "A B C"], best: Float[Array, "A B"], score: Float[Array, "A B"]) -> Normalizer:
+def _normalizer(
+    logits: Float[Array, "A B C"], best: Float[Array, "A B"], score: Float[Array, "A B"], *, gpu: bool = False
+) -> Normalizer:
     """Return the normalizer of each frame, where `best` is some class of the frame and `score` is its logit.
 
     The log-sum-exp is right whatever `best` is. Where `best` has the largest logit, its exponential is 1, and the sum
@@ -43,7 +46,9 @@ def _normalizer(logits: Float[Array, "A B C"], best: Float[Array, "A B"], score:
     """
     peak = logits.max(axis=2).astype(score.dtype)
     # The barrier has XLA compute once what all classes have in common: on a CPU it would do so for each class.
-    peak, best = lax.optimization_barrier((jnp.where(jnp.isneginf(peak), 0, peak), best))
+    peak = jnp.where(jnp.isneginf(peak), 0, peak)
+    if not gpu:
+        peak, best = lax.optimization_barrier((peak, best))
     # This avoids a comparison: a CPU adds and multiplies eight numbers at a time, but selects one.
     distance = jnp.arange(logits.shape[2], dtype=score.dtype)[None, None] - best[:, :, None]
     is_other = jnp.minimum(distance * distance, 1)
@@ -105,7 +110,7 @@ def prepare(
     start = _start(steps, scores, max_input_length, request)
     lengths = lattice.input_lengths
     if first is None:
-        frame_map = build_frame_map(lattice, frames, steps)
+        frame_map = build_frame_map(lattice, frames, steps, gpu=request.layout.gpu)
     else:
         lattice = lattice._replace(input_lengths=jnp.full_like(lengths, frames))
         lengths = lengths - first
@@ -117,11 +122,12 @@ def prepare(
     normalizer, non_finite, log_scale = None, emissions.non_finite, scaled_emissions.peaks(emissions)
     if request.from_logits:
         peak, best = (
-            frames_first(indexing.to_frames(x, lattice, frames), request) for x in (emissions.peak, emissions.best)
+            frames_first(indexing.to_frames(x, lattice, frames, gpu=request.layout.gpu), request)
+            for x in (emissions.peak, emissions.best)
         )
         counts = frame_mask & scaled_emissions.is_usable(peak)
         peak, best = jnp.where(counts, peak, 0), jnp.where(counts, best, 0)
-        normalizer = _normalizer(scores, best, peak)
+        normalizer = _normalizer(scores, best, peak, gpu=request.layout.gpu)
         non_finite = non_finite | frames_first(frame_mask & ~(normalizer.peak < jnp.inf), request).any(axis=0)
         normalized_peak = jnp.where(counts, (peak - normalizer.peak) - normalizer.excess, 0)
         log_scale = frames_first(normalized_peak, request)
@@ -129,7 +135,7 @@ def prepare(
         lattice,
         emissions,
         normalizer,
-        in_parts(log_scale),
+        in_parts(log_scale, gpu=request.layout.gpu),
         frame_mask,
         invalid=~lattice.legal | (lattice.feasible & non_finite),
         infeasible=~lattice.feasible | emissions.zero_probability,
@@ -160,9 +166,12 @@ def log_likelihood(likelihood: Scaled, log_scale: tuple[Float[Array, " N"], Floa
     return (offset + exponent * _LOG_2) + (rest + exponent * (math.log(2) - _LOG_2) + jnp.log(mantissa))
 
 
-def in_parts(nats: Float[Array, "steps N"]) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
+def in_parts(nats: Float[Array, "steps N"], *, gpu: bool = False) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
     """Return the sum over frames in two parts: whole 256ths of a nat, whose sum is exact, and the remainder."""
     offset = jnp.round(nats * _PARTS) / _PARTS
+    if gpu:
+        offset, rest = both_sums(offset, nats - offset, 0)
+        return offset, rest
     return _sum(offset), _sum(nats - offset)
 
 

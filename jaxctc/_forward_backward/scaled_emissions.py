@@ -111,11 +111,11 @@ def build_emissions(
     it are not computed. All other fields are computed here for all frames, even if `keep` says not to store the scores.
     """
     count, dtype = frame_map.frame.shape[2], accumulation_dtype(scores.dtype)
-    labels = indexing.labels_with_reversed(lattice.labels, lattice)
+    labels = indexing.labels_with_reversed(lattice.labels, lattice, gpu=request.layout.gpu)
     labelled = has_label(lattice)[:, None, None]
     gathers = indexing.fetch_by_gathers(scores, labels, request)
     products = indexing.fetch_by_products(scores, labels, lattice, request)
-    either = indexing.fetch_for_platform(products, gathers)
+    either = gathers if request.layout.gpu else indexing.fetch_for_platform(products, gathers)
 
     def scaled_rows(frame_map: FrameMap, fetch: Fetch) -> tuple[Array, _PerFrame]:
         return _scale_rows(fetch, labels, labelled, frame_map, request.blank, dtype)

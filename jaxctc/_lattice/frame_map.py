@@ -40,8 +40,17 @@ class FrameMap(NamedTuple):
         return self._replace(in_length=self.in_length & (self.frame < lengths[:, None, None]))
 
 
-def build_frame_map(lattice: Lattice, frames: int, count: int) -> FrameMap:
+def build_frame_map(lattice: Lattice, frames: int, count: int, *, gpu: bool = False) -> FrameMap:
+    """Return the frame map of `count` steps; `gpu` asks for the form that a GPU computes wherever it is read."""
     half, rest = halves(lattice)
+    if gpu:
+        # All in one shape: XLA makes a kernel of its own of what is smaller.
+        shape = len(half), 2, count
+        half_of, length = (jnp.broadcast_to(x[:, None], shape) for x in (half, lattice.input_lengths[:, None]))
+        forward = lax.broadcasted_iota(jnp.int32, shape, 1) == 0
+        own = lax.broadcasted_iota(jnp.int32, shape, 2) - count + jnp.where(forward, half_of, length - half_of)
+        frame = jnp.where(forward, own, length - 1 - own)
+        return FrameMap(jnp.clip(frame, 0, max(frames - 1, 0)), own >= 0, half[:, 0])
     step = row_of_indices(count)
     ahead = step - (count - half)
     back = lattice.input_lengths[:, None] - 1 - (step - (count - rest))
@@ -57,6 +66,18 @@ def steps_of_frames(lattice: Lattice, frames: int, count: int) -> tuple[Int[Arra
     ahead = frame < half
     step = jnp.where(ahead, frame + count - half, lattice.input_lengths[:, None] - 1 - frame + count - rest)
     return (~ahead).astype(jnp.int32), jnp.clip(step, 0, max(count - 1, 0))
+
+
+def places_of_frames(lattice: Lattice, frames: int, count: int) -> Int[Array, "T N"]:
+    """Return the place of the step that reads each frame among all steps of both directions, of which each has `count`.
+
+    It is the form for a GPU of `steps_of_frames`.
+    """
+    shape = frames, len(lattice.input_lengths)
+    length = jnp.broadcast_to(lattice.input_lengths[None], shape)
+    half, frame = length // 2, lax.broadcasted_iota(jnp.int32, shape, 0)
+    place = jnp.where(frame < half, frame + count - half, length - 1 - frame + 2 * count - (length - half))
+    return jnp.clip(place, 0, max(2 * count - 1, 0))
 
 
 def halves(lattice: Lattice) -> tuple[Int[Array, "N 1"], Int[Array, "N 1"]]:

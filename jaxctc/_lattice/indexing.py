@@ -11,11 +11,12 @@ from typing import TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxctc._lattice import products
-from jaxctc._lattice.frame_map import FrameMap, halves, steps_of_frames
+from jaxctc._lattice.frame_map import FrameMap, halves, places_of_frames, steps_of_frames
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, row_of_indices
 from jaxctc._mesh import is_xlas_to_divide
 from jaxctc._types import Request
@@ -64,8 +65,11 @@ def _of_classes_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array])
     return of_classes(*primals), change
 
 
-def to_frames(x: Float[Array, "N 2 M"], lattice: Lattice, frames: int) -> Float[Array, "T N"]:
-    """Return the value of the step that reads each frame; unspecified beyond a sequence's length."""
+def to_frames(x: Float[Array, "N 2 M"], lattice: Lattice, frames: int, *, gpu: bool = False) -> Float[Array, "T N"]:
+    """Return the value of the step that reads each frame; unspecified beyond a sequence's length.
+
+    `gpu` asks for the form that a GPU computes in one kernel with what reads it.
+    """
 
     def gathered() -> Array:
         direction, step = steps_of_frames(lattice, frames, x.shape[2])
@@ -73,6 +77,9 @@ def to_frames(x: Float[Array, "N 2 M"], lattice: Lattice, frames: int) -> Float[
 
     if x.size == 0:
         return jnp.zeros((frames, x.shape[0]), x.dtype)
+    if gpu:
+        place = places_of_frames(lattice, frames, x.shape[2])
+        return own_values(x.reshape(len(x), -1), place[..., None])[..., 0]
     return on_tpu(lambda: by_frame(x, lattice, frames).T, gathered)
 
 
@@ -91,8 +98,34 @@ def with_reversed(x: Array, lattice: Lattice) -> Array:
     return jnp.stack([x, reverse(x, jnp.maximum(column, 0))], axis=1)
 
 
-def labels_with_reversed(labels: Int[Array, "N W"], lattice: Lattice) -> Int[Array, "N 2 W"]:
+def labels_with_reversed(labels: Int[Array, "N W"], lattice: Lattice, *, gpu: bool = False) -> Int[Array, "N 2 W"]:
+    """Return the same as `with_reversed`; `gpu` asks for the form that a GPU computes wherever it is read."""
+    if gpu:
+        shape = 2, *labels.shape
+        forward, column = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 2))
+        turned = jnp.maximum(jnp.broadcast_to(lattice.target_lengths[None, :, None], shape) - 1 - column, 0)
+        return own_values(labels, jnp.where(forward == 0, column, turned)).swapaxes(0, 1)
     return on_tpu(lambda: products.with_reversed(labels, lattice), lambda: with_reversed(labels, lattice))
+
+
+def own_values(x: Array, place: Int[Array, "X N Y"]) -> Array:
+    """Return (X, N, Y): what each sequence has in these places of its own row of `x`, (N, L)."""
+    if is_xlas_to_divide(x):  # an index of the sequence would make devices communicate
+        return jnp.take_along_axis(x[None], place, axis=2, mode="promise_in_bounds")
+    row = x.shape[1]
+    # An index of one number needs no kernel of its own.
+    place = place + row * lax.broadcasted_iota(jnp.int32, place.shape, 1)
+    return x.reshape(-1).at[place].get(mode="promise_in_bounds", wrap_negative_indices=False)
+
+
+def both_sums(x: Float[Array, "..."], y: Float[Array, "..."], axis: int) -> tuple[Array, Array]:
+    """Return the sums of two arrays over an axis, which a GPU computes in one kernel: no thread adds up many numbers.
+
+    On another platform one thread adds all numbers up, one after the other.
+    """
+    zero = np.zeros((), x.dtype)
+    first, second = lax.reduce((x, y), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (axis,))
+    return first, second
 
 
 def fetch_for_platform(multiplied: Fetch, gathered: Fetch) -> Fetch:
@@ -107,7 +140,7 @@ def fetch_by_gathers(
 ) -> Fetch:
     sequence_axis = 0 if request.batch_first else 1
     frames = scores.shape[1 - sequence_axis]
-    gather = functools.partial(_gathered, request.blank, sequence_axis)
+    gather = functools.partial(_gathered, request.blank, sequence_axis, request.layout.gpu)
 
     def fetched(frame_map: FrameMap) -> tuple[Array, Array, Array]:
         def gathered_once() -> tuple[Array, Array, Array]:
@@ -125,27 +158,30 @@ def fetch_by_gathers(
             none = jnp.zeros(frame_map.frame.shape, scores.dtype)
             return jnp.zeros((*none.shape, labels.shape[2]), scores.dtype), none, none
         # Where the classes are on several devices, a second gather would communicate a second time.
-        return (
-            gathered_once()
-            if is_xlas_to_divide(scores)
-            else lax.platform_dependent(cuda=gathered_twice, default=gathered_once)
-        )
+        if is_xlas_to_divide(scores):
+            return gathered_once()
+        if request.layout.gpu:
+            return gathered_twice()
+        return lax.platform_dependent(cuda=gathered_twice, default=gathered_once)
 
     return fetched
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)  # traced once, however often it is called
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)  # traced once, however often it is called
 def _gathered(
     blank: int,
     sequence_axis: int,
+    gpu: bool,
     scores: Float[Array, "A B C"],
     frame: Int[Array, "N 2 K"],
     labels: Int[Array, "N 2 W"],
 ) -> tuple[Float[Array, "N 2 K W"], Float[Array, "N 2 K"]]:
     @functools.partial(jax.vmap, in_axes=(sequence_axis, 0, 0))
     def gather(scores: Array, frame: Array, labels: Array) -> tuple[Array, Array]:
-        at = scores.at[frame[:, :, None], labels[:, None, :]]
-        return at.get(mode="promise_in_bounds"), scores[:, blank].at[frame].get(mode="promise_in_bounds")
+        # No index is negative; for one that might be, a GPU would run another kernel.
+        at = (scores.at[frame[:, :, None], labels[:, None, :]], scores[:, blank].at[frame])
+        used, blanks = (x.get(mode="promise_in_bounds", wrap_negative_indices=not gpu) for x in at)
+        return used, blanks
 
     bits, frame = as_bits(scores, frame)
     used, of_blank = gather(bits, frame, labels)
