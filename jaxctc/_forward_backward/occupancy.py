@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxctc._forward_backward.bidirectional import Posterior
-from jaxctc._lattice import indexing, products
+from jaxctc._lattice import indexing, lattices, products
 from jaxctc._lattice.frame_map import places_of_frames, steps_of_frames
 from jaxctc._lattice.lattices import Lattice, frames_first, has_label, row_of_indices
 from jaxctc._types import Request
@@ -75,7 +75,9 @@ def class_posterior(
         place = jnp.broadcast_to(row, shape) * posterior.label.shape[3] + of_class
         label = indexing.own_values(posterior.label.reshape(sequences, -1), place)
         blank = indexing.own_values(posterior.blank.reshape(sequences, -1), row)
-        is_blank = lax.broadcasted_iota(jnp.int32, shape, 2) == request.blank
+        # In a comparison with a number of each frame XLA makes no kernel of its own for the classes.
+        blank_class = jnp.where(lattices.frame_mask(lattice.input_lengths, frames), request.blank, -1)
+        is_blank = lax.broadcasted_iota(jnp.int32, shape, 2) == blank_class[..., None]
         return frames_first(jnp.where(is_blank, blank, label), request)
     is_blank = row_of_indices(classes) == request.blank
 
@@ -124,7 +126,7 @@ def dominant(
 
     dtype = posterior.label.dtype
     each = sums(posterior.label, class_scatter.class_of[:, None, None].astype(dtype))
-    labels, rest = indexing.both_sums(*each, 3) if request.layout.gpu else (x.sum(axis=3) for x in each)
+    labels, rest = indexing.sums_together(each, 3) if request.layout.gpu else (x.sum(axis=3) for x in each)
     blank, without = sums(posterior.blank, jnp.asarray(request.blank, dtype))
     to_frames = functools.partial(indexing.to_frames, lattice=lattice, frames=frames, gpu=request.layout.gpu)
     found = (to_frames(x) for x in (labels + blank - 1, rest + without))

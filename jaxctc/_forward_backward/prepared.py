@@ -14,7 +14,6 @@ from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
 from jaxctc._forward_backward.segments import step_count
 from jaxctc._lattice import indexing, lattices, outcome
 from jaxctc._lattice.frame_map import Index, build_frame_map
-from jaxctc._lattice.indexing import both_sums
 from jaxctc._lattice.lattices import Lattice, frames_first, frames_of
 from jaxctc._types import LOG_ZERO, Request
 
@@ -128,14 +127,21 @@ def prepare(
         counts = frame_mask & scaled_emissions.is_usable(peak)
         peak, best = jnp.where(counts, peak, 0), jnp.where(counts, best, 0)
         normalizer = _normalizer(scores, best, peak, gpu=request.layout.gpu)
-        non_finite = non_finite | frames_first(frame_mask & ~(normalizer.peak < jnp.inf), request).any(axis=0)
+        frame_non_finite = frames_first(frame_mask & ~(normalizer.peak < jnp.inf), request)
         normalized_peak = jnp.where(counts, (peak - normalizer.peak) - normalizer.excess, 0)
         log_scale = frames_first(normalized_peak, request)
+        if request.layout.gpu:  # the sum over frames says so, and spares a GPU another kernel
+            log_scale = jnp.where(frame_non_finite, jnp.nan, log_scale)
+        else:
+            non_finite = non_finite | frame_non_finite.any(axis=0)
+    parts = in_parts(log_scale, gpu=request.layout.gpu)
+    if request.layout.gpu:
+        non_finite = non_finite | jnp.isnan(parts[1])
     return PreparedBatch(
         lattice,
         emissions,
         normalizer,
-        in_parts(log_scale, gpu=request.layout.gpu),
+        parts,
         frame_mask,
         invalid=~lattice.legal | (lattice.feasible & non_finite),
         infeasible=~lattice.feasible | emissions.zero_probability,
@@ -170,7 +176,7 @@ def in_parts(nats: Float[Array, "steps N"], *, gpu: bool = False) -> tuple[Float
     """Return the sum over frames in two parts: whole 256ths of a nat, whose sum is exact, and the remainder."""
     offset = jnp.round(nats * _PARTS) / _PARTS
     if gpu:
-        offset, rest = both_sums(offset, nats - offset, 0)
+        offset, rest = indexing.sums_together((offset, nats - offset), 0)
         return offset, rest
     return _sum(offset), _sum(nats - offset)
 

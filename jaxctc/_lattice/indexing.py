@@ -118,14 +118,13 @@ def own_values(x: Array, place: Int[Array, "X N Y"]) -> Array:
     return x.reshape(-1).at[place].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
-def both_sums(x: Float[Array, "..."], y: Float[Array, "..."], axis: int) -> tuple[Array, Array]:
-    """Return the sums of two arrays over an axis, which a GPU computes in one kernel: no thread adds up many numbers.
+def sums_together(arrays: tuple[Float[Array, "..."], ...], axis: int) -> tuple[Array, ...]:
+    """Return the sum of each array over an axis, which a GPU computes in one kernel: no thread adds up many numbers.
 
     On another platform one thread adds all numbers up, one after the other.
     """
-    zero = np.zeros((), x.dtype)
-    first, second = lax.reduce((x, y), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (axis,))
-    return first, second
+    zeros = tuple(np.zeros((), x.dtype) for x in arrays)
+    return tuple(lax.reduce(arrays, zeros, lambda a, b: tuple(map(jnp.add, a, b)), (axis,)))
 
 
 def fetch_for_platform(multiplied: Fetch, gathered: Fetch) -> Fetch:
