@@ -35,7 +35,7 @@ class Entry(NamedTuple):
     dtype: Any
     batch_first: bool
     implementation: str | None = None
-    """"interpreted-tpu" and "interpreted-gpu" are the kernels for them, interpreted."""
+    """"interpreted-tpu" and "interpreted-gpu" are the kernels for them, interpreted; "gpu-loops" those for GPUs."""
 
     @property
     def from_logits(self) -> bool:
@@ -114,6 +114,8 @@ ENTRIES = PLAIN + [
 INTERPRETED = [
     Entry(jaxctc.ctc_loss, jnp.float32, False, "interpreted-tpu"),
     Entry(jaxctc.ctc_loss_with_logits, jnp.bfloat16, True, "interpreted-tpu"),
+    Entry(jaxctc.ctc_loss, jnp.float32, False, "gpu-loops"),
+    Entry(jaxctc.ctc_loss_with_logits, jnp.float64, True, "gpu-loops"),
 ]
 REFERENCE = [
     Entry(jaxctc.ctc_loss, jnp.float32, False, "reference"),
@@ -159,6 +161,8 @@ def any_entry(request, monkeypatch):
 
 
 def _set_up(request, monkeypatch):
+    if request.param.implementation == "gpu-loops":
+        dispatch.register_gpu_loops("gpu-loops", turn=2)
     if request.param.implementation in KERNELS:
         _register_interpreted(request.param.implementation, monkeypatch)
     with jax.enable_x64(request.param.dtype == jnp.float64):

@@ -9,6 +9,7 @@ import pytest
 from oracles import log_softmax
 
 import jaxctc
+from jaxctc._kernels import dispatch
 from jaxctc._tools.check import worker
 
 T, N, C, S = 24, 6, 5, 4
@@ -68,10 +69,11 @@ NARROW = {jnp.float32: jaxctc.ctc_loss, jnp.bfloat16: jaxctc.ctc_loss_with_logit
 
 def cases():
     """Every row in every dtype by every implementation, but that kernels compute in float32."""
-    for implementation in ("xla", worker.INTERPRETED):
-        for dtype in (jnp.float64, jnp.float32, jnp.bfloat16)[implementation != "xla" :]:
+    for implementation in ("xla", "gpu-loops", worker.INTERPRETED):
+        for dtype in (jnp.float64, jnp.float32, jnp.bfloat16)[implementation == worker.INTERPRETED :]:
             for name, (loss, _) in ROWS.items():
                 quick = implementation == "xla" and NARROW.get(dtype, loss) is loss
+                quick |= implementation == "gpu-loops" and dtype == jnp.float64
                 marks = [] if quick else [pytest.mark.full]
                 yield pytest.param(
                     name, implementation, dtype, marks=marks, id=f"{name}-{implementation}-{dtype.__name__}"
@@ -83,6 +85,8 @@ def test_the_implementations_agree(name, implementation, dtype):
     loss, scores = ROWS[name]
     if implementation == worker.INTERPRETED:
         worker.register_interpreted()
+    if implementation == "gpu-loops":
+        dispatch.register_gpu_loops("gpu-loops", turn=4)
     with jax.enable_x64(dtype == jnp.float64):
         x = jnp.asarray(scores(), dtype)
         reference, fast = (with_gradient(x, loss, name) for name in ("reference", implementation))

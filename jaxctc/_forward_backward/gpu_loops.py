@@ -148,7 +148,7 @@ def _step(
 ) -> tuple[_States, _Fractions]:
     """Return the states one frame later, and the fractions of the two sums that they are."""
     prev_blank = states.blank * prev_blank_score
-    prev_label = Scaled(_right(states.label.mantissa, 1), _right(states.label.exponent, LOG_ZERO))
+    prev_label = Scaled(_right(states.label.mantissa, 1.0), _right(states.label.exponent, LOG_ZERO))
     into_blank = equations.into_blank(prev_blank, prev_label)
     entering = equations.entering_label(prev_blank, into_blank, skip)
     into_label = equations.into_label(states.label, entering) * scaled.exp2(score)
