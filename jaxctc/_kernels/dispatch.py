@@ -65,7 +65,8 @@ def choose(run: Callable[[Request], _T], request: Request, problem: Problem, *, 
         return jax.tree.map(functools.partial(_no_kernel.bind, request=request, objections=against), everywhere())
 
     kernels = {name: functools.partial(run, request._replace(layout=_layout(name))) for name in usable}
-    return _by_platform(loops | kernels, no_kernel if asked else everywhere)
+    others = {name: loop for name, loop in loops.items() if name not in kernels}
+    return _by_platform(kernels | others, no_kernel if asked else everywhere)
 
 
 def _loops(run: Callable[[Request], _T], request: Request, problem: Problem) -> dict[str, Callable[[], _T]]:
