@@ -38,7 +38,7 @@ ON_GPU := JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_PREALLOCATE=false $(PYTHON) -
 # Elsewhere. JAX with its CUDA plugin has an environment of its own: it would look for CUDA whatever it is asked to do.
 cuda-aot:  ## compile for NVIDIA GPUs, which need not be there, and run the tests of what comes of it
 	$(MAKE) VENV=$(VENV)-cuda $(VENV)-cuda/cuda-aot.installed
-	JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 $(VENV)-cuda/bin/python -m pytest -rs -m cuda_aot tests/test_gpu_kernel.py
+	JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 $(VENV)-cuda/bin/python -m pytest -rs -m cuda_aot tests/test_gpu_kernel.py tests/test_gpu_loops.py
 
 gpu-check:  ## run all tests that need an NVIDIA GPU
 	$(ON_GPU) pytest -m gpu -rs -W default tests/gpu

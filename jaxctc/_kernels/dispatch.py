@@ -3,13 +3,14 @@
 Whatever depends on the choice (the multiple of the lattice's columns, the size of a segment, whose functions run) is
 one `Layout`, chosen here before the lattice is built, so that a platform's default is program for program what an
 explicit request runs. Shapes and types are known when tracing, the platform when lowering: both programs are traced
-then, and one is lowered, so that a program can be made for a device that is not there. Unless it is asked for, or
+then, and one is lowered, so that a program can be made for a device that is not there. GPUs without a kernel run loops
+of their own (`gpu_loops`), if the scores can be stored and the frames are on one device. Unless it is asked for, or
 preferred (`set_implementation`), a kernel runs only on platforms in `PROVEN`. An explicit request runs the kernel or
 raises with the reason.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -66,7 +67,7 @@ def choose(run: Callable[[Request], _T], request: Request, problem: Problem, *, 
 
     kernels = {name: functools.partial(run, request._replace(layout=_layout(name))) for name in usable}
     others = {name: loop for name, loop in loops.items() if name not in kernels}
-    return _by_platform(kernels | others, no_kernel if asked else everywhere)
+    return _by_platform(kernels, no_kernel if asked else functools.partial(_by_platform, others, everywhere))
 
 
 def _loops(run: Callable[[Request], _T], request: Request, problem: Problem) -> dict[str, Callable[[], _T]]:
@@ -79,7 +80,7 @@ def _loops(run: Callable[[Request], _T], request: Request, problem: Problem) -> 
     return {"cuda": on_gpu, "rocm": on_gpu}
 
 
-def _by_platform(chosen: dict[str, Callable[[], _T]], default: Callable[[], _T]) -> _T:
+def _by_platform(chosen: Mapping[str, Callable[[], _T]], default: Callable[[], _T]) -> _T:
     return lax.platform_dependent(**chosen, default=default) if chosen else default()
 
 
