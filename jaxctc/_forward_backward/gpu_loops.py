@@ -172,7 +172,7 @@ def _backward_steps(
             found.append(after)
         return lax.optimization_barrier((occupancy, found[::-1]))
 
-    by_kernel = fractions.reshape(-1, _STEPS, *fractions.shape[1:])
+    by_kernel = fractions.reshape(len(fractions) // _STEPS, _STEPS, *fractions.shape[1:])
     occupancy, found = lax.scan(kernel, occupancy, by_kernel, reverse=True, unroll=True)
     return occupancy, _stacked(found)
 
@@ -188,7 +188,7 @@ def _backward_step(after: _Occupancy, fractions: _Fractions, skip: Array) -> _Oc
 def _stacked(found: Sequence[Iterable[Array]]) -> Float[Array, "count 2 N 2 W"]:
     """Return in one array what a scan over kernels has found in each of their steps."""
     both = jnp.stack([jnp.stack([*x], axis=1) for x in found], axis=1)
-    return both.reshape(-1, *both.shape[2:])
+    return both.reshape(both.shape[0] * both.shape[1], *both.shape[2:])
 
 
 def _right(x: Float[Array, "N 2 W"], zero: float) -> Float[Array, "N 2 W"]:

@@ -79,7 +79,7 @@ def to_frames(x: Float[Array, "N 2 M"], lattice: Lattice, frames: int, *, gpu: b
         return jnp.zeros((frames, x.shape[0]), x.dtype)
     if gpu:
         place = places_of_frames(lattice, frames, x.shape[2])
-        return own_values(x.reshape(len(x), -1), place[..., None])[..., 0]
+        return own_values(x.reshape(len(x), 2 * x.shape[2]), place[..., None])[..., 0]
     return on_tpu(lambda: by_frame(x, lattice, frames).T, gathered)
 
 
