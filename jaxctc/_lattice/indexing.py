@@ -182,6 +182,8 @@ def _gathered(
         used, blanks = (x.get(mode="promise_in_bounds", wrap_negative_indices=not gpu) for x in at)
         return used, blanks
 
+    if gpu:  # which converts only what it takes
+        return gather(scores, frame, labels)
     bits, frame = as_bits(scores, frame)
     used, of_blank = gather(bits, frame, labels)
     return from_bits(used, scores.dtype), from_bits(of_blank, scores.dtype)
