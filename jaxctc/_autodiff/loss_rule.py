@@ -87,10 +87,9 @@ def _losses(
     target_lengths: Integer[Array, " N"],
     frames: Int[Array, ""] | None = None,
 ) -> Float[Array, " N"]:
-    problem = Problem(scores, targets, input_lengths, target_lengths)
-    count = frames_of(scores, request)
+    def run(request: Request, problem: Problem, frames: Int[Array, ""] | None) -> Float[Array, " N"]:
+        count = frames_of(problem.scores, request)
 
-    def run(request: Request) -> Float[Array, " N"]:
         def chunk(scores: Array, lattice: Lattice, index: Index | None = None) -> Float[Array, " N"]:
             size = request.layout.segment_steps or _BLOCK
             batch = _prepare(scores, lattice, request, size, frames, index, ends=False)
@@ -99,9 +98,9 @@ def _losses(
             return prepared.losses_of(likelihood, batch, count, scores.dtype, request)
 
         lattice = lattices.build_lattice(problem, request)
-        return frame_blocks.over_devices(in_chunks(chunk, request), request, lambda _: P())(scores, lattice)
+        return frame_blocks.over_devices(in_chunks(chunk, request), request, lambda _: P())(problem.scores, lattice)
 
-    return dispatch.choose(run, request, problem)
+    return dispatch.choose(run, request, Problem(scores, targets, input_lengths, target_lengths), frames)
 
 
 @_losses.defjvp
@@ -120,10 +119,10 @@ def _losses_and_gradient(
     target_lengths: Integer[Array, " N"],
     frames: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, " N"], Float[Array, "A B C"], Bool[Array, "A B C"]]:
-    problem = Problem(scores, targets, input_lengths, target_lengths)
-    count, classes, dtype = frames_of(scores, request), scores.shape[2], accumulation_dtype(scores.dtype)
+    def run(request: Request, problem: Problem, frames: Int[Array, ""] | None) -> tuple[Array, Array, Array]:
+        count, classes = frames_of(problem.scores, request), problem.scores.shape[2]
+        dtype = accumulation_dtype(problem.scores.dtype)
 
-    def run(request: Request) -> tuple[Array, Array, Array]:
         def chunk(scores: Array, lattice: Lattice, index: Index | None = None) -> tuple[Array, Array, Array]:
             own_frames = frames_of(scores, request)
             size = dispatch.segment_size(own_frames, lattice, dtype, request)
@@ -141,9 +140,9 @@ def _losses_and_gradient(
 
         lattice = lattices.build_lattice(problem, request)
         results = frame_blocks.over_devices(in_chunks(chunk, request), request, lambda spec: (P(), spec, spec))
-        return results(scores, lattice)
+        return results(problem.scores, lattice)
 
-    return dispatch.choose(run, request, problem)
+    return dispatch.choose(run, request, Problem(scores, targets, input_lengths, target_lengths), frames)
 
 
 def _prepare(

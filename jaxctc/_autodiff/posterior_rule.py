@@ -50,10 +50,9 @@ def _posteriors(
     input_lengths: Integer[Array, " N"],
     target_lengths: Integer[Array, " N"],
 ) -> tuple[Float[Array, "A B states"], Float[Array, "A B C"]]:
-    problem = Problem(scores, targets, input_lengths, target_lengths)
-    frames, dtype = frames_of(scores, request), accumulation_dtype(scores.dtype)
-
-    def run(request: Request) -> tuple[Array, Array]:
+    def run(request: Request, problem: Problem) -> tuple[Array, Array]:
+        scores = problem.scores
+        frames, dtype = frames_of(scores, request), accumulation_dtype(scores.dtype)
         lattice = lattices.build_lattice(problem, request)
         size = dispatch.segment_size(frames, lattice, dtype, request)
         keep = dispatch.stores_scores(frames, lattice, dtype, request)
@@ -67,9 +66,10 @@ def _posteriors(
         value = prepared.losses_of(likelihood, batch, frames, scores.dtype, request)
 
         classes = occupancy.class_posterior(to_classes, class_scatter, lattice, frames, request)
-        states = _by_frame(posterior, lattice, frames, targets.shape[1], request)
+        states = _by_frame(posterior, lattice, frames, problem.targets.shape[1], request)
         return _masked((states, classes), value, lattice, request)
 
+    problem = Problem(scores, targets, input_lengths, target_lengths)
     return dispatch.choose(run, request, problem, every_blank=True)
 
 

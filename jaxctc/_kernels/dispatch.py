@@ -2,15 +2,15 @@
 
 Whatever depends on the choice (the multiple of the lattice's columns, the size of a segment, whose functions run) is
 one `Layout`, chosen here before the lattice is built, so that a platform's default is program for program what an
-explicit request runs. Shapes and types are known when tracing, the platform when lowering: both programs are traced
-then, and one is lowered, so that a program can be made for a device that is not there. GPUs without a kernel run loops
+explicit request runs. Shapes and types are known when tracing, the platform when lowering (`by_platform`), so that a
+program can be made for a device that is not there. GPUs without a kernel run loops
 of their own (`gpu_loops`), if the scores can be stored and the frames are on one device. Unless it is asked for, or
 preferred (`set_implementation`), a kernel runs only on platforms in `PROVEN`. An explicit request runs the kernel or
 raises with the reason.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 from jaxctc._forward_backward import gpu_loops, scaled_emissions, segments
+from jaxctc._kernels.by_platform import by_platform
 from jaxctc._kernels.implementations import GpuLoops, Implementation, Kernels, Loops
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, column_count, frames_of
 from jaxctc._types import IMPLEMENTATIONS, REGISTERED, Layout, Problem, Request
@@ -38,22 +39,23 @@ _STEPS = 16
 _T = TypeVar("_T")
 
 
-def choose(run: Callable[[Request], _T], request: Request, problem: Problem, *, every_blank: bool = False) -> _T:
+def choose(run: Callable[..., _T], request: Request, problem: Problem, *rest: Any, every_blank: bool = False) -> _T:
     """Return what `run` gives for the request with the layout of the implementation that serves it.
 
-    `every_blank` says that the posterior of each blank is wanted, for which a TPU's kernel has less room.
+    `run` is a function of a request, the problem and the rest, and may use no other traced value. `every_blank` says
+    that the posterior of each blank is wanted, for which a TPU's kernel has less room.
     """
     if request.implementation in REGISTERED:
         _, layout = REGISTERED[request.implementation]
         if why := _objection(request, problem, layout):
             raise _no_kernel_error(request, why)
-        return run(request._replace(layout=layout))
+        return run(request._replace(layout=layout), problem, *rest)
     everywhere = functools.partial(run, request._replace(layout=Layout()))
     asked = request.implementation == "pallas"
     preferred = asked or request.prefers_kernels
     loops = {} if asked else _loops(run, request, problem)
     if request.implementation == "xla" or not (preferred or PROVEN):
-        return _by_platform(loops, everywhere)
+        return by_platform(everywhere, loops, problem, *rest)
     objections = _objections(request, problem, every_blank=every_blank)
     usable = [platform for platform, why in objections.items() if why is None and (preferred or platform in PROVEN)]
     against = tuple((platform, why) for platform, why in objections.items() if why is not None)
@@ -62,15 +64,20 @@ def choose(run: Callable[[Request], _T], request: Request, problem: Problem, *, 
         each = "; ".join(f"on {name}, {why}" for name, why in against)
         raise _no_kernel_error(request, next(iter(reasons)) if len(reasons) == 1 else each)
 
-    def no_kernel() -> _T:
-        return jax.tree.map(functools.partial(_no_kernel.bind, request=request, objections=against), everywhere())
+    def no_kernel(*operands: Any) -> _T:
+        return jax.tree.map(
+            functools.partial(_no_kernel.bind, request=request, objections=against), everywhere(*operands)
+        )
 
-    kernels = {name: functools.partial(run, request._replace(layout=_layout(name))) for name in usable}
-    others = {name: loop for name, loop in loops.items() if name not in kernels}
-    return _by_platform(kernels, no_kernel if asked else functools.partial(_by_platform, others, everywhere))
+    kernels: dict[str, Callable[..., _T]] = {
+        name: functools.partial(run, request._replace(layout=_layout(name))) for name in usable
+    }
+    # Kernels are traced on every platform: JAX has to see that a program needs to know its devices.
+    default: Callable[..., _T] = no_kernel if asked else everywhere
+    return lax.platform_dependent(problem, *rest, default=default, **{**loops, **kernels})
 
 
-def _loops(run: Callable[[Request], _T], request: Request, problem: Problem) -> dict[str, Callable[[], _T]]:
+def _loops(run: Callable[..., _T], request: Request, problem: Problem) -> dict[str, Callable[..., _T]]:
     """Return, by platform, what runs the loops that are made for this platform, if they can serve this batch."""
     layout = Layout("gpu_loops", _GPU_COLUMNS, gpu_loops.turn_size(frames_of(problem.scores, request)))
     frames, columns, dtype = _score_sizes(request, problem, layout)
@@ -78,10 +85,6 @@ def _loops(run: Callable[[Request], _T], request: Request, problem: Problem) -> 
         return {}
     on_gpu = functools.partial(run, request._replace(layout=layout))
     return {"cuda": on_gpu, "rocm": on_gpu}
-
-
-def _by_platform(chosen: Mapping[str, Callable[[], _T]], default: Callable[[], _T]) -> _T:
-    return lax.platform_dependent(**chosen, default=default) if chosen else default()
 
 
 def register(name: str, kernels: Any, *, column_multiple: int = 8, segment_steps: int | None = None) -> None:
