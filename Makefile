@@ -7,7 +7,8 @@ DATA ?= ../shared/data/fsdd.npz
 export JAX_PLATFORMS ?= cpu
 export MPLBACKEND ?= Agg
 
-.PHONY: demo distributed spoken test test-all lint bench cuda-aot gpu-check gpu-bench examples-fast package versions clean
+.PHONY: demo distributed spoken test test-all lint bench cuda-aot gpu-check gpu-bench examples-fast tutorials-fast docs docs-serve \
+	package versions clean
 
 demo: $(VENV)/examples.installed  ## train a recogniser of handwritten lines
 	$(BIN)/python examples/handwritten_lines.py
@@ -57,6 +58,15 @@ examples-fast: $(VENV)/dev.installed  ## run the examples in their short form
 	$(BIN)/python examples/handwritten_lines_torch.py --fast
 	@if [ -e "$(DATA)" ]; then $(BIN)/python examples/spoken_digits.py --fast --data "$(DATA)"; \
 	else echo "Left out: examples/spoken_digits.py, for there are no recordings at $(DATA)."; fi
+
+tutorials-fast: $(VENV)/tutorials.installed  ## run the tutorials in their short form
+	@set -e; for script in examples/tutorial_*.py; do echo "$$script"; $(BIN)/python $$script --fast; done
+
+docs: $(VENV)/docs.installed  ## build the documentation in site/, and fail at whatever is missing
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+docs-serve: $(VENV)/docs.installed  ## show the documentation at http://127.0.0.1:8000, and follow changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 package: $(VENV)/package.installed  ## build the source distribution and the wheel into dist/, and check both
 	rm -rf dist

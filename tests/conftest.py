@@ -87,6 +87,7 @@ FULL = {
     ],
     "what the pages and docstrings say, run as a reader would": [
         "bridge/test_readme.py",
+        "test_docs.py::test_the_code_of_every_page_runs",
         "test_package.py::test_examples_in_docstrings",
         "test_sharding.py::test_the_page_s_examples",
         "test_diagnose.py::test_the_page_s_example_prints_what_it_says",
