@@ -8,6 +8,7 @@ from griffe import Extension, Object
 _BLOCK = re.compile(r"^\.\. math::[ \t]*(.*(?:\n(?:[ \t]+.*)?)*)", re.MULTILINE)
 _RETURNS = re.compile(r"^Returns:\n((?:[ \t]+.*\n|\n)+)", re.MULTILINE)
 _NAME = re.compile(r"(?<![`\[\w])`((?:jaxctc|bridge)(?:\.\w+)+)`(?!`)")
+_MODULES = ("jaxctc.variants", "jaxctc.compat", "jaxctc.check", "jaxctc.conformance", "jaxctc.diagnose")
 _PUBLIC = re.compile(r"^(?:jaxctc|bridge)(?:\.(?:variants|compat))?\.[A-Za-z]\w*$")
 
 
@@ -21,7 +22,7 @@ def _returns(match: re.Match[str]) -> str:
 
 def _link(match: re.Match[str]) -> str:
     name = match[1]
-    public = _PUBLIC.match(name) and name not in ("jaxctc.variants", "jaxctc.compat", "jaxctc.check")
+    public = _PUBLIC.match(name) and name not in _MODULES
     return f"[`{name}`][{name}]" if public else match[0]
 
 

@@ -13,7 +13,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-TUTORIALS = ("equinox", "flax_nnx", "keras")
+TUTORIALS = ("equinox", "flax_nnx", "huggingface", "keras")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -57,7 +57,7 @@ def test_the_code_of_every_page_runs(with_torch, tmp_path):
 
 def public_names():
     """What `__all__` holds, read without importing: a page must name it whatever is installed."""
-    for package in ("jaxctc", "jaxctc.variants", "jaxctc.compat", "bridge"):
+    for package in ("jaxctc", "jaxctc.variants", "jaxctc.compat", "jaxctc.conformance", "bridge"):
         path = ROOT / package.replace(".", "/")
         file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
@@ -67,6 +67,7 @@ def public_names():
 
 def test_the_reference_has_every_public_name():
     text = "\n".join(path.read_text(encoding="utf-8") for path in (DOCS / "api").glob("*.md"))
+    text = text.replace("::: jaxctc.diagnose.diagnose", "::: jaxctc.diagnose")  # a function, and the package it is in
     shown = set(re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE))
     names = set(public_names())
     assert len(names) > 40
