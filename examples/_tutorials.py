@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 
-def arguments(title: str, steps: int, *, data: bool = False) -> argparse.Namespace:
+def arguments(title: str, steps: int, *, data: bool = False, flags: tuple[str, ...] = ()) -> argparse.Namespace:
     """Read the command line; with `--fast`, `steps` is 10."""
     script = Path(sys.argv[0])
     parser = argparse.ArgumentParser(description=title)
@@ -15,6 +15,8 @@ def arguments(title: str, steps: int, *, data: bool = False) -> argparse.Namespa
     parser.add_argument("--fast", action="store_true", help="10 steps: runs everything, learns little")
     if data:
         parser.add_argument("--data", type=Path, help="recordings, in place of what the tutorial makes up")
+    for flag in flags:
+        parser.add_argument(f"--{flag}", action="store_true")
     picture = script.parent / "output" / f"{script.stem}.png"
     parser.add_argument("--picture", type=Path, default=picture, help=f"where to draw ({picture})")
     options = parser.parse_args()

@@ -214,3 +214,65 @@ def test_illegal_argument(change, exception, message):
     arguments = {"log_probs": LOG_PROBS, "spans": SPANS, "blank": BLANK} | change
     with pytest.raises(exception, match=message):
         jaxctc.plot_alignment(**arguments)
+
+
+def batch():
+    """Two sequences, of which the first is padded, and what is computed of them."""
+    log_probs = jax.nn.log_softmax(jax.random.normal(jax.random.key(1), (FRAMES, 2, CLASSES)))
+    problem = log_probs, jnp.array([[1, 3, 1], [3, 0, 0]]), [FRAMES - 6, FRAMES], [3, 1], BLANK
+    return log_probs, jaxctc.forced_align(*problem), jaxctc.ctc_posteriors(*problem)
+
+
+def test_a_row_of_a_batch_is_drawn_as_that_sequence_alone():
+    log_probs, aligned, posteriors = batch()
+    length = FRAMES - 6
+    figure = jaxctc.plot_alignment(log_probs, aligned, posteriors, row=0, frames=length, blank=BLANK)
+    spans = jaxctc.merge_tokens(aligned.labels[0, :length], aligned.scores[0, :length], BLANK)
+    alone = jaxctc.plot_alignment(log_probs[:length, 0], spans, posteriors.classes[:length, 0], blank=BLANK)
+    assert {axes.get_xlim() for axes in figure.axes} == {(0, length)}
+    assert visible(figure.axes[-1]) == visible(alone.axes[-1]) == ["1", "3", "1"]
+    for ours, theirs in zip(figure.axes, alone.axes, strict=True):
+        for image, expected in zip(ours.images, theirs.images, strict=True):
+            np.testing.assert_array_equal(image.get_array(), expected.get_array())
+        for patch, expected in zip(ours.patches, theirs.patches, strict=True):
+            np.testing.assert_array_equal(patch.get_path().vertices, expected.get_path().vertices)
+
+
+def test_words_stand_beneath_their_spans():
+    words = jaxctc.merge_words(SPANS, NAMES)
+    axes = jaxctc.plot_alignment(LOG_PROBS, SPANS, blank=BLANK, words=words, seconds_per_frame=0.5).axes[-1]
+    assert [word.word for word in words] == ["bee", "bee"]
+    written = [text for text in axes.texts if text.get_position()[1] < 0]
+    assert [text.get_text() for text in written] == ["bee", "bee"]
+    assert [text.get_position()[0] for text in written] == [1.75, 7.5]
+
+
+@pytest.mark.parametrize("above", [np.sin(np.arange(400.0)), np.eye(12, 40)], ids=["samples", "image"])
+def test_the_source_has_a_panel_above_as_long_as_the_frames(above):
+    figure = jaxctc.plot_alignment(LOG_PROBS, SPANS, above=above, blank=BLANK, seconds_per_frame=0.02)
+    panel, scores, _ = figure.axes
+    assert scores.get_ylabel() == "log probability"
+    assert panel.get_xlim() == (0, FRAMES * 0.02)
+    if above.ndim == 1:
+        (line,) = panel.lines
+        np.testing.assert_array_equal(line.get_ydata(), above)
+        np.testing.assert_allclose(line.get_xdata()[[0, -1]], [0.0005, 0.3995])
+    else:
+        (image,) = panel.images
+        np.testing.assert_array_equal(image.get_array(), above)
+        assert tuple(image.get_extent()) == (0, FRAMES * 0.02, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"row": 2}, r"row is 2, and log_probs has the shape \(20, 2, 5\): row must lie in \[0, N\)"),
+        ({}, r"Of a batch draw one: row=n|say which row"),
+        ({"row": 0, "frames": 21}, r"frames is 21: it must lie in \[1, 20\]"),
+        ({"row": 0, "above": np.zeros((2, 2, 2))}, r"above must be samples, .*got \(2, 2, 2\)"),
+    ],
+)
+def test_what_cannot_be_drawn_of_a_batch_is_named(keywords, message):
+    log_probs, aligned, posteriors = batch()
+    with pytest.raises(ValueError, match=message):
+        jaxctc.plot_alignment(log_probs, aligned, posteriors, blank=BLANK, **keywords)

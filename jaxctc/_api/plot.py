@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxctc._api.alignment import TokenSpan
+from jaxctc._api.alignment import Alignment, TokenSpan, merge_tokens
 from jaxctc._api.label_names import LabelNames, names_by_class
+from jaxctc._api.posteriors import Posteriors
+from jaxctc._api.timestamps import WordSpan
 from jaxctc._inputs import checks
 from jaxctc._types import FloatsLike
 
@@ -36,9 +38,13 @@ _TITLE: dict[str, Any] = {"fontsize": 10, "fontweight": "bold", **_AS_GIVEN}
 
 def plot_alignment(
     log_probs: FloatsLike,
-    spans: Sequence[TokenSpan],
-    posteriors: FloatsLike | None = None,
+    spans: Sequence[TokenSpan] | Alignment,
+    posteriors: FloatsLike | Posteriors | None = None,
     *,
+    row: int | None = None,
+    frames: int | None = None,
+    words: Sequence[WordSpan] = (),
+    above: FloatsLike | None = None,
     blank: int = 0,
     label_names: LabelNames | None = None,
     seconds_per_frame: float | None = None,
@@ -50,15 +56,24 @@ def plot_alignment(
     The figure has three panels over one axis of time: the log probabilities of the blank and of the classes in the
     target, with the alignment underlined; the posterior of each label, given the target; and the spans, each as high
     as its confidence, ``exp(score)``, the geometric mean of the probabilities along it. Names that would overlap are
-    moved a little; where that is not enough they are left out.
+    moved a little; where that is not enough they are left out. `words` stand beneath the spans, and `above`, the
+    recording or the image itself, over everything.
 
-    Shapes: T frames, C classes with the blank.
+    Of a batch it draws one row, from the results as they are: ``plot_alignment(log_probs, forced_align(*problem),
+    ctc_posteriors(*problem), row=3, frames=input_lengths[3])``.
+
+    Shapes: T frames, N sequences, C classes with the blank.
 
     Args:
-        log_probs: Log probabilities of one sequence, (T, C), without the padding.
-        spans: The frames of each label, as `merge_tokens` returns them.
-        posteriors: The probability of each class at each frame, given the target, (T, C): `classes` of
-            `ctc_posteriors`. None leaves that panel out.
+        log_probs: Log probabilities of one sequence, (T, C), or with `row` those of a batch, (T, N, C).
+        spans: The frames of each label, as `merge_tokens` returns them, or what `forced_align` returns.
+        posteriors: The probability of each class at each frame, given the target: what `ctc_posteriors` returns, or its
+            `classes`, of the shape of `log_probs`. None leaves that panel out.
+        row: The sequence of the batch to draw. Spans are those of that row.
+        frames: The sequence's length; the frames from there on are padding, and not drawn. None: T.
+        words: The words and their frames, as `merge_words` returns them.
+        above: What the frames were computed from: the samples of a recording, one-dimensional, or an image or
+            spectrogram, (height, width), the first row on top. It must be as long as the frames drawn.
         blank: Index of the blank class.
         label_names: The name of each class, in a sequence or a mapping, or a tokenizer's vocabulary, which is a mapping
             from name to class. A number is a name too. Classes without a name, or with None, show their index. All text
@@ -91,7 +106,9 @@ def plot_alignment(
         raise ImportError('plot_alignment draws with matplotlib: pip install "jaxctc[plot]"') from error
 
     scores = np.asarray(checks.scores("log_probs", log_probs), np.float64)
-    gamma = None if posteriors is None else checks.numbers(posteriors).astype(np.float64)
+    probabilities = posteriors.classes if isinstance(posteriors, Posteriors) else posteriors
+    gamma = None if probabilities is None else checks.numbers(probabilities).astype(np.float64)
+    scores, gamma, spans = _one_sequence(scores, gamma, spans, row, frames, blank)
     _check(scores, spans, gamma, seconds_per_frame)
     blank = checks.blank(blank, scores.shape[1])
     named = names_by_class(label_names, scores.shape[1])
@@ -100,7 +117,9 @@ def plot_alignment(
     colours = _colours(spans, names)
     scale = 1.0 if seconds_per_frame is None else seconds_per_frame
 
+    source = None if above is None else _source(above)
     heights = [0.4 + 0.13 * (len(classes) + 1), *([] if gamma is None else [1.3]), 1.1]
+    heights = [*([] if source is None else [0.9]), *heights]
     if figure is None:
         figure = Figure(figsize=(10, sum(heights) + 0.8), layout="constrained", facecolor=PAPER)
     panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
@@ -109,16 +128,77 @@ def plot_alignment(
         axes.spines[["left", "bottom"]].set_color(QUIET)
         axes.tick_params(colors=QUIET, labelsize=8)
         axes.yaxis.label.set(color=INK, size=9)
-    _draw_scores(panels[0], scores, spans, [*classes, blank], names, colours, scale)
+    if source is not None:
+        _draw_source(panels[0], source, len(scores) * scale)
+    _draw_scores(panels[-2 if gamma is None else -3], scores, spans, [*classes, blank], names, colours, scale)
     if gamma is not None:
-        _draw_posteriors(panels[1], gamma, blank, colours, scale)
+        _draw_posteriors(panels[-2], gamma, blank, colours, scale)
     _draw_spans(panels[-1], spans, colours, scale)
     panels[-1].set_xlim(0, len(scores) * scale)
     panels[-1].set_xlabel("frame" if seconds_per_frame is None else "seconds", color=INK, size=9)
     if title is not None:
         _draw_title(panels[0], title)
     _draw_names(panels[-1], spans, names, colours, scale)
+    _draw_words(panels[-1], words, scale)
     return figure
+
+
+def _one_sequence(
+    scores: np.ndarray,
+    gamma: np.ndarray | None,
+    spans: Sequence[TokenSpan] | Alignment,
+    row: int | None,
+    frames: int | None,
+    blank: int,
+) -> tuple[np.ndarray, np.ndarray | None, Sequence[TokenSpan]]:
+    """Return one sequence of a batch, without its padding."""
+    if row is not None:
+        if scores.ndim != 3 or not 0 <= checks.integer("row", row, "a sequence of the batch") < scores.shape[1]:
+            raise ValueError(
+                f"row is {row}, and log_probs has the shape {scores.shape}: row must lie in [0, N) for (T, N, C). "
+                "For one sequence, (T, C), leave row out."
+            )
+        if gamma is not None and gamma.ndim == 3:
+            gamma = gamma[:, row]
+        if isinstance(spans, Alignment):
+            spans = Alignment(spans.labels[row], spans.scores[row])
+        scores = scores[:, row]
+    if frames is not None:
+        if not 1 <= frames <= len(scores):
+            raise ValueError(f"frames is {frames}: it must lie in [1, {len(scores)}], as T = {len(scores)}.")
+        scores, gamma = scores[:frames], None if gamma is None else gamma[:frames]
+    if isinstance(spans, Alignment):
+        if np.ndim(spans.labels) != 1:
+            raise ValueError("spans is the alignment of a batch: say which row, for instance row=0.")
+        spans = merge_tokens(spans.labels[: len(scores)], spans.scores[: len(scores)], blank)
+    return scores, gamma, spans
+
+
+def _source(above: FloatsLike) -> np.ndarray:
+    source = checks.numbers(above).astype(np.float64)
+    if source.ndim not in (1, 2) or not source.size:
+        raise ValueError(f"above must be samples, (length,), or an image, (height, width); got {source.shape}.")
+    return source
+
+
+def _draw_source(axes: "Axes", source: np.ndarray, end: float) -> None:
+    if source.ndim == 1:
+        axes.plot((np.arange(len(source)) + 0.5) * (end / len(source)), source, color=INK, linewidth=0.4)
+    else:
+        axes.imshow(source, extent=(0, end, 0, 1), aspect="auto", cmap="Greys", interpolation="nearest")
+    axes.set_yticks([])
+    axes.tick_params(axis="x", length=0)
+
+
+def _draw_words(axes: "Axes", words: Sequence[WordSpan], scale: float) -> None:
+    """Write each word beneath its frames, between the axis and its numbers."""
+    for word in words:
+        start, end = word.start * scale, word.end * scale
+        place = axes.get_xaxis_transform()
+        axes.plot([start, end], [-0.16, -0.16], color=INK, linewidth=1.5, transform=place, clip_on=False)
+        axes.text((start + end) / 2, -0.2, word.word, color=INK, ha="center", va="top", transform=place, **_NAME)
+    if words:
+        axes.tick_params(axis="x", pad=22)
 
 
 def _check(
@@ -130,7 +210,7 @@ def _check(
     if scores.ndim != 2:
         raise ValueError(
             f"log_probs must have shape (T, C), one sequence; got {scores.shape}. "
-            "Of a batch draw one: log_probs[:length, n]."
+            "Of a batch draw one: row=n, frames=input_lengths[n]."
         )
     frames, classes = scores.shape
     if posteriors is not None and posteriors.shape != scores.shape:
