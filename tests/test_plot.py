@@ -217,18 +217,18 @@ def test_illegal_argument(change, exception, message):
 
 
 def batch():
-    """Two sequences, of which the first is padded, and what is computed of them."""
+    """Two sequences, of which the second is padded, and what is computed of them."""
     log_probs = jax.nn.log_softmax(jax.random.normal(jax.random.key(1), (FRAMES, 2, CLASSES)))
-    problem = log_probs, jnp.array([[1, 3, 1], [3, 0, 0]]), [FRAMES - 6, FRAMES], [3, 1], BLANK
+    problem = log_probs, jnp.array([[3, 0, 0], [1, 3, 1]]), [FRAMES, FRAMES - 6], [1, 3], BLANK
     return log_probs, jaxctc.forced_align(*problem), jaxctc.ctc_posteriors(*problem)
 
 
 def test_a_row_of_a_batch_is_drawn_as_that_sequence_alone():
     log_probs, aligned, posteriors = batch()
     length = FRAMES - 6
-    figure = jaxctc.plot_alignment(log_probs, aligned, posteriors, row=0, frames=length, blank=BLANK)
-    spans = jaxctc.merge_tokens(aligned.labels[0, :length], aligned.scores[0, :length], BLANK)
-    alone = jaxctc.plot_alignment(log_probs[:length, 0], spans, posteriors.classes[:length, 0], blank=BLANK)
+    figure = jaxctc.plot_alignment(log_probs, aligned, posteriors, row=1, frames=length, blank=BLANK)
+    spans = jaxctc.merge_tokens(aligned.labels[1, :length], aligned.scores[1, :length], BLANK)
+    alone = jaxctc.plot_alignment(log_probs[:length, 1], spans, posteriors.classes[:length, 1], blank=BLANK)
     assert {axes.get_xlim() for axes in figure.axes} == {(0, length)}
     assert visible(figure.axes[-1]) == visible(alone.axes[-1]) == ["1", "3", "1"]
     for ours, theirs in zip(figure.axes, alone.axes, strict=True):
