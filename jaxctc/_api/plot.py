@@ -3,7 +3,7 @@
 import itertools
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -106,7 +106,7 @@ def plot_alignment(
         raise ImportError('plot_alignment draws with matplotlib: pip install "jaxctc[plot]"') from error
 
     scores = np.asarray(checks.scores("log_probs", log_probs), np.float64)
-    probabilities = posteriors.classes if isinstance(posteriors, Posteriors) else posteriors
+    probabilities = getattr(posteriors, "classes", posteriors)  # the bridge's posteriors have the same field
     gamma = None if probabilities is None else checks.numbers(probabilities).astype(np.float64)
     scores, gamma, spans = _one_sequence(scores, gamma, spans, row, frames, blank)
     _check(scores, spans, gamma, seconds_per_frame)
@@ -152,6 +152,8 @@ def _one_sequence(
     blank: int,
 ) -> tuple[np.ndarray, np.ndarray | None, Sequence[TokenSpan]]:
     """Return one sequence of a batch, without its padding."""
+    found: Any = spans  # perhaps an alignment, of this package or of the bridge
+    path = [checks.numbers(x) for x in (found.labels, found.scores)] if hasattr(found, "labels") else None
     if row is not None:
         if scores.ndim != 3 or not 0 <= checks.integer("row", row, "a sequence of the batch") < scores.shape[1]:
             raise ValueError(
@@ -160,18 +162,19 @@ def _one_sequence(
             )
         if gamma is not None and gamma.ndim == 3:
             gamma = gamma[:, row]
-        if isinstance(spans, Alignment):
-            spans = Alignment(spans.labels[row], spans.scores[row])
+        if path is not None:
+            path = [x[row] for x in path]
         scores = scores[:, row]
     if frames is not None:
         if not 1 <= frames <= len(scores):
             raise ValueError(f"frames is {frames}: it must lie in [1, {len(scores)}], as T = {len(scores)}.")
         scores, gamma = scores[:frames], None if gamma is None else gamma[:frames]
-    if isinstance(spans, Alignment):
-        if np.ndim(spans.labels) != 1:
-            raise ValueError("spans is the alignment of a batch: say which row, for instance row=0.")
-        spans = merge_tokens(spans.labels[: len(scores)], spans.scores[: len(scores)], blank)
-    return scores, gamma, spans
+    if path is None:
+        return scores, gamma, found
+    if path[0].ndim != 1:
+        raise ValueError("spans is the alignment of a batch: say which row, for instance row=0.")
+    labels, values = (x[: len(scores)] for x in path)
+    return scores, gamma, cast("Sequence[TokenSpan]", merge_tokens(labels, values, blank))
 
 
 def _source(above: FloatsLike) -> np.ndarray:
