@@ -37,15 +37,15 @@ def losses(
     targets: Integer[Array, "N S"],
     input_lengths: Integer[Array, " N"],
     target_lengths: Integer[Array, " N"],
-    frames: Int[Array, ""] | None = None,
+    max_input_length: Int[Array, ""] | None = None,
 ) -> Float[Array, " N"]:
     """Return minus the log probability of each target; a derivative is computed only if it is asked for.
 
-    `frames`, if given, is no smaller than any input length; frames beyond it cost nothing.
+    No sequence is longer than `max_input_length`, if that is given; frames beyond it cost nothing.
     """
     if request.implementation == "reference":
         return _reference_losses(request, scores, targets, input_lengths, target_lengths)
-    return _losses(request, scores, targets, input_lengths, target_lengths, frames)
+    return _losses(request, scores, targets, input_lengths, target_lengths, max_input_length)
 
 
 def losses_and_gradient(
@@ -54,7 +54,7 @@ def losses_and_gradient(
     targets: Integer[Array, "N S"],
     input_lengths: Integer[Array, " N"],
     target_lengths: Integer[Array, " N"],
-    frames: Int[Array, ""] | None = None,
+    max_input_length: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, " N"], Float[Array, "A B C"], Bool[Array, "A B C"]]:
     """Return the losses, the derivative of each with respect to its own scores, and where that can be other than 0.
 
@@ -62,7 +62,7 @@ def losses_and_gradient(
     """
     rest = targets, input_lengths, target_lengths
     if request.implementation != "reference":
-        return _losses_and_gradient(request, scores, *rest, frames)
+        return _losses_and_gradient(request, scores, *rest, max_input_length)
     wide = scores.astype(accumulation_dtype(scores.dtype))
     value, pull_back = jax.vjp(lambda x: _reference_losses(request, x, *rest, dtype=scores.dtype), wide)
     (gradient,) = pull_back(jnp.ones_like(value))
@@ -85,22 +85,22 @@ def _losses(
     targets: Integer[Array, "N S"],
     input_lengths: Integer[Array, " N"],
     target_lengths: Integer[Array, " N"],
-    frames: Int[Array, ""] | None = None,
+    max_input_length: Int[Array, ""] | None = None,
 ) -> Float[Array, " N"]:
-    def run(request: Request, problem: Problem, frames: Int[Array, ""] | None) -> Float[Array, " N"]:
-        count = frames_of(problem.scores, request)
+    def run(request: Request, problem: Problem, max_input_length: Int[Array, ""] | None) -> Float[Array, " N"]:
+        frames = frames_of(problem.scores, request)
 
         def chunk(scores: Array, lattice: Lattice, index: Index | None = None) -> Float[Array, " N"]:
             size = request.layout.segment_steps or _BLOCK
-            batch = _prepare(scores, lattice, request, size, frames, index, ends=False)
+            batch = _prepare(scores, lattice, request, size, max_input_length, index, ends=False)
             likelihood = dispatch.implementation(request).likelihood(batch)
             likelihood = frame_blocks.from_middle_device(likelihood, index, request)
-            return prepared.losses_of(likelihood, batch, count, scores.dtype, request)
+            return prepared.losses_of(likelihood, batch, frames, scores.dtype, request)
 
         lattice = lattices.build_lattice(problem, request)
         return frame_blocks.over_devices(in_chunks(chunk, request), request, lambda _: P())(problem.scores, lattice)
 
-    return dispatch.choose(run, request, Problem(scores, targets, input_lengths, target_lengths), frames)
+    return dispatch.choose(run, request, Problem(scores, targets, input_lengths, target_lengths), max_input_length)
 
 
 @_losses.defjvp
@@ -117,21 +117,21 @@ def _losses_and_gradient(
     targets: Integer[Array, "N S"],
     input_lengths: Integer[Array, " N"],
     target_lengths: Integer[Array, " N"],
-    frames: Int[Array, ""] | None = None,
+    max_input_length: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, " N"], Float[Array, "A B C"], Bool[Array, "A B C"]]:
-    def run(request: Request, problem: Problem, frames: Int[Array, ""] | None) -> tuple[Array, Array, Array]:
-        count, classes = frames_of(problem.scores, request), problem.scores.shape[2]
+    def run(request: Request, problem: Problem, max_input_length: Int[Array, ""] | None) -> tuple[Array, Array, Array]:
+        frames, classes = frames_of(problem.scores, request), problem.scores.shape[2]
         dtype = accumulation_dtype(problem.scores.dtype)
 
         def chunk(scores: Array, lattice: Lattice, index: Index | None = None) -> tuple[Array, Array, Array]:
             own_frames = frames_of(scores, request)
             size = dispatch.segment_size(own_frames, lattice, dtype, request)
-            batch = _prepare(scores, lattice, request, size, frames, index, ends=True)
+            batch = _prepare(scores, lattice, request, size, max_input_length, index, ends=True)
             class_scatter = occupancy.class_scatter(lattice, classes, dtype, gpu=request.layout.gpu)
             passes = dispatch.implementation(request)
             likelihood, posterior = passes.posterior(batch, scatter=class_scatter.to_classes)
             likelihood = frame_blocks.from_middle_device(likelihood, index, request)
-            value = prepared.losses_of(likelihood, batch, count, scores.dtype, request)
+            value = prepared.losses_of(likelihood, batch, frames, scores.dtype, request)
             found = occupancy.class_posterior(posterior, class_scatter, batch.lattice, own_frames, request)
             top = None
             if request.from_logits:
@@ -142,7 +142,7 @@ def _losses_and_gradient(
         results = frame_blocks.over_devices(in_chunks(chunk, request), request, lambda spec: (P(), spec, spec))
         return results(problem.scores, lattice)
 
-    return dispatch.choose(run, request, Problem(scores, targets, input_lengths, target_lengths), frames)
+    return dispatch.choose(run, request, Problem(scores, targets, input_lengths, target_lengths), max_input_length)
 
 
 def _prepare(
@@ -150,7 +150,7 @@ def _prepare(
     lattice: Lattice,
     request: Request,
     size: int,
-    frames: Int[Array, ""] | None,
+    max_input_length: Int[Array, ""] | None,
     index: Index | None,
     *,
     ends: bool,
@@ -159,7 +159,7 @@ def _prepare(
     dtype = accumulation_dtype(scores.dtype)
     keep = dispatch.stores_scores(frames_of(scores, request), lattice, dtype, request)
     if index is None:
-        return prepared.prepare(scores, lattice, request, size, frames, keep=keep)
+        return prepared.prepare(scores, lattice, request, size, max_input_length, keep=keep)
     return frame_blocks.prepare_block(scores, lattice, request, size, index, keep=keep, ends=ends)
 
 

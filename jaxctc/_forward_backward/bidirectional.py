@@ -117,15 +117,15 @@ class Posterior(NamedTuple):
     blanks: Float[Array, "N 2 M W"] | None = None
     """The posterior of each blank, if it was asked for."""
 
-    def from_step_0(self, join: "Join") -> "Posterior":
+    def with_blanks_after_each_step(self, join: "Join") -> "Posterior":
         """Return the posterior with the blanks after step i in row i; here row i has the blanks before step i."""
 
-        def late(rows: Array, last: Array) -> Array:
+        def one_step_on(rows: Array, last: Array) -> Array:
             return jnp.concatenate([rows[:, :, 1:], last], axis=2)
 
         last = join.blank[:, :, None]
-        each = None if self.blanks is None else late(self.blanks, last)
-        return Posterior(self.label, late(self.blank, last.sum(axis=3)), each)
+        each = None if self.blanks is None else one_step_on(self.blanks, last)
+        return Posterior(self.label, one_step_on(self.blank, last.sum(axis=3)), each)
 
 
 class _BackwardPass(NamedTuple):
@@ -296,7 +296,7 @@ def posterior(
         checkpoints = _forward_pass(emissions, begin, start, size)
         join = _joined(checkpoints.row(emissions.steps // size), emissions)
         rows = _backward_pass(emissions, segment, checkpoints, join, start, size, scatter, every_blank=every_blank)
-    return join.likelihood, rows.from_step_0(join)
+    return join.likelihood, rows.with_blanks_after_each_step(join)
 
 
 def _forward_pass(emissions: ScaledEmissions, begin: StateBuffers, start: Index, size: int) -> StateBuffers:

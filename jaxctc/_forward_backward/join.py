@@ -39,7 +39,7 @@ def join_directions(blank: Scaled, label: Scaled, emissions: ScaledEmissions) ->
     def direction(a: Scaled, d: int) -> Scaled:
         return Scaled(*(x[:, d] for x in a))
 
-    def turned(a: Any, last: Array) -> Any:
+    def reversed_columns(a: Any, last: Array) -> Any:
         """Return the columns of one array, or of each of two, in reverse order, from column `last` to column 0."""
         there = jnp.maximum(last - column, 0)
         return indexing.on_tpu(
@@ -47,12 +47,12 @@ def join_directions(blank: Scaled, label: Scaled, emissions: ScaledEmissions) ->
             lambda: jax.tree.map(lambda x: jnp.take_along_axis(x, there, axis=1), a),
         )
 
-    def mirrored(a: Array, last: Array) -> Array:
-        return jnp.where(column <= last, turned(a, last), 0)
+    def reversed_or_zero(a: Array, last: Array) -> Array:
+        return jnp.where(column <= last, reversed_columns(a, last), 0)
 
-    def other_way(a: Scaled, last: Array) -> Scaled:
+    def reversed_scaled(a: Scaled, last: Array) -> Scaled:
         zero = scaled.zeros(a.mantissa.shape, a.mantissa.dtype)
-        return scaled.where(column <= last, turned(a, last), zero)
+        return scaled.where(column <= last, reversed_columns(a, last), zero)
 
     def from_left(a: Scaled) -> Scaled:
         zero = scaled.zeros((a.mantissa.shape[0], 1), a.mantissa.dtype)
@@ -62,11 +62,11 @@ def join_directions(blank: Scaled, label: Scaled, emissions: ScaledEmissions) ->
     skip = emissions.skip[:, 0]
     prev_blank, prev_label = direction(blank, 0), direction(label, 0)
     into_blank = prev_blank + from_left(prev_label)
-    step = scaled.where(skip, into_blank, prev_blank)
-    into_label = prev_label + step
+    entering = scaled.where(skip, into_blank, prev_blank)
+    into_label = prev_label + entering
 
-    joint_blank = into_blank * other_way(direction(blank, 1), length)
-    joint_label = into_label * other_way(direction(label, 1), length - 1)
+    joint_blank = into_blank * reversed_scaled(direction(blank, 1), length)
+    joint_label = into_label * reversed_scaled(direction(label, 1), length - 1)
     both = Scaled(*(jnp.concatenate(x, axis=1) for x in zip(joint_blank, joint_label, strict=True)))
     whole = scaled.total(both, axis=(1,))
 
@@ -74,12 +74,14 @@ def join_directions(blank: Scaled, label: Scaled, emissions: ScaledEmissions) ->
         jnp.where(column <= last, flush_negligible(scaled.fraction(scaled.renormalized(x), whole)), 0)
         for x, last in ((joint_blank, length), (joint_label, length - 1))
     )
-    self_loop, entered = scaled.split(at_label, at_label * scaled.smaller_fraction(prev_label, step))
+    self_loop, entered = scaled.split(at_label, at_label * scaled.smaller_fraction(prev_label, entering))
     blank_mass = at_blank + jnp.where(skip, entered, 0)
     staying, leaving = scaled.split(blank_mass, blank_mass * scaled.smaller_fraction(prev_blank, from_left(prev_label)))
     arriving = jnp.pad(leaving, ((0, 0), (0, 1)))[:, 1:]
     return Join(
         Scaled(whole.mantissa[:, 0], whole.exponent[:, 0]),
-        jnp.stack([flush_negligible(staying + jnp.where(skip, 0, entered)), mirrored(at_blank, length)], axis=1),
-        jnp.stack([flush_negligible(self_loop + arriving), mirrored(at_label, length - 1)], axis=1),
+        jnp.stack(
+            [flush_negligible(staying + jnp.where(skip, 0, entered)), reversed_or_zero(at_blank, length)], axis=1
+        ),
+        jnp.stack([flush_negligible(self_loop + arriving), reversed_or_zero(at_label, length - 1)], axis=1),
     )

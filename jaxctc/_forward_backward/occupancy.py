@@ -28,9 +28,9 @@ class ClassScatter(NamedTuple):
 
     scatter: Float[Array, "N 2 W K"]
     """1 where a column is added to a bin, else 0."""
-    of_class: Integer[Array, "N C"]
+    bin_of_class: Integer[Array, "N C"]
     """The bin of each class."""
-    class_of: Int[Array, "N K"]
+    class_of_bin: Int[Array, "N K"]
     """The class of each bin."""
 
     def to_classes(
@@ -44,18 +44,18 @@ def class_scatter(lattice: Lattice, classes: int, dtype: jnp.dtype, *, gpu: bool
     """Return the class scatter of this lattice; `gpu` asks for the form that takes a GPU few kernels."""
     sequences, columns = lattice.labels.shape
     if classes <= 2 * columns:
-        of_class = jnp.broadcast_to(row_of_indices(classes), (sequences, classes))
+        bin_of_class = jnp.broadcast_to(row_of_indices(classes), (sequences, classes))
         matrix = _scatter_matrix(lattice, lattice.labels, classes, gpu=gpu)
-        return ClassScatter(matrix.astype(dtype), of_class, of_class)
+        return ClassScatter(matrix.astype(dtype), bin_of_class, bin_of_class)
     # There are only as many bins as columns: each class has the first column that holds it.
     if gpu:
-        of_class = _compared_bins(lattice, classes)
-        first_column = indexing.own_values(of_class, lattice.labels[None])[0]
+        bin_of_class = _compared_bins(lattice, classes)
+        first_column = indexing.own_values(bin_of_class, lattice.labels[None])[0]
     else:
         first_column = _first(lattice)
-        of_class = _bins_of_classes(lattice, first_column, classes)
+        bin_of_class = _bins_of_classes(lattice, first_column, classes)
     matrix = _scatter_matrix(lattice, first_column.astype(jnp.int32), columns, gpu=gpu)
-    return ClassScatter(matrix.astype(dtype), of_class, lattice.labels)
+    return ClassScatter(matrix.astype(dtype), bin_of_class, lattice.labels)
 
 
 def class_posterior(
@@ -65,14 +65,14 @@ def class_posterior(
 
     The labels of `posterior` have been added up by `ClassScatter.to_classes`.
     """
-    sequences, classes = class_scatter.of_class.shape
+    sequences, classes = class_scatter.bin_of_class.shape
     if sequences == 0:
         return jnp.zeros((0, frames, classes) if request.batch_first else (frames, 0, classes), posterior.label.dtype)
     if request.layout.gpu:
         shape = frames, sequences, classes
         row = places_of_frames(lattice, frames, posterior.blank.shape[2])[..., None]
-        of_class = jnp.broadcast_to(class_scatter.of_class[None], shape).astype(jnp.int32)
-        place = jnp.broadcast_to(row, shape) * posterior.label.shape[3] + of_class
+        bin_of_class = jnp.broadcast_to(class_scatter.bin_of_class[None], shape).astype(jnp.int32)
+        place = jnp.broadcast_to(row, shape) * posterior.label.shape[3] + bin_of_class
         label = indexing.own_values(posterior.label.reshape(sequences, -1), place)
         blank = indexing.own_values(posterior.blank.reshape(sequences, -1), row)
         # In a comparison with a number of each frame XLA makes no kernel of its own for the classes.
@@ -97,7 +97,7 @@ def class_posterior(
 
     def gathered() -> Array:
         steps = steps_of_frames(lattice, frames, posterior.blank.shape[2])
-        return gather(posterior.label, posterior.blank, *steps, class_scatter.of_class)
+        return gather(posterior.label, posterior.blank, *steps, class_scatter.bin_of_class)
 
     return indexing.on_tpu(multiplied, gathered)
 
@@ -125,7 +125,7 @@ def dominant(
         return does * (label + 1), x * (1 - does)
 
     dtype = posterior.label.dtype
-    each = sums(posterior.label, class_scatter.class_of[:, None, None].astype(dtype))
+    each = sums(posterior.label, class_scatter.class_of_bin[:, None, None].astype(dtype))
     labels, rest = indexing.sums_together(each, 3) if request.layout.gpu else (x.sum(axis=3) for x in each)
     blank, without = sums(posterior.blank, jnp.asarray(request.blank, dtype))
     to_frames = functools.partial(indexing.to_frames, lattice=lattice, frames=frames, gpu=request.layout.gpu)

@@ -30,9 +30,9 @@ PROVEN: frozenset[str] = frozenset()
 """Platforms whose kernels are the default: on whose hardware `make gpu-check` or its like has passed, none yet."""
 
 _COLUMNS = 128
-"""Lanes of a TPU's register, threads of a GPU's warpgroup. Of fewer columns the kernels for GPUs would make a copy."""
+"""Lanes of a TPU's register, threads of a GPU's warpgroup. With fewer columns a GPU's kernel has to copy the scores."""
 _GPU_COLUMNS = 2
-"""The loops for GPUs take a multiple of this number of columns: two make pairs of a row, and more only zeros."""
+"""The loops for GPUs take a multiple of this number of columns, so that a row is read in pairs."""
 _STEPS = 16
 """The kernels for GPUs take a multiple of this number of steps; they would have to copy anything else."""
 
@@ -101,7 +101,7 @@ def register(name: str, kernels: Any, *, column_multiple: int = 8, segment_steps
     Raises:
         ValueError: The name is taken, by an implementation or by a platform.
     """
-    if name in (*IMPLEMENTATIONS, "tpu", "cuda"):
+    if name in (*IMPLEMENTATIONS, "loops", "gpu_loops", "tpu", "cuda"):
         raise ValueError(f"name is {name!r}, which is taken: choose another, such as {'my-' + name!r}.")
     REGISTERED[name] = kernels, Layout(name, column_multiple, segment_steps)
 
@@ -152,7 +152,7 @@ def _kernels(platform: str) -> ModuleType:
 
 
 def _objection(request: Request, problem: Problem, layout: Layout) -> str | None:
-    """Return why no kernel of this layout can serve this batch, but only loops, or None."""
+    """Return why kernels of this layout cannot serve this batch, or None if they can."""
     if request.frame_axis is not None:
         return "the frames are on several devices"
     if not scaled_emissions.stores_scores(*_score_sizes(request, problem, layout)):

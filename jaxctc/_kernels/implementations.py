@@ -76,8 +76,8 @@ class KernelModule(Protocol):
     ) -> tuple[Scaled, Posterior]:
         """Return the likelihoods and the posterior: of the labels after each step, and of the blanks after each step.
 
-        `size` is the number of steps in a segment, if the kernel does not choose a smaller one. What it returns for
-        steps before `start` is not read.
+        `size` is M, the most steps that a segment of the kernel can have. What it returns for steps before `start` is
+        not read.
         """
 
 
