@@ -13,8 +13,7 @@ shapes, dtypes, reductions, infinities and errors. With :math:`L` the CTC loss:
 | `wildcard_ctc_loss` | CTC of paths that spell the target in some stretch of the input |
 | `star_ctc_loss` | CTC of paths that may have further labels between those of the target |
 
-Gradients are the true derivatives with respect to `log_probs`. The entropy and the last three losses go through the
-plain recursion in log space, and take a few times as long as `ctc_loss`.
+Gradients are the true derivatives. The entropy and the last three losses take a few times as long as `ctc_loss`.
 """
 
 from typing import Unpack
