@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxctc
 from jaxctc import compat, variants
@@ -76,6 +77,12 @@ FUNCTIONS = WITH_GRADIENT | {
 """By name: functions of scores (T, N, C), targets (N, S), input lengths and target lengths (N,)."""
 WITHOUT_RESULT = {"check_batch", "set_implementation"}
 """They compute nothing from the scores."""
+
+
+def every(functions, *quick):
+    """Parametrize by name; `make test` leaves all but the `quick` ones to `make test-all`."""
+    marks = {name: () if name in quick else pytest.mark.full for name in functions}
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=mark) for name, mark in marks.items()])
 
 
 def problem(frames: int = 6, sequences: int = 2, classes: int = 4, seed: int = 0) -> list[Any]:

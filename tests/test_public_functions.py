@@ -12,6 +12,7 @@ from public_functions import (
     TYPES,
     WITH_GRADIENT,
     WITHOUT_RESULT,
+    every,
     finite_total,
     gradient_of,
     problem,
@@ -19,12 +20,6 @@ from public_functions import (
 
 import jaxctc
 from jaxctc import compat, variants
-
-
-def every(functions, *quick):
-    """Parametrize by name; `make test` leaves all but the `quick` ones to `make test-all`."""
-    marks = {name: () if name in quick else pytest.mark.full for name in functions}
-    return pytest.mark.parametrize("name", [pytest.param(name, marks=mark) for name, mark in marks.items()])
 
 
 def test_the_table_has_every_public_function():

@@ -21,6 +21,7 @@ from jaxctc._lattice.lattices import accumulation_dtype, frames_of, narrow, row_
 from jaxctc._lattice.outcome import nan_where
 from jaxctc._mesh import sharded_like_scores, varying_like
 from jaxctc._reference.log_space import logaddexp
+from jaxctc._sizes import Size, is_at_most, larger
 from jaxctc._types import LOG_ZERO, FloatsLike, IntegersLike, Request
 
 ScoreFunction = Callable[[jax.Array, jax.Array], jax.Array]
@@ -240,7 +241,7 @@ def _beams(
     scores: Float[Array, "A B C"],
     input_lengths: Integer[Array, " N"],
     *,
-    width: int,
+    width: Size,
     score_function: ScoreFunction | None,
 ) -> Beams:
     frames, dtype = frames_of(scores, request), accumulation_dtype(scores.dtype)
@@ -269,16 +270,16 @@ def _beams(
         )
 
     begin = _empty(width, frames, dtype, score_function)
-    begin = varying_like(scores, jax.tree.map(lambda x: jnp.broadcast_to(x, (len(legal), *x.shape)), begin))
+    begin = varying_like(scores, jax.tree.map(lambda x: jnp.broadcast_to(x, (legal.shape[0], *x.shape)), begin))
     if frames > 0:
         begin, _ = jax.lax.scan(step, begin, jnp.arange(frames, dtype=jnp.int32))
     return jax.vmap(found)(*begin, legal)
 
 
-def _empty(width: int, frames: int, dtype: jnp.dtype, score_function: ScoreFunction | None) -> tuple[_Beam, Tree]:
+def _empty(width: int, frames: Size, dtype: jnp.dtype, score_function: ScoreFunction | None) -> tuple[_Beam, Tree]:
     """Return the beam before the first frame: the empty prefix alone, as if it ended in a blank."""
     first = jnp.arange(width) == 0
-    none, nodes = jnp.zeros(width, jnp.int32), jnp.zeros((max(frames, 1), width), jnp.int32)
+    none, nodes = jnp.zeros(width, jnp.int32), jnp.zeros((larger(frames, 1), width), jnp.int32)
     beam = _Beam(
         node=none,
         last=none,
@@ -288,7 +289,7 @@ def _empty(width: int, frames: int, dtype: jnp.dtype, score_function: ScoreFunct
         starts=first[:, None] & first[None],
         following=jnp.zeros((width, width), jnp.int32),
         valid=jnp.asarray(True),
-        labels=None if score_function is None else jnp.full((width, max(frames, 1)), PADDING, jnp.int32),
+        labels=None if score_function is None else jnp.full((width, larger(frames, 1)), PADDING, jnp.int32),
     )
     return beam, Tree(nodes, nodes)
 
@@ -302,7 +303,7 @@ def _advance(
     score_function: ScoreFunction | None,
 ) -> tuple[_Beam, Tree]:
     """Return the beam and the tree after one more frame."""
-    width, classes = len(beam.lengths), len(scores)
+    width, classes = beam.lengths.shape[0], scores.shape[0]
     total = logaddexp(beam.blank, beam.label)
     label_scores = scores.at[blank].set(LOG_ZERO)
     valid = beam.valid & (scores < jnp.inf).all()
@@ -334,7 +335,7 @@ def _advance(
     # the extension was merged into a prefix that is. These K candidates fill the beam. (`logaddexp` never gives less
     # than the maximum of its operands, so that rounding does not change this.)
     labels = jnp.arange(classes, dtype=jnp.int32)
-    if added is None and width + 1 < classes - 1:
+    if added is None and is_at_most(width + 3, classes):
         label_scores, labels = jax.lax.top_k(label_scores, width + 1)
     # A label that repeats the last one is a new label only after a blank.
     repeats = labels[None] == last[:, None]
@@ -346,7 +347,7 @@ def _advance(
     candidates = jnp.concatenate([logaddexp(blank_kept, label_kept), extended.reshape(-1)])
     best, index = jax.lax.top_k(candidates, width)
     grows = index >= width
-    source, choice = jnp.divmod(index - width, len(labels))
+    source, choice = jnp.divmod(index - width, labels.shape[0])
     source = jnp.where(grows, source, index)
     label = labels[choice]
 
@@ -383,7 +384,7 @@ def _related(before: _Beam, beam: _Beam, source: Int[Array, " K"], grows: Bool[A
     return beam._replace(starts=starts, following=jnp.where(came_back, next_label, following))
 
 
-def _added(score_function: ScoreFunction, beam: _Beam, classes: int, dtype: jnp.dtype) -> Float[Array, "K C"]:
+def _added(score_function: ScoreFunction, beam: _Beam, classes: Size, dtype: jnp.dtype) -> Float[Array, "K C"]:
     """Return what the caller's function adds to each prefix for each class, once its shape and type are checked."""
     assert beam.labels is not None
     added = jnp.asarray(score_function(beam.labels, beam.lengths))

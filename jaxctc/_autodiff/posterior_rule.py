@@ -21,6 +21,7 @@ from jaxctc._lattice.lattices import Lattice, accumulation_dtype, frames_first, 
 from jaxctc._mesh import sharded_like_scores
 from jaxctc._reference import log_emissions, recursion
 from jaxctc._reference.recursion import LogStates
+from jaxctc._sizes import Size, larger
 from jaxctc._types import LOG_ZERO, Problem, Request
 
 
@@ -117,14 +118,14 @@ def _log_space_posteriors(
     log_probs = log_emissions.log_probs(problem.scores, lattice, request)
     nothing = jnp.zeros((*log_probs.shape[:2], lattice.labels.shape[1]), log_probs.dtype)
     each, classes = jax.grad(log_likelihood, argnums=(0, 1))(LogStates(nothing, nothing), log_probs)
-    frame_mask = lattices.frame_mask(lattice.input_lengths, len(log_probs))[:, :, None]
+    frame_mask = lattices.frame_mask(lattice.input_lengths, log_probs.shape[0])[:, :, None]
     blank, label = (jnp.where(frame_mask, x, 0) for x in each)
     states = _in_turn(blank, label, problem.targets.shape[1])
     return frames_first(states, request), frames_first(classes, request)
 
 
 def _by_frame(
-    posterior: Posterior, lattice: Lattice, frames: int, longest: int, request: Request
+    posterior: Posterior, lattice: Lattice, frames: Size, longest: Size, request: Request
 ) -> Float[Array, "A B states"]:
     """Return the posterior of the states in the order of the frames and of the target's labels."""
     columns = lattice.labels.shape[1]
@@ -159,14 +160,16 @@ def _by_frame(
         return gather(each_label, each_blank, *steps, lattice.target_lengths)
 
     if posterior.label.size == 0:
-        return frames_first(jnp.zeros((frames, len(lattice.labels), 2 * longest + 1), posterior.label.dtype), request)
+        return frames_first(
+            jnp.zeros((frames, lattice.labels.shape[0], 2 * longest + 1), posterior.label.dtype), request
+        )
     return indexing.on_tpu(multiplied, gathered)
 
 
-def _in_turn(blank: Float[Array, "... W"], label: Float[Array, "... W"], longest: int) -> Float[Array, "... states"]:
+def _in_turn(blank: Float[Array, "... W"], label: Float[Array, "... W"], longest: Size) -> Float[Array, "... states"]:
     """Return blank 0, label 0, blank 1 and so on, 2 S + 1 states in all; those that no input can reach hold 0."""
     states = jnp.stack([blank, label], axis=-1).reshape(*blank.shape[:-1], 2 * blank.shape[-1])
-    missing = max(2 * longest + 1 - states.shape[-1], 0)
+    missing = larger(2 * longest + 1 - states.shape[-1], 0)
     states = jnp.pad(states, [(0, 0)] * (states.ndim - 1) + [(0, missing)])
     return states[..., : 2 * longest + 1]
 

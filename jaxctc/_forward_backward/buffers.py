@@ -18,6 +18,7 @@ from jaxctc._forward_backward.scaled import Scaled, pack, unpack
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
 from jaxctc._lattice.frame_map import Index
 from jaxctc._mesh import varying_like
+from jaxctc._sizes import Size
 
 MARGIN = 8
 """Columns of zeros before the first one; as many as a vector register holds, so that the other columns stay aligned."""
@@ -45,7 +46,7 @@ class StateBuffers(NamedTuple):
         return StateBuffers(*(put(x, y, (k, 0, 0, 0)) for x, y in zip(self, row, strict=True)))
 
 
-def initial_states(emissions: ScaledEmissions, count: int) -> StateBuffers:
+def initial_states(emissions: ScaledEmissions, count: Size) -> StateBuffers:
     """Return rows that all hold the state before the first frame, in which every path is in blank 0."""
     sequences, directions, columns = emissions.skip.shape
     shape = (count, sequences, directions, MARGIN + columns)
@@ -67,16 +68,18 @@ def put(buffer: Array, value: Array, where: tuple[Index, ...]) -> Array:
     return lax.dynamic_update_slice(buffer, value, _place(where), allow_negative_indices=False)
 
 
-def read(buffer: Array, where: tuple[Index, ...], size: tuple[int, ...]) -> Array:
+def read(buffer: Array, where: tuple[Index, ...], size: tuple[Size, ...]) -> Array:
     return lax.dynamic_slice(buffer, _place(where), size, allow_negative_indices=False)
 
 
 def _place(where: tuple[Index, ...]) -> tuple[np.int32 | Array, ...]:
     """Return the indices in one type, whatever type the loops have given to each."""
-    return tuple(np.int32(i) if isinstance(i, int) else lax.convert_element_type(i, jnp.int32) for i in where)
+    return tuple(
+        np.int32(i) if isinstance(i, int) else lax.convert_element_type(jnp.asarray(i), jnp.int32) for i in where
+    )
 
 
-def zero_rows(like: Float[Array, "N 2 ..."], *shape: int) -> Float[Array, "N 2 ..."]:
+def zero_rows(like: Float[Array, "N 2 ..."], *shape: Size) -> Float[Array, "N 2 ..."]:
     return varying_like(like, jnp.zeros((*like.shape[:2], *shape), like.dtype))
 
 

@@ -17,6 +17,7 @@ from jaxctc._forward_backward.bidirectional import Posterior
 from jaxctc._lattice import indexing, lattices, products
 from jaxctc._lattice.frame_map import places_of_frames, steps_of_frames
 from jaxctc._lattice.lattices import Lattice, frames_first, has_label, row_of_indices
+from jaxctc._sizes import Size, is_at_most
 from jaxctc._types import Request
 
 _MOST = 0.75
@@ -40,10 +41,10 @@ class ClassScatter(NamedTuple):
         return jnp.einsum("ndmw,ndwk->ndmk", label, self.scatter, precision=precision)
 
 
-def class_scatter(lattice: Lattice, classes: int, dtype: jnp.dtype, *, gpu: bool = False) -> ClassScatter:
+def class_scatter(lattice: Lattice, classes: Size, dtype: jnp.dtype, *, gpu: bool = False) -> ClassScatter:
     """Return the class scatter of this lattice; `gpu` asks for the form that takes a GPU few kernels."""
     sequences, columns = lattice.labels.shape
-    if classes <= 2 * columns:
+    if is_at_most(classes, 2 * columns):
         bin_of_class = jnp.broadcast_to(row_of_indices(classes), (sequences, classes))
         matrix = _scatter_matrix(lattice, lattice.labels, classes, gpu=gpu)
         return ClassScatter(matrix.astype(dtype), bin_of_class, bin_of_class)
@@ -59,7 +60,7 @@ def class_scatter(lattice: Lattice, classes: int, dtype: jnp.dtype, *, gpu: bool
 
 
 def class_posterior(
-    posterior: Posterior, class_scatter: ClassScatter, lattice: Lattice, frames: int, request: Request
+    posterior: Posterior, class_scatter: ClassScatter, lattice: Lattice, frames: Size, request: Request
 ) -> Float[Array, "A B C"]:
     """Return the probability of each class at each frame, given the target; unspecified beyond a sequence's length.
 
@@ -83,7 +84,7 @@ def class_posterior(
 
     def multiplied() -> Array:
         label = indexing.by_frame(posterior.label, lattice, frames)
-        if label.shape[2] < classes:
+        if label.shape[2] != classes:
             # Of all columns that hold a class, only the first has a value, and the others have 0.
             label = products.product("ntw,nwc->ntc", label, products.one_hot(lattice.labels, classes))
         found = jnp.where(is_blank, indexing.by_frame(posterior.blank, lattice, frames)[:, :, None], label)
@@ -112,7 +113,7 @@ class Dominant(NamedTuple):
 
 
 def dominant(
-    posterior: Posterior, class_scatter: ClassScatter, lattice: Lattice, frames: int, request: Request
+    posterior: Posterior, class_scatter: ClassScatter, lattice: Lattice, frames: Size, request: Request
 ) -> Dominant:
     """Return the dominant class of each frame, from a posterior whose labels `ClassScatter.to_classes` has added up."""
 
@@ -134,7 +135,7 @@ def dominant(
 
 
 def _scatter_matrix(
-    lattice: Lattice, first_column: Int[Array, "N W"], bins: int, *, gpu: bool
+    lattice: Lattice, first_column: Int[Array, "N W"], bins: Size, *, gpu: bool
 ) -> Bool[Array, "N 2 W K"]:
     """Return which column is added to which bin."""
     exists = has_label(lattice)[:, :, None]
@@ -158,7 +159,7 @@ def _first(lattice: Lattice) -> Int[Array, "N W"]:
     return jnp.argmax(same, axis=2).astype(jnp.int32)
 
 
-def _compared_bins(lattice: Lattice, classes: int) -> Integer[Array, "N C"]:
+def _compared_bins(lattice: Lattice, classes: Size) -> Integer[Array, "N C"]:
     """Return the same as `_bins_of_classes`, in one kernel and in as few bytes as hold it."""
     columns = lattice.labels.shape[1]
     dtype = next(x for x in (jnp.uint8, jnp.uint16, jnp.uint32) if columns <= jnp.iinfo(x).max)
@@ -167,7 +168,7 @@ def _compared_bins(lattice: Lattice, classes: int) -> Integer[Array, "N C"]:
     return jnp.where(same, column, jnp.asarray(columns - 1, dtype)).min(axis=1)
 
 
-def _bins_of_classes(lattice: Lattice, first_column: Int[Array, "N W"], classes: int) -> Int[Array, "N C"]:
+def _bins_of_classes(lattice: Lattice, first_column: Int[Array, "N W"], classes: Size) -> Int[Array, "N C"]:
     """Return the bin of each class; for classes that do not occur it is the last column, which no target reaches."""
     nowhere = jnp.full(classes, first_column.shape[1] - 1, jnp.int32)
     aim = jnp.where(has_label(lattice), lattice.labels, classes)

@@ -15,11 +15,14 @@ from jaxctc._forward_backward.segments import step_count
 from jaxctc._lattice import indexing, lattices, outcome
 from jaxctc._lattice.frame_map import Index, build_frame_map
 from jaxctc._lattice.lattices import Lattice, frames_first, frames_of
+from jaxctc._sizes import Size, is_known
 from jaxctc._types import LOG_ZERO, Request
 
 _PARTS = 256
 _LOG_2 = 177 / _PARTS
 """ln 2 rounded to 1/256, so that partial sums are exact."""
+_ROWS_OF_UNKNOWN = 32
+"""The partial sums over frames whose number is symbolic."""
 
 
 class Normalizer(NamedTuple):
@@ -81,11 +84,12 @@ class PreparedBatch(NamedTuple):
 
 
 def _start(
-    steps: int, scores: Float[Array, "A B C"], max_input_length: Int[Array, ""] | None, request: Request
+    steps: Size, scores: Float[Array, "A B C"], max_input_length: Int[Array, ""] | None, request: Request
 ) -> Index:
     """Return the first step that reads a frame within the length of any sequence."""
     if max_input_length is None:
-        return steps - -(-frames_of(scores, request) // 2)
+        start = steps - -(-frames_of(scores, request) // 2)
+        return start if is_known(start) else jnp.asarray(start)
     return jnp.clip(steps - (max_input_length + 1) // 2, 0, steps)
 
 
@@ -151,7 +155,7 @@ def prepare(
 
 
 def losses_of(
-    likelihood: Scaled, batch: PreparedBatch, frames: int, dtype: jnp.dtype, request: Request
+    likelihood: Scaled, batch: PreparedBatch, frames: Size, dtype: jnp.dtype, request: Request
 ) -> Float[Array, " N"]:
     """Return the losses of a batch from its likelihoods; `frames` and `dtype` are those of the caller's scores."""
     loss = -log_likelihood(likelihood, batch.log_scale)
@@ -184,6 +188,7 @@ def in_parts(nats: Float[Array, "steps N"], *, gpu: bool = False) -> tuple[Float
 def _sum(x: Float[Array, "steps N"]) -> Float[Array, " N"]:
     """Return the sum over steps, in two stages: thousands of numbers added one after the other would lose digits."""
     frames, sequences = x.shape
-    rows = max(int(frames**0.5), 1)
-    padded = jnp.pad(x, ((0, -frames % rows), (0, 0)))
-    return padded.reshape(rows, -(-frames // rows), sequences).sum(axis=1).sum(axis=0)
+    rows = max(int(frames**0.5), 1) if is_known(frames) else _ROWS_OF_UNKNOWN
+    columns = -(-frames // rows)
+    padded = jnp.pad(x, ((0, rows * columns - frames), (0, 0)))
+    return padded.reshape(rows, columns, sequences).sum(axis=1).sum(axis=0)

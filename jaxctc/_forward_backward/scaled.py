@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Complex, Float
 
+from jaxctc._sizes import Size
 from jaxctc._types import LOG_ZERO
 
 Ratio: TypeAlias = Callable[[Array, Array], Array]
@@ -55,7 +56,7 @@ class Scaled(NamedTuple):
         return Scaled(self.mantissa * other.mantissa, self.exponent + other.exponent)
 
 
-def zeros(shape: tuple[int, ...], dtype: jnp.dtype) -> Scaled:
+def zeros(shape: tuple[Size, ...], dtype: jnp.dtype) -> Scaled:
     return Scaled(jnp.ones(shape, dtype), jnp.full(shape, LOG_ZERO, dtype))
 
 

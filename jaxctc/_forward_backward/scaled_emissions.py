@@ -20,6 +20,7 @@ from jaxctc._lattice.frame_map import FrameMap, Index, halves
 from jaxctc._lattice.indexing import Fetch
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, has_label
 from jaxctc._mesh import varying_like
+from jaxctc._sizes import Size, is_at_most
 from jaxctc._types import LOG_ZERO, Request
 
 LOG2_E = 1.4426950408889634
@@ -61,7 +62,7 @@ class ScaledEmissions(NamedTuple):
         return self.scores
 
     @property
-    def steps(self) -> int:
+    def steps(self) -> Size:
         return self.blank.exponent.shape[2] - 1
 
     def cut(self, first: Index, size: int) -> "ScaledEmissions":
@@ -79,9 +80,9 @@ class ScaledEmissions(NamedTuple):
         return (self, first) if self.recompute_scores is None else (self.cut(first, size), 0)
 
 
-def stores_scores(frames: int, columns: int, dtype: jnp.dtype) -> bool:
-    """Return whether there is room for the scores of all steps, of so many columns in all sequences together."""
-    return frames * columns * dtype.itemsize <= _LARGE
+def stores_scores(frames: Size, columns: Size, dtype: jnp.dtype) -> bool:
+    """Return whether there is certainly room for the scores of all steps, of so many columns in all sequences."""
+    return is_at_most(frames * columns * dtype.itemsize, _LARGE)
 
 
 class _PerFrame(NamedTuple):
@@ -136,7 +137,7 @@ def build_emissions(
         shapes = jax.eval_shape(lambda: compute(frame_map, gathers))
         return lax.fori_loop(start // block, count // block, fill, jax.tree.map(room, shapes))
 
-    if block in (None, count) or frame_map.frame.size * labels.shape[2] * dtype.itemsize <= _SMALL:
+    if block in (None, count) or is_at_most(frame_map.frame.size * labels.shape[2] * dtype.itemsize, _SMALL):
         kept, per_frame = compute(frame_map)
     elif keep:
         # A TPU reads all frames at once, because it can then take slices.
@@ -198,4 +199,6 @@ def is_usable(peak: Float[Array, "..."]) -> Bool[Array, "..."]:
 
 def peaks(emissions: ScaledEmissions) -> Float[Array, "steps N"]:
     """Return what was taken out of the scores of each step, in no particular order of the steps."""
-    return jnp.where(is_usable(emissions.peak), emissions.peak, 0).reshape(len(emissions.peak), 2 * emissions.steps).T
+    return (
+        jnp.where(is_usable(emissions.peak), emissions.peak, 0).reshape(emissions.peak.shape[0], 2 * emissions.steps).T
+    )

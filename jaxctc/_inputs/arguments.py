@@ -14,6 +14,7 @@ from jaxctc._inputs.checks import LOG_PROBS, Form, Names
 from jaxctc._inputs.default_implementation import served_by
 from jaxctc._inputs.mesh_axis import mesh_axis_of_frames
 from jaxctc._lattice.lattices import row_of_indices, wide, within
+from jaxctc._sizes import Size, is_at_most, is_known, smaller
 from jaxctc._types import ArrayLike, Implementation, Problem, Request
 
 
@@ -69,7 +70,7 @@ def canonical_batch(
     slots = f"{names.targets} has S = {checks.plural(longest, 'slot')}"
     if form is Form.END_TO_END:
         slots = f"{names.targets} holds {checks.plural(longest, 'label')} end to end"
-    if bound is not None and bound < longest:
+    if bound is not None and not is_at_most(longest, bound):
         longest, slots = bound, f"max_target_length is {bound}"
     checks.length_values(
         names.target_lengths,
@@ -120,23 +121,26 @@ def canonical_frames(
     hint = _order_hint(scores, request, names)
     input_lengths = checks.lengths(names.input_lengths, input_lengths, sequences, "T", hint)
     values = checks.host_values(input_lengths)
+    swapped = False
+    if values is not None and batched and is_known(frames, sequences):
+        swapped = frames < values.max(initial=0) <= sequences
     checks.length_values(
         names.input_lengths,
         values,
         frames,
         f"{names.scores} has T = {checks.plural(frames, 'frame')}",
         "An input length counts the frames that the model gives for a sequence, after any subsampling."
-        + ("" if values is None or not batched or not frames < values.max(initial=0) <= sequences else hint(frames)),
+        + (hint(frames) if swapped else ""),
         batched,
     )
     return _device(input_lengths)
 
 
-def _order_hint(scores: jax.Array, request: Request, names: Names) -> Callable[[int], str]:
+def _order_hint(scores: jax.Array, request: Request, names: Names) -> Callable[[Size], str]:
     """Return a function that says, of a size that is wrong, whether it would be right with T and N swapped."""
     frames, sequences = _frames_and_sequences(scores, request)
 
-    def hint(size: int) -> str:
+    def hint(size: Size) -> str:
         # Functions with other names for their arguments have no argument batch_first.
         fits = names in (checks.LOG_PROBS, checks.LOGITS) and sequences != frames == size
         return advice.order_of_axes(names.scores, request.batch_first, fits)
@@ -144,13 +148,13 @@ def _order_hint(scores: jax.Array, request: Request, names: Names) -> Callable[[
     return hint
 
 
-def _frames_and_sequences(scores: jax.Array, request: Request) -> tuple[int, int]:
+def _frames_and_sequences(scores: jax.Array, request: Request) -> tuple[Size, Size]:
     first, second, _ = scores.shape
     return (second, first) if request.batch_first else (first, second)
 
 
 def _form(
-    targets: jax.Array | np.ndarray, sequences: int, batched: bool, names: Names, hint: Callable[[int], str]
+    targets: jax.Array | np.ndarray, sequences: Size, batched: bool, names: Names, hint: Callable[[Size], str]
 ) -> tuple[jax.Array | np.ndarray, Form]:
     shape = tuple(targets.shape)
     if not batched:
@@ -183,7 +187,7 @@ def _pad(
     target_lengths: jax.Array | np.ndarray,
     counts: np.ndarray | None,
     bound: int | None,
-    frames: int,
+    frames: Size,
     names: Names,
 ) -> tuple[Any, Any]:
     """Return end-to-end targets as padded ones, of a width that is known when tracing, and their lengths.
@@ -192,9 +196,9 @@ def _pad(
     """
     total = targets.shape[0]
     if counts is None:
-        width = min(total, frames + 1) if bound is None else min(bound, total)
+        width = (frames + 1 if is_at_most(frames + 1, total) else total) if bound is None else smaller(bound, total)
         return _pad_traced(targets, target_lengths, width, exact=bound is not None)
-    if counts.sum() != total:
+    if int(counts.sum()) != total:
         raise ValueError(
             f"{names.targets} holds {checks.plural(total, 'label')} end to end, but {names.target_lengths} sum to "
             f"{counts.sum()}: the two must be equal. Padded targets must be two-dimensional, of shape (N, S)."
@@ -210,7 +214,7 @@ def _pad(
 
 @functools.partial(jax.jit, static_argnames=("width", "exact"))
 def _pad_traced(
-    targets: Integer[Array, " total"], target_lengths: Integer[Array, " N"], width: int, *, exact: bool
+    targets: Integer[Array, " total"], target_lengths: Integer[Array, " N"], width: Size, *, exact: bool
 ) -> tuple[Int[Array, "N width"], Int[Array, " N"]]:
     """Return padded targets and their lengths, which become -1, an illegal length, if they cannot be the targets'."""
     total = targets.shape[0]

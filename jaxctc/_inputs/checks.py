@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxctc._inputs import advice
+from jaxctc._sizes import Size, is_at_most, is_known
 from jaxctc._types import IMPLEMENTATIONS, REDUCTIONS, REGISTERED
 
 
@@ -45,7 +46,7 @@ LABELS = "labels, an array"
 _FLOATS = ("float64", "float32", "bfloat16", "float16")
 
 
-def plural(count: int, noun: str) -> str:
+def plural(count: Size, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
@@ -79,6 +80,8 @@ def as_array(name: str, x: Any, what: str) -> jax.Array | np.ndarray:
     """Leaves JAX arrays alone; makes numpy arrays of arrays, tensors, numbers and sequences of numbers."""
     if isinstance(x, jax.Array):
         return x
+    if hasattr(x, "__jax_array__"):  # a symbolic size, for instance
+        return jnp.asarray(x)
     try:
         if isinstance(x, Sequence) and any(isinstance(item, jax.Array) for item in x):
             return jnp.stack([jnp.asarray(item) for item in x])
@@ -131,8 +134,13 @@ def integers(name: str, x: Any, what: str) -> jax.Array | np.ndarray:
     return made
 
 
-def blank(value: Any, classes: int, name: str = "blank") -> int:
+def blank(value: Any, classes: Size, name: str = "blank") -> int:
     made = integer(name, value, "the index of the blank class")
+    if made >= 0 and not is_known(classes) and not is_at_most(made + 1, classes):
+        raise ValueError(
+            f"{name} is {made}, but C = {classes} is symbolic, and may be too small: say that it is not, with "
+            f"jax.export.symbolic_shape(..., constraints=['{classes} >= {made + 1}'])."
+        )
     if not 0 <= made < classes:
         raise ValueError(
             f"{name} is {made}, but there {'is' if classes == 1 else 'are'} C = {plural(classes, 'class')}: "
@@ -186,7 +194,7 @@ def implementation(value: Any) -> None:
 
 
 def lengths(
-    name: str, x: Any, sequences: int, axis: str, hint: Callable[[int], str] = lambda _: ""
+    name: str, x: Any, sequences: Size, axis: str, hint: Callable[[Size], str] = lambda _: ""
 ) -> jax.Array | np.ndarray:
     """Integer, of shape (N,); one number serves all sequences. `axis` is what they count, T or S.
 
@@ -201,8 +209,8 @@ def lengths(
     if made.ndim == 0:
         return (
             np.broadcast_to(made, (sequences,))
-            if isinstance(made, np.ndarray)
-            else (jnp.broadcast_to(made, (sequences,)))
+            if isinstance(made, np.ndarray) and is_known(sequences)
+            else jnp.broadcast_to(made, (sequences,))
         )
     if made.shape != (sequences,):
         raise ValueError(
@@ -214,9 +222,9 @@ def lengths(
     return made
 
 
-def length_values(name: str, values: np.ndarray | None, stop: int, limit: str, remedy: str, batched: bool) -> None:
-    """Every length must lie in [0, stop]."""
-    if values is None:
+def length_values(name: str, values: np.ndarray | None, stop: Size, limit: str, remedy: str, batched: bool) -> None:
+    """Every length must lie in [0, stop]; where that is symbolic, the lattice finds those that do not."""
+    if values is None or not is_known(stop):
         return
     row = _first((values < 0) | (values > stop))
     if row is not None:
@@ -226,13 +234,13 @@ def length_values(name: str, values: np.ndarray | None, stop: int, limit: str, r
 
 
 def label_values(
-    targets: np.ndarray, target_lengths: np.ndarray, blank: int, classes: int, form: Form, names: Names = LOG_PROBS
+    targets: np.ndarray, target_lengths: np.ndarray, blank: int, classes: Size, form: Form, names: Names = LOG_PROBS
 ) -> None:
     """Every label within its target's length must be a class other than the blank."""
     inside = np.arange(targets.shape[1]) < target_lengths[:, None]
     for bad, why in (
         (
-            (targets < 0) | (targets >= classes),
+            (targets < 0) | (is_known(classes) and targets >= classes),
             f"but there {'is' if classes == 1 else 'are'} C = {plural(classes, 'class')}: a label must lie in "
             f"[0, {classes}).",
         ),

@@ -7,6 +7,7 @@ from jax.sharding import AxisType
 
 from jaxctc._inputs.checks import Names
 from jaxctc._mesh import type_of
+from jaxctc._sizes import is_known
 from jaxctc._types import Request
 
 MULTIPLE = 4
@@ -38,6 +39,8 @@ def mesh_axis_of_frames(axis: Any, scores: jax.Array, request: Request, names: N
             "axis_names: the loss maps itself over it."
         )
     frames, devices = scores.shape[position], mesh.shape[axis]
+    if not is_known(frames):
+        raise ValueError(f"{names.scores} has T = {frames}, which is symbolic: frames over devices need a number.")
     unit = MULTIPLE * devices
     over = frames % unit
     if over and not asked:

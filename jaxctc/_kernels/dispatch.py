@@ -24,6 +24,7 @@ from jaxctc._forward_backward import gpu_loops, scaled_emissions, segments
 from jaxctc._kernels.by_platform import by_platform
 from jaxctc._kernels.implementations import GpuLoops, Implementation, Kernels, Loops
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, column_count, frames_of
+from jaxctc._sizes import Size, is_known
 from jaxctc._types import IMPLEMENTATIONS, REGISTERED, Layout, Problem, Request
 
 PROVEN: frozenset[str] = frozenset()
@@ -79,6 +80,8 @@ def choose(run: Callable[..., _T], request: Request, problem: Problem, *rest: An
 
 def _loops(run: Callable[..., _T], request: Request, problem: Problem) -> dict[str, Callable[..., _T]]:
     """Return, by platform, what runs the loops that are made for this platform, if they can serve this batch."""
+    if not _sizes_are_known(problem):
+        return {}
     layout = Layout("gpu_loops", _GPU_COLUMNS, gpu_loops.turn_size(frames_of(problem.scores, request)))
     frames, columns, dtype = _score_sizes(request, problem, layout)
     if request.frame_axis is not None or frames * columns * dtype.itemsize > gpu_loops.LARGE:
@@ -111,14 +114,14 @@ def register_gpu_loops(name: str, turn: int) -> None:
     REGISTERED[name] = None, Layout("gpu_loops", _GPU_COLUMNS, turn)
 
 
-def stores_scores(frames: int, lattice: Lattice, dtype: jnp.dtype, request: Request) -> bool:
+def stores_scores(frames: Size, lattice: Lattice, dtype: jnp.dtype, request: Request) -> bool:
     """Return whether the scores of all steps are stored, and not computed whenever they are read."""
     if request.layout.runs == "gpu_loops":
         return True
     return scaled_emissions.stores_scores(frames, lattice.labels.size, dtype)
 
 
-def segment_size(frames: int, lattice: Lattice, dtype: jnp.dtype, request: Request) -> int:
+def segment_size(frames: Size, lattice: Lattice, dtype: jnp.dtype, request: Request) -> int:
     """Return how many steps have their states stored at once, or are a turn of the loops for GPUs."""
     return request.layout.segment_steps or segments.segment_size(frames, lattice, dtype)
 
@@ -153,11 +156,17 @@ def _kernels(platform: str) -> ModuleType:
 
 def _objection(request: Request, problem: Problem, layout: Layout) -> str | None:
     """Return why kernels of this layout cannot serve this batch, or None if they can."""
+    if not _sizes_are_known(problem):
+        return "its sizes are symbolic, and a kernel is made for sizes that are known"
     if request.frame_axis is not None:
         return "the frames are on several devices"
     if not scaled_emissions.stores_scores(*_score_sizes(request, problem, layout)):
         return "its scores would take more than 512 MB, and only the loops recompute them as they go"
     return None
+
+
+def _sizes_are_known(problem: Problem) -> bool:
+    return is_known(*problem.scores.shape, problem.targets.shape[1])
 
 
 def _score_sizes(request: Request, problem: Problem, layout: Layout) -> tuple[int, int, jnp.dtype]:

@@ -13,8 +13,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from jaxctc._lattice.lattices import Lattice, row_of_indices
+from jaxctc._sizes import Size, larger
 
-Index: TypeAlias = int | Int[Array, ""]
+Index: TypeAlias = Size | Int[Array, ""]
 
 
 class FrameMap(NamedTuple):
@@ -40,7 +41,7 @@ class FrameMap(NamedTuple):
         return self._replace(in_length=self.in_length & (self.frame < lengths[:, None, None]))
 
 
-def build_frame_map(lattice: Lattice, frames: int, count: int, *, gpu: bool = False) -> FrameMap:
+def build_frame_map(lattice: Lattice, frames: Size, count: Size, *, gpu: bool = False) -> FrameMap:
     """Return the frame map of `count` steps; `gpu` asks for the form that a GPU computes wherever it is read."""
     half, rest = halves(lattice)
     if gpu:
@@ -56,19 +57,19 @@ def build_frame_map(lattice: Lattice, frames: int, count: int, *, gpu: bool = Fa
     back = lattice.input_lengths[:, None] - 1 - (step - (count - rest))
     frame = jnp.stack([ahead, back], axis=1)
     in_length = jnp.stack([ahead >= 0, back < lattice.input_lengths[:, None]], axis=1)
-    return FrameMap(jnp.clip(frame, 0, max(frames - 1, 0)), in_length, half[:, 0])
+    return FrameMap(jnp.clip(frame, 0, larger(frames - 1, 0)), in_length, half[:, 0])
 
 
-def steps_of_frames(lattice: Lattice, frames: int, count: int) -> tuple[Int[Array, "N T"], Int[Array, "N T"]]:
+def steps_of_frames(lattice: Lattice, frames: Size, count: Size) -> tuple[Int[Array, "N T"], Int[Array, "N T"]]:
     """Return the direction and the step that read each frame within its length: the inverse of `build_frame_map`."""
     half, rest = halves(lattice)
     frame = row_of_indices(frames)
     ahead = frame < half
     step = jnp.where(ahead, frame + count - half, lattice.input_lengths[:, None] - 1 - frame + count - rest)
-    return (~ahead).astype(jnp.int32), jnp.clip(step, 0, max(count - 1, 0))
+    return (~ahead).astype(jnp.int32), jnp.clip(step, 0, larger(count - 1, 0))
 
 
-def places_of_frames(lattice: Lattice, frames: int, count: int) -> Int[Array, "T N"]:
+def places_of_frames(lattice: Lattice, frames: Size, count: Size) -> Int[Array, "T N"]:
     """Return the place of the step that reads each frame among all steps of both directions, of which each has `count`.
 
     It is the form for a GPU of `steps_of_frames`.

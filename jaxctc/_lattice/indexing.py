@@ -19,6 +19,7 @@ from jaxctc._lattice import products
 from jaxctc._lattice.frame_map import FrameMap, halves, places_of_frames, steps_of_frames
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, row_of_indices
 from jaxctc._mesh import is_xlas_to_divide
+from jaxctc._sizes import Size, is_at_most, larger
 from jaxctc._types import Request
 
 _T = TypeVar("_T")
@@ -65,7 +66,7 @@ def _of_classes_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array])
     return of_classes(*primals), change
 
 
-def to_frames(x: Float[Array, "N 2 M"], lattice: Lattice, frames: int, *, gpu: bool = False) -> Float[Array, "T N"]:
+def to_frames(x: Float[Array, "N 2 M"], lattice: Lattice, frames: Size, *, gpu: bool = False) -> Float[Array, "T N"]:
     """Return the value of the step that reads each frame; unspecified beyond a sequence's length.
 
     `gpu` asks for the form that a GPU computes in one kernel with what reads it.
@@ -83,11 +84,11 @@ def to_frames(x: Float[Array, "N 2 M"], lattice: Lattice, frames: int, *, gpu: b
     return on_tpu(lambda: by_frame(x, lattice, frames).T, gathered)
 
 
-def by_frame(x: Float[Array, "N 2 M *X"], lattice: Lattice, frames: int) -> Float[Array, "N T *X"]:
+def by_frame(x: Float[Array, "N 2 M *X"], lattice: Lattice, frames: Size) -> Float[Array, "N T *X"]:
     """Return the same as `to_frames`, in the way of a TPU; unspecified beyond a sequence's length."""
     count = x.shape[2]
     both = jnp.concatenate([x[:, 0], x[:, 1, ::-1]], axis=1)
-    padded = products.padded(both, 0, max(frames - count, 0))
+    padded = products.padded(both, 0, larger(frames - count, 0))
     return products.rows(padded, count - halves(lattice)[0][:, 0], frames)
 
 
@@ -207,12 +208,12 @@ def fetch_by_products(
         if frame_map.middle is None:
             return jax.vmap(lambda x, frame: x.at[frame].get(mode="promise_in_bounds"))(x, frame_map.frame)
         count = frame_map.frame.shape[2]
-        after = max(frames // 2 + count - frames, 0)
+        after = larger(frames // 2 + count - frames, 0)
         both = products.rows(products.padded(x, count, after), frame_map.middle, 2 * count)
         return jnp.stack([both[:, :count], both[:, count:][:, ::-1]], axis=1)
 
     def fetched(frame_map: FrameMap) -> tuple[Array, Array, Array]:
-        every = 2 * frame_map.frame.shape[2] >= frames
+        every = is_at_most(frames, 2 * frame_map.frame.shape[2])
         rows = functools.partial(steps, frame_map=frame_map)
         used = products.emitted(scores.transpose(*axes, 2), labels, lattice, rows, every=every).astype(scores.dtype)
         # The last column has the class of the blank.

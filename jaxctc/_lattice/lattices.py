@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
+from jaxctc._sizes import Size, is_at_most
 from jaxctc._types import Layout, Problem, Request
 
 
@@ -44,17 +45,17 @@ def narrow(x: Integer[Array, "..."], legal: Bool[Array, "..."]) -> Int[Array, ".
     return jnp.where(legal, x, 0).astype(jnp.int32)
 
 
-def row_of_indices(count: int) -> Int[Array, "1 count"]:
+def row_of_indices(count: Size) -> Int[Array, "1 count"]:
     return jnp.arange(count, dtype=jnp.int32)[None]
 
 
-def within(x: Integer[Array, "..."], stop: int) -> Bool[Array, "..."]:
+def within(x: Integer[Array, "..."], stop: Size) -> Bool[Array, "..."]:
     """Return whether 0 <= x <= stop, for any integer type."""
     return (x >= 0) & (x <= stop)
 
 
 def legal_labels(
-    targets: Integer[Array, "N S"], target_lengths: Integer[Array, " N"], blank: int, classes: int
+    targets: Integer[Array, "N S"], target_lengths: Integer[Array, " N"], blank: int, classes: Size
 ) -> Bool[Array, "N S"]:
     """Return which labels are legal; padding always is."""
     padding = row_of_indices(targets.shape[1]) >= target_lengths[:, None]
@@ -77,27 +78,33 @@ def build_lattice(problem: Problem, request: Request) -> Lattice:
     needed = target_lengths + repeats.sum(axis=1, dtype=jnp.int32)
 
     columns = column_count(longest, frames, request.layout)
-    labels = labels[:, : min(longest, frames)]
+    reachable = _reachable(longest, frames)
+    labels = labels[:, :reachable]
     labels = jnp.pad(labels, ((0, 0), (0, columns - labels.shape[1])), constant_values=request.blank)
     return Lattice(
         labels=labels,
         input_lengths=input_lengths,
-        target_lengths=jnp.minimum(target_lengths, min(longest, frames)),
+        target_lengths=jnp.minimum(target_lengths, reachable),
         legal=in_range & allowed.all(axis=1),
         feasible=input_lengths >= needed,
     )
 
 
-def column_count(longest: int, frames: int, layout: Layout) -> int:
+def column_count(longest: Size, frames: Size, layout: Layout) -> Size:
     """Return W for targets of up to so many labels, in so many frames."""
-    return -(-(min(longest, frames) + 2) // layout.column_multiple) * layout.column_multiple
+    return -(-(_reachable(longest, frames) + 2) // layout.column_multiple) * layout.column_multiple
 
 
-def frames_of(scores: Float[Array, "A B C"], request: Request) -> int:
+def _reachable(longest: Size, frames: Size) -> Size:
+    """Return how many labels a path may reach: min(S, T), or S where the two cannot be compared."""
+    return frames if is_at_most(frames, longest) else longest
+
+
+def frames_of(scores: Float[Array, "A B C"], request: Request) -> Size:
     return scores.shape[1 if request.batch_first else 0]
 
 
-def frame_mask(input_lengths: Integer[Array, " N"], frames: int) -> Bool[Array, "T N"]:
+def frame_mask(input_lengths: Integer[Array, " N"], frames: Size) -> Bool[Array, "T N"]:
     """Return which frames are within each sequence's length."""
     return input_lengths[None] > row_of_indices(frames).T
 

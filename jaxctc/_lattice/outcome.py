@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxctc._sizes import Size
 from jaxctc._types import Request
 
 
@@ -12,7 +13,7 @@ def finished(
     invalid: Bool[Array, " N"],
     infeasible: Bool[Array, " N"],
     request: Request,
-    frames: int,
+    frames: Size,
     dtype: jnp.dtype,
 ) -> Float[Array, " N"]:
     """Return NaN for invalid rows, +inf for infeasible ones, and else the loss without what rounding took below 0.

@@ -21,12 +21,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, row_of_indices
+from jaxctc._sizes import Size, is_at_most, is_known
 
 _HUGE = 2.0**127
 """The largest power of two of float32 and of bfloat16: all that is not below it counts as infinite."""
 
 
-def one_hot(index: Int[Array, "*N W"], count: int) -> Bool[Array, "*N W count"]:
+def one_hot(index: Int[Array, "*N W"], count: Size) -> Bool[Array, "*N W count"]:
     return index[..., None] == lax.broadcasted_iota(jnp.int32, (*index.shape, count), index.ndim)
 
 
@@ -75,7 +76,7 @@ def emitted(
         scores = scores.astype(jnp.float32)
     # A NaN is not below anything.
     x = jnp.where(scores < _HUGE, jnp.maximum(scores, -_HUGE), _HUGE)
-    if every and classes > columns:
+    if every and is_at_most(columns + 1, classes):
         # The classes are selected first, so that `steps` moves the scores of the labels alone.
         x = product("ntc,nwc->ntw", x, one_hot(lattice.labels, classes))
         straight = jnp.broadcast_to(row_of_indices(columns), lattice.labels.shape)
@@ -84,18 +85,18 @@ def emitted(
     return jnp.where(x < _HUGE, x, jnp.inf)
 
 
-def padded(x: Float[Array, "N R *X"], before: int, after: int) -> Float[Array, "N Q *X"]:
+def padded(x: Float[Array, "N R *X"], before: Size, after: Size) -> Float[Array, "N Q *X"]:
     """Return the rows with rows of zeros before and after them.
 
     This concatenates, which XLA does where it computes the rows; it would pad in a separate pass.
     """
-    parts = [jnp.zeros((len(x), size, *x.shape[2:]), x.dtype) for size in (before, after)]
+    parts = [jnp.zeros((x.shape[0], size, *x.shape[2:]), x.dtype) for size in (before, after)]
     return jnp.concatenate([parts[0], x, parts[1]], axis=1)
 
 
-def rows(x: Float[Array, "N R *X"], first: Int[Array, " N"], count: int) -> Float[Array, "N count *X"]:
+def rows(x: Float[Array, "N R *X"], first: Int[Array, " N"], count: Size) -> Float[Array, "N count *X"]:
     """Return `count` rows of each sequence, from the sequence's own `first` row on."""
-    if x.ndim == 2:
+    if x.ndim == 2 and is_known(x.shape[1]):
         return _slid(x, first)[:, :count]
     return jax.vmap(lambda x, first: lax.dynamic_slice_in_dim(x, first, count))(x, first)
 

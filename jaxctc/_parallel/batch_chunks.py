@@ -16,6 +16,7 @@ from jaxtyping import Array, Int
 from jaxctc._lattice import indexing
 from jaxctc._lattice.lattices import Lattice
 from jaxctc._mesh import varying_like
+from jaxctc._sizes import is_at_most, smaller
 from jaxctc._types import Request
 
 
@@ -27,12 +28,12 @@ def in_chunks(function: Callable[..., Any], request: Request) -> Callable[..., A
     the chunk before, and it computes the results of some sequences a second time.
     """
     axis = 0 if request.batch_first else 1
-    most = request.sequences_at_once
 
     def call(scores: jax.Array, lattice: Lattice, *rest: Any) -> Any:
         sequences = scores.shape[axis]
-        if most is None or sequences <= most:
+        if request.sequences_at_once is None or is_at_most(sequences, request.sequences_at_once):
             return function(scores, lattice, *rest)
+        most = smaller(sequences, request.sequences_at_once)
 
         def part(first: Int[Array, ""]) -> Any:
             some = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, most), lattice)

@@ -32,12 +32,12 @@ def ctc_loss(
     blank: int,
 ) -> Float[Array, ""]:
     """Return minus the log probability of one target; at least ``-LOG_ZERO / 2`` if no path spells it."""
-    states = jnp.full(2 * len(targets) + 1, blank, targets.dtype).at[1::2].set(targets)
+    states = jnp.full(2 * targets.shape[0] + 1, blank, targets.dtype).at[1::2].set(targets)
     may_skip = (states != blank) & (states != jnp.roll(states, 2))
     emissions = jnp.maximum(log_probs, LOG_ZERO)[:, states]
 
     def shifted(alpha: Float[Array, " states"], by: int) -> Float[Array, " states"]:
-        return jnp.concatenate([jnp.full(by, LOG_ZERO, alpha.dtype), alpha])[: len(alpha)]
+        return jnp.concatenate([jnp.full(by, LOG_ZERO, alpha.dtype), alpha])[: alpha.shape[0]]
 
     def frame(alpha, now):
         t, emission = now
@@ -47,9 +47,9 @@ def ctc_loss(
         return jnp.where(t < input_length, after, alpha), None
 
     # Before the first frame every path is in the first blank.
-    start = jnp.full(len(states), LOG_ZERO, log_probs.dtype).at[0].set(0)
+    start = jnp.full(states.shape, LOG_ZERO, log_probs.dtype).at[0].set(0)
     start = varying_like(emissions, start)  # from device to device, within jax.shard_map
-    alpha, _ = lax.scan(frame, start, (jnp.arange(len(log_probs), dtype=jnp.int32), emissions))
+    alpha, _ = lax.scan(frame, start, (jnp.arange(log_probs.shape[0], dtype=jnp.int32), emissions))
     last_blank, last_label = alpha[2 * target_length], shifted(alpha, 1)[2 * target_length]
     return -logaddexp(last_blank, last_label)
 

@@ -46,7 +46,7 @@ def forward_variables(
     ended = finished(recursion.into_blank(logaddexp, LogStates(*(x[-1] for x in alpha)))[None])
     frames_so_far = jnp.cumsum(frame_mask, axis=1, dtype=jnp.int32).T[:, :, None]
     blank, label = (finished(jnp.take_along_axis(x, frames_so_far, axis=0, mode="promise_in_bounds")) for x in alpha)
-    return jnp.concatenate([blank[:-1], ended])[: len(blank)], label[:, :, :-1]
+    return jnp.concatenate([blank[:-1], ended])[: blank.shape[0]], label[:, :, :-1]
 
 
 def padding_last(problem: Problem, frame_mask: Bool[Array, "N T"]) -> Problem:

@@ -55,7 +55,7 @@ def build_emissions(
     label = jnp.take_along_axis(log_probs, lattice.labels[None], axis=2, mode="promise_in_bounds")
     blank = log_probs[:, :, request.blank, None]
     feasible = lattice.feasible if feasible is None else feasible
-    mask = frame_mask(lattice.input_lengths, len(log_probs)) & feasible[None]
+    mask = frame_mask(lattice.input_lengths, log_probs.shape[0]) & feasible[None]
     peak = jax.lax.stop_gradient(jnp.maximum(label.max(axis=2), blank[:, :, 0]))
     peak = jnp.where(mask & relative, peak, 0)
     return Emissions(LogStates(*(jnp.where(mask[:, :, None], x - peak[:, :, None], 0) for x in (blank, label))), peak)

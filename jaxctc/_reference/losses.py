@@ -40,7 +40,7 @@ def _nan_of_rows(
     Where an illegal length hides which frames count, it is NaN in all of them.
     """
     scores = frames_first(scores, request)
-    mask = frame_mask(lattice.input_lengths, len(scores)) | ~lattice.legal[None]
+    mask = frame_mask(lattice.input_lengths, scores.shape[0]) | ~lattice.legal[None]
     scores = jnp.where((nan[None] & mask)[:, :, None], scores.astype(accumulation_dtype(scores.dtype)), 0)
     total = scores.sum(axis=(0, 2))
     return outcome.nan_where(nan, jnp.zeros_like(total)) * total

@@ -17,10 +17,13 @@ from jaxctc._mesh import varying_like
 from jaxctc._reference import recursion
 from jaxctc._reference.log_emissions import topology_of
 from jaxctc._reference.recursion import LogStates, Topology, from_left
+from jaxctc._sizes import Size, is_at_most, is_known
 from jaxctc._types import LOG_ZERO, Request
 
 _STORED_BYTES = 1 << 24
 """Up to so many bytes the backpointers of all frames are stored."""
+_OF_UNKNOWN = 64
+"""The frames of a segment where the number of frames is symbolic: 4 sqrt(T) of 256 frames."""
 
 
 def best_path(
@@ -32,9 +35,10 @@ def best_path(
     the last label. Frames beyond a sequence's length repeat its last state. `segment_frames` is the number of frames
     whose backpointers are stored at once; None chooses it.
     """
-    frames, sequences, dtype = frames_of(log_probs, request), len(lattice.labels), accumulation_dtype(log_probs.dtype)
+    frames, dtype = frames_of(log_probs, request), accumulation_dtype(log_probs.dtype)
+    sequences, columns = lattice.labels.shape
     topology = topology_of(lattice)
-    size = segment_frames or segment_size(frames, sequences * lattice.labels.shape[1])
+    size = segment_frames or segment_size(frames, sequences * columns)
     count = -(-frames // size)
     segments = jnp.arange(count * size, dtype=jnp.int32).reshape(count, size)
 
@@ -90,15 +94,15 @@ def best_path(
     return path.reshape(count * size, sequences)[:frames], score + recursion.last(jnp.maximum, alpha, topology)
 
 
-def segment_size(frames: int, columns: int) -> int:
+def segment_size(frames: Size, columns: Size) -> int:
     """Return the number of frames whose backpointers are stored at once: all, or 4 sqrt(T).
 
     A frame's backpointers take half a byte a column, its alpha 8 bytes. With 4 sqrt(T) frames in a segment the stored
     backpointers take as much memory as the stored alphas.
     """
-    if frames * columns <= 2 * _STORED_BYTES:
+    if is_known(frames) and is_at_most(frames * columns, 2 * _STORED_BYTES):
         return max(frames, 1)
-    return int(4 * frames**0.5)
+    return int(4 * frames**0.5) if is_known(frames) else _OF_UNKNOWN
 
 
 def _backpointers(alpha: LogStates, topology: Topology) -> UInt8[Array, "N W"]:

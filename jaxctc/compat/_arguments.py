@@ -8,6 +8,7 @@ from jaxctc._inputs import checks
 from jaxctc._inputs.arguments import canonical_batch
 from jaxctc._inputs.checks import Names
 from jaxctc._lattice.lattices import accumulation_dtype
+from jaxctc._sizes import Size, is_known
 from jaxctc._types import ArrayLike, Problem, Request
 
 
@@ -50,7 +51,7 @@ def three_axes(name: str, x: ArrayLike) -> jax.Array:
     return made
 
 
-def two_axes(name: str, x: ArrayLike, sequences: int) -> jax.Array | np.ndarray:
+def two_axes(name: str, x: ArrayLike, sequences: Size) -> jax.Array | np.ndarray:
     """Return labels, one row a sequence."""
     made = checks.as_array(name, x, "labels, an array")
     if made.ndim != 2 or made.shape[0] != sequences:
@@ -92,9 +93,16 @@ def whole_numbers(
     return np.where(whole, values, -1).astype(np.int64)
 
 
-def blank_index(name: str, value: int, classes: int) -> int:
+def blank_index(name: str, value: int, classes: Size) -> int:
     """Return the index of the blank, given one that may count from the last class."""
     made = checks.integer(name, value, "the index of the blank class")
+    if not is_known(classes):
+        if made >= 0:
+            return made
+        raise ValueError(
+            f"{name} is {made}, which counts from the last class, but C = {classes} is symbolic: export with a C that "
+            "is known, or make another class the blank."
+        )
     if not -classes <= made < classes:
         raise ValueError(
             f"{name} is {made}, but there are C = {classes} {'class' if classes == 1 else 'classes'}: it must lie in "

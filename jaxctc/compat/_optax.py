@@ -11,6 +11,7 @@ from jaxctc._autodiff.loss_rule import losses
 from jaxctc._inputs import checks
 from jaxctc._inputs.checks import Names
 from jaxctc._reference.forward_variables import forward_variables, padding_last
+from jaxctc._sizes import Size
 from jaxctc._types import ArrayLike, Problem, Request
 from jaxctc.compat._arguments import canonical_logits, three_axes, two_axes
 
@@ -112,7 +113,7 @@ def _padded(
 
 
 def _unpadded(
-    name: str, paddings: ArrayLike, shape: tuple[int, ...], of: str, *, anywhere: bool
+    name: str, paddings: ArrayLike, shape: tuple[Size, ...], of: str, *, anywhere: bool
 ) -> tuple[ArrayLike, ArrayLike]:
     """Return the mask of what is not padding, and its count in each sequence; the count is -1 for an illegal row."""
     made = checks.as_array(name, paddings, "an array of 0 and 1")

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxctc._inputs import checks
 from jaxctc._inputs.checks import Names
+from jaxctc._sizes import Size
 from jaxctc._types import ArrayLike
 from jaxctc.compat import _decoding
 from jaxctc.compat._arguments import canonical_logits, three_axes, whole_numbers
@@ -139,7 +140,7 @@ def tensorflow_ctc_beam_search_decoder(
     return list(labels), scores
 
 
-def _dense(labels: Any, sequences: int) -> tuple[np.ndarray, np.ndarray]:
+def _dense(labels: Any, sequences: Size) -> tuple[np.ndarray, np.ndarray]:
     """Return sparse labels as padded ones, and their lengths."""
     try:
         indices, values, shape = (np.asarray(x) for x in (labels.indices, labels.values, labels.dense_shape))
