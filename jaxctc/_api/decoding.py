@@ -241,7 +241,7 @@ def _beams(
     scores: Float[Array, "A B C"],
     input_lengths: Integer[Array, " N"],
     *,
-    width: Size,
+    width: int,
     score_function: ScoreFunction | None,
 ) -> Beams:
     frames, dtype = frames_of(scores, request), accumulation_dtype(scores.dtype)
@@ -259,8 +259,7 @@ def _beams(
         return jax.vmap(advance, in_axes=(0, 0, None, 0))(*carry, frame, rows), None
 
     def found(beam: _Beam, tree: Tree, legal: Bool[Array, ""]) -> Beams:
-        total = logaddexp(beam.blank, beam.label)
-        legal &= beam.valid
+        total, legal = logaddexp(beam.blank, beam.label), legal & beam.valid
         used = legal & (total > LOG_ZERO / 2)
         lengths = jnp.where(used, beam.lengths, 0)
         return Beams(
