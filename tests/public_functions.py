@@ -11,8 +11,11 @@ import pytest
 import jaxctc
 from jaxctc import compat, variants
 
-TYPES = {"Alignment", "Beams", "Decoded", "Posteriors", "Statistics", "TokenSpan", "Common"}
-ON_THE_HOST = {"merge_tokens", "plot_alignment"}
+TYPES = {
+    *("Alignment", "Beams", "Common", "Decoded", "Diagnosis", "Finding", "Posteriors", "Statistics", "TokenSpan"),
+    "WordSpan",
+}
+ON_THE_HOST = {"decoded_spans", "diagnose", "merge_tokens", "merge_words", "plot_alignment"}
 """They read arrays as numpy does, and are never traced."""
 
 
@@ -46,6 +49,12 @@ def _torchaudio(scores, *rest):
     return compat.torchaudio_forced_align(scores.swapaxes(0, 1), *rest)
 
 
+def _keras(scores, targets, _, target_lengths):
+    """Its targets end where they are 0, and all frames count."""
+    inside = jnp.arange(targets.shape[1], dtype=jnp.int32)[None] < target_lengths[:, None]
+    return compat.keras_ctc(jnp.where(inside, targets, 0), scores.swapaxes(0, 1))
+
+
 LOSSES = {
     "ctc_loss": jaxctc.ctc_loss,
     "ctc_loss_with_logits": jaxctc.ctc_loss_with_logits,
@@ -57,6 +66,7 @@ LOSSES = {
     "wildcard_ctc_loss": variants.wildcard_ctc_loss,
     "star_ctc_loss": functools.partial(variants.star_ctc_loss, penalty=0.5),
     "optax_ctc_loss": _optax(compat.optax_ctc_loss),
+    "keras_ctc": _keras,
     "keras_ctc_loss": _batch_first(compat.keras_ctc_loss),
     "tensorflow_ctc_loss": lambda scores, targets, frames, labels: compat.tensorflow_ctc_loss(
         targets, scores, labels, frames
@@ -72,6 +82,9 @@ FUNCTIONS = WITH_GRADIENT | {
     "torchaudio_forced_align": _torchaudio,
     "greedy_decode": _decoded(jaxctc.greedy_decode),
     "beam_search_decode": _decoded(jaxctc.beam_search_decode, beam_width=3),
+    "keras_ctc_decode": lambda scores, _, lengths, __: compat.keras_ctc_decode(scores.swapaxes(0, 1), lengths),
+    "tensorflow_ctc_greedy_decoder": _decoded(compat.tensorflow_ctc_greedy_decoder, blank_index=0),
+    "tensorflow_ctc_beam_search_decoder": _decoded(compat.tensorflow_ctc_beam_search_decoder, beam_width=3),
     "label_priors": _decoded(variants.label_priors),
 }
 """By name: functions of scores (T, N, C), targets (N, S), input lengths and target lengths (N,)."""

@@ -53,6 +53,9 @@ _by_platform.multiple_results = True
 
 
 def _run(*operands: jax.Array, **parameters: Any) -> list[jax.Array]:
+    if jax.config.jax_debug_nans or jax.config.jax_debug_infs:  # type: ignore[attr-defined]
+        # JAX looks for the operation that made a NaN: it runs what was compiled once more, one by one.
+        return jaxpr_as_fun(parameters["default"])(*operands)
     return jax.jit(lambda *operands: _by_platform.bind(*operands, **parameters))(*operands)
 
 
