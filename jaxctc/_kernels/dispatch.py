@@ -65,6 +65,9 @@ def choose(run: Callable[..., _T], request: Request, problem: Problem, *rest: An
         each = "; ".join(f"on {name}, {why}" for name, why in against)
         raise _no_kernel_error(request, next(iter(reasons)) if len(reasons) == 1 else each)
 
+    if not usable:
+        return by_platform(everywhere, loops, problem, *rest)
+
     def no_kernel(*operands: Any) -> _T:
         return jax.tree.map(
             functools.partial(_no_kernel.bind, request=request, objections=against), everywhere(*operands)
@@ -74,8 +77,8 @@ def choose(run: Callable[..., _T], request: Request, problem: Problem, *rest: An
         name: functools.partial(run, request._replace(layout=_layout(name))) for name in usable
     }
     # Kernels are traced on every platform: JAX has to see that a program needs to know its devices.
-    default: Callable[..., _T] = no_kernel if asked else everywhere
-    return lax.platform_dependent(problem, *rest, default=default, **{**loops, **kernels})
+    default: Callable[..., _T] = no_kernel if asked else functools.partial(by_platform, everywhere, loops)
+    return lax.platform_dependent(problem, *rest, default=default, **kernels)
 
 
 def _loops(run: Callable[..., _T], request: Request, problem: Problem) -> dict[str, Callable[..., _T]]:
