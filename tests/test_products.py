@@ -72,10 +72,10 @@ def walk_of(problem, options, keep=True):
     lattice = lattices.build_lattice(problem, options)
     plan = frame_map.build_frame_map(lattice, frames, 16)
     walk = scaled_emissions.build_emissions(problem.scores, lattice, options, plan, 4, 0, keep=keep)
-    made = None if keep else [walk.made(first, 4) for first in (0, 5, 12)]
+    made = None if keep else [walk.recompute_scores(first, 4) for first in (0, 5, 12)]
     # Beyond the end of a target nothing is skipped to; and where a frame says nothing, so does its peak.
     walk = walk._replace(peak=jnp.where(jnp.abs(walk.peak) < -LOG_ZERO, walk.peak, 0))
-    return walk._replace(made=None, skip=walk.skip & lattices.has_label(lattice)[:, None]), made
+    return walk._replace(recompute_scores=None, skip=walk.skip & lattices.has_label(lattice)[:, None]), made
 
 
 def turned(batch):

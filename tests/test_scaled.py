@@ -40,18 +40,18 @@ def test_finite_operands(a, b, dtype):
             assert abs(exact(form) / want - 1) <= 2 * tolerance
         assert float(scaled.renormalized(got).mantissa) < 2
     share = float(exact(x) / (exact(x) + exact(y)))
-    parts = scaled.divided(jnp.ones((), dtype), scaled.smaller_fraction(x, y))
+    parts = scaled.split(jnp.ones((), dtype), scaled.smaller_fraction(x, y))
     for found in (scaled.fraction(x, x + y), parts[0]):
-        np.testing.assert_allclose(found, share, rtol=4 * tolerance, atol=scaled.least(dtype))
+        np.testing.assert_allclose(found, share, rtol=4 * tolerance, atol=scaled.negligible(dtype))
     # The smaller part keeps all its digits, and together they are what was divided.
     smaller = min(exact(x), exact(y)) / (exact(x) + exact(y))
-    np.testing.assert_allclose(min(parts), float(smaller), rtol=4 * tolerance, atol=scaled.least(dtype) ** 1.4)
+    np.testing.assert_allclose(min(parts), float(smaller), rtol=4 * tolerance, atol=scaled.negligible(dtype) ** 1.4)
     assert float(parts[0] + parts[1]) == 1
 
 
 def share(a, b):
     """What a has of a + b."""
-    return scaled.divided(jnp.ones_like(a.mantissa), scaled.smaller_fraction(a, b))[0]
+    return scaled.split(jnp.ones_like(a.mantissa), scaled.smaller_fraction(a, b))[0]
 
 
 @pytest.mark.parametrize("exponent", [3.0, -9000.0])
@@ -60,8 +60,8 @@ def test_zero(exponent, dtype):
     for total in (a + zero, zero + a):
         assert (float(total.mantissa), float(total.exponent)) == (1.5, exponent)
     assert float(scaled.fraction(a, a + zero)) == 1 == float(share(a, zero))
-    assert float(scaled.fraction(zero, a + zero)) < scaled.least(dtype)
-    assert float(share(zero, a)) < scaled.least(dtype)
+    assert float(scaled.fraction(zero, a + zero)) < scaled.negligible(dtype)
+    assert float(share(zero, a)) < scaled.negligible(dtype)
     for nothing in (a * zero, zero * zero, scaled.renormalized(zero + zero), zero * zero + zero):
         assert float(nothing.exponent) < LOG_ZERO / 2
     for found in (scaled.fraction(zero, zero + zero), share(zero, zero)):
@@ -94,5 +94,5 @@ def test_two_visible_probabilities_have_a_normal_product(dtype):
     """Whatever is not counted as zero, times the least of portions."""
     for fraction in (scaled.fraction, share):
         floor = float(fraction(number(*ZERO, dtype), number(1.0, 0, dtype)))
-        assert scaled.least(dtype) * floor > float(jnp.finfo(dtype).tiny)
-        assert floor * 2**20 < scaled.least(dtype)
+        assert scaled.negligible(dtype) * floor > float(jnp.finfo(dtype).tiny)
+        assert floor * 2**20 < scaled.negligible(dtype)

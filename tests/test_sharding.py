@@ -157,7 +157,7 @@ def test_shard_map(function):
 def test_a_function_that_cannot_be_divided_is_called_on_each_device_with_its_own():
     """It says how many sequences it has seen."""
 
-    @_mesh.divided
+    @_mesh.on_each_device
     def counted(x, y):
         return [x + len(x), y * len(y)]
 
