@@ -37,7 +37,13 @@ def assert_equal(call, function, *arguments):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
-@every(FUNCTIONS, "ctc_loss_with_logits", "forced_align", "greedy_decode")
+# That decoder counts its blank from the last class, which a symbolic C does not have (docs/scaling.md).
+@every(
+    sorted(FUNCTIONS.keys() - {"tensorflow_ctc_beam_search_decoder"}),
+    "ctc_loss_with_logits",
+    "forced_align",
+    "greedy_decode",
+)
 def test_one_program_serves_every_size(name):
     """Of the function and, where it has one, its gradient."""
 

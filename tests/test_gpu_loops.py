@@ -96,7 +96,7 @@ def test_every_loop_on_a_gpu_ends_after_a_known_number_of_turns(platform, functi
 def test_batches_that_the_loops_for_gpus_have_no_room_for_are_left_to_the_others():
     layouts = []
 
-    def run(request):
+    def run(request, _):
         layouts.append(request.layout.runs)
         return jnp.zeros(())
 
@@ -106,7 +106,8 @@ def test_batches_that_the_loops_for_gpus_have_no_room_for_are_left_to_the_others
         scores = jax.ShapeDtypeStruct((frames, 1, 32), jnp.float32)
         rest = jax.ShapeDtypeStruct((1, frames // 4), jnp.int32), *[jax.ShapeDtypeStruct((1,), jnp.int32)] * 2
         layouts.clear()
-        jax.make_jaxpr(lambda *x: dispatch.choose(run, Request(), Problem(*x)))(scores, *rest)
+        chosen = jax.jit(lambda *x: dispatch.choose(run, Request(), Problem(*x)))
+        chosen.trace(scores, *rest).lower(lowering_platforms=("cuda",))
         assert ("gpu_loops" in layouts) == (frames == 20_000)
         assert "loops" in layouts
 
