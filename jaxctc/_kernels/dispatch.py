@@ -3,10 +3,9 @@
 Whatever depends on the choice (the multiple of the lattice's columns, the size of a segment, whose functions run) is
 one `Layout`, chosen here before the lattice is built, so that a platform's default is program for program what an
 explicit request runs. Shapes and types are known when tracing, the platform when lowering (`by_platform`), so that a
-program can be made for a device that is not there. GPUs without a kernel run loops
-of their own (`gpu_loops`), if the scores can be stored and the frames are on one device. Unless it is asked for, or
-preferred (`set_implementation`), a kernel runs only on platforms in `PROVEN`. An explicit request runs the kernel or
-raises with the reason.
+program can be made for a device that is not there. GPUs without a kernel run loops of their own (`gpu_loops`), if the
+scores can be stored and the frames are on one device. Unless it is asked for, or preferred (`set_implementation`), a
+kernel runs only on platforms in `PROVEN`. An explicit request runs the kernel or raises with the reason.
 """
 
 import functools

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 import jaxctc
 from jaxctc._tools.check import cases
 from jaxctc._tools.check.cases import Case
+from jaxctc._tools.errors import largest_error
 
 LOSS_TOLERANCE = {"float64": 1e-12}
 """The largest error of a loss, in units of the loss or of 1, whichever is larger; 1e-5 for all other types."""
@@ -105,20 +106,8 @@ def _judged(case: Case, got: tuple[np.ndarray, ...], want: tuple[np.ndarray, ...
     losses, gradients = zip(got, want, strict=True)
     tolerance = GRADIENT_TOLERANCE.get(case.dtype, 5e-5)
     if case.function == "ctc_posteriors":
-        error = max(_error(*losses), _error(*gradients))
+        error = max(largest_error(*losses), largest_error(*gradients))
         return Row("right" if error <= tolerance else "wrong", gradient_error=error)
-    loss_error, gradient_error = _error(*losses, relative=True), _error(*gradients)
+    loss_error, gradient_error = largest_error(*losses, relative=True), largest_error(*gradients)
     right = loss_error <= LOSS_TOLERANCE.get(case.dtype, 1e-5) and gradient_error <= tolerance
     return Row("right" if right else "wrong", loss_error, gradient_error)
-
-
-def _error(got: np.ndarray, want: np.ndarray, *, relative: bool = False) -> float:
-    """Return the largest difference; infinity where one of the two is infinite or NaN and the other is not."""
-    finite = np.isfinite(want)
-    if not np.array_equal(np.where(finite, 0, want), np.where(np.isfinite(got), 0, got), equal_nan=True):
-        return float("inf")
-    got, want = got[finite], want[finite]
-    difference = np.abs(got - want)
-    if relative:
-        difference = difference / np.maximum(np.abs(want), 1)
-    return float(difference.max(initial=0))

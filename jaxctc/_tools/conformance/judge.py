@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxctc._tools.conformance.cases import Case
 from jaxctc._tools.conformance.signatures import CONVENTIONS, SIGNATURES, Signature
+from jaxctc._tools.errors import largest_error
 
 
 class Result(NamedTuple):
@@ -55,7 +56,7 @@ def _asked(function: Callable[..., Any], case: Case, how: Signature, convention:
         want = answers.hessian_product(case.direction)
         if convention != "log_probs":
             want = want + _of_probabilities(answers, convention)
-        return _within(_error(how.hessian_product(function, case, device), want), case.gradient_tolerance)
+        return _within(largest_error(how.hessian_product(function, case, device), want), case.gradient_tolerance)
     loss, gradient = how.call(function, case, device)
     if case.asks == ("refusal",):
         silent = not np.isnan(np.ravel(loss)[0])
@@ -66,9 +67,9 @@ def _asked(function: Callable[..., Any], case: Case, how: Signature, convention:
         return Result(same, note="" if same else "two calls differ")
     results = []
     if "loss" in case.asks:
-        results.append(_within(_error(loss, answers.loss, relative=True), case.loss_tolerance))
+        results.append(_within(largest_error(loss, answers.loss, relative=True), case.loss_tolerance))
     if "gradient" in case.asks:
-        results.append(_within(_error(gradient, answers.gradient(convention)), case.gradient_tolerance))
+        results.append(_within(largest_error(gradient, answers.gradient(convention)), case.gradient_tolerance))
     wrong = [result for result in results if not result.held]
     return max(wrong or results, key=lambda result: result.error or 0)
 
@@ -87,14 +88,3 @@ def _of_probabilities(case: Case, convention: str) -> np.ndarray:
 
 def _within(error: float, tolerance: float) -> Result:
     return Result(error <= tolerance, error)
-
-
-def _error(got: np.ndarray, want: np.ndarray, *, relative: bool = False) -> float:
-    got, want = np.broadcast_arrays(np.asarray(got, np.float64), np.asarray(want, np.float64))
-    finite = np.isfinite(want)
-    if not np.array_equal(np.where(finite, 0, want), np.where(np.isfinite(got), 0, got), equal_nan=True):
-        return float("inf")
-    difference = np.abs(got[finite] - want[finite])
-    if relative:
-        difference = difference / np.maximum(np.abs(want[finite]), 1)
-    return float(difference.max(initial=0))
