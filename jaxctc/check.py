@@ -69,15 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
     names = options.implementation or ["xla", INTERPRETED if on_cpu else "pallas"]
 
     def run(rows: list[dict[str, Any]], titles: list[str]) -> list[dict[str, Any]]:
-        def begin(number: int) -> None:
-            if sys.stderr.isatty():
-                print(f"\r\033[K{number + 1} of {len(rows)}: {titles[number]}", end="", file=sys.stderr, flush=True)
-
-        results = processes.run(_WORKER, rows, task, options.limit, deadline, begin)
-        done = [{**rows[number], **result} for number, result in results]
-        if sys.stderr.isatty():
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-        return done
+        results = processes.run(_WORKER, rows, titles, task, options.limit, deadline)
+        return [{**row, **result} for row, result in zip(rows, results, strict=True)]
 
     chosen = cases.chosen(full=options.full, devices=len(machine["devices"]), interpreted=on_cpu)
     pairs = [(case, name) for case in chosen for name in names if not options.case or case.name in options.case]

@@ -113,14 +113,8 @@ def main(arguments: list[str] | None = None) -> int:
     task = {name: getattr(options, name) for name in ("function", "signature", "gradient", "device")}
     names = [case.name for case in chosen]
 
-    def begin(number: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\033[K{number + 1} of {len(names)}: {names[number]}", end="", file=sys.stderr, flush=True)
-
     about = processes.machine(_WORKER, task)
-    results = [row for _, row in processes.run(_WORKER, names, task, options.limit, float("inf"), begin)]
-    if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
+    results = processes.run(_WORKER, names, names, task, options.limit)
     rows = table.aspects(chosen, results)
     report = {
         "function": options.function,

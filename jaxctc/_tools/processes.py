@@ -80,25 +80,36 @@ def machine(program: str, options: dict[str, Any]) -> dict[str, Any]:
 def run(
     program: str,
     rows: list[Any],
+    titles: list[str],
     options: dict[str, Any],
     limit: float,
-    deadline: float,
-    on_begin: Callable[[int], None],
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number and the result of each row. A row that crashed or took longer than `limit` says so.
+    deadline: float = float("inf"),
+) -> list[dict[str, Any]]:
+    """Return the result of each row. A row that crashed or took longer than `limit` says so.
 
+    A terminal is shown the title of the row that is being run.
     `program` is the module of the worker (see `serve`), and `options` what it needs for all rows.
     No row is begun after `deadline`, in the seconds of `time.monotonic`: those left have the status "not reached".
     """
+
+    def show(text: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
     left = list(enumerate(rows))
+    results: list[dict[str, Any]] = [{"status": "not reached"} for _ in rows]
     while left and time.monotonic() <= deadline:
         worker = Worker(program, left, options)
         try:
             _started(worker)
-            yield from _rows_of(worker, left, limit, deadline, on_begin)
+            for number, result in _rows_of(
+                worker, left, limit, deadline, lambda n: show(f"{n + 1} of {len(rows)}: {titles[n]}")
+            ):
+                results[number] = result
         finally:
             worker.stop()
-    yield from ((number, {"status": "not reached"}) for number, _ in left)
+    show("")
+    return results
 
 
 def _started(worker: Worker) -> dict[str, Any]:
