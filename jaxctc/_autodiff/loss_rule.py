@@ -6,6 +6,7 @@ number of times. ``implementation="reference"`` uses neither: JAX differentiates
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,6 @@ from jaxctc._forward_backward.occupancy import Dominant
 from jaxctc._forward_backward.prepared import PreparedBatch
 from jaxctc._kernels import dispatch
 from jaxctc._lattice import lattices, outcome
-from jaxctc._lattice.frame_map import Index
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, frames_first, frames_of
 from jaxctc._mesh import sharded_like_scores
 from jaxctc._parallel import frame_blocks
@@ -26,9 +26,6 @@ from jaxctc._parallel.batch_chunks import in_chunks
 from jaxctc._reference import log_emissions, recursion
 from jaxctc._reference import losses as reference
 from jaxctc._types import LOG_ZERO, Problem, Request
-
-_BLOCK = 16
-"""The number of steps whose scores are fetched at once for a loss without a gradient."""
 
 
 def losses(
@@ -88,14 +85,10 @@ def _losses(
     max_input_length: Int[Array, ""] | None = None,
 ) -> Float[Array, " N"]:
     def run(request: Request, problem: Problem, max_input_length: Int[Array, ""] | None) -> Float[Array, " N"]:
-        frames = frames_of(problem.scores, request)
-
-        def chunk(scores: Array, lattice: Lattice, index: Index | None = None) -> Float[Array, " N"]:
-            size = request.layout.segment_steps or _BLOCK
-            batch = _prepare(scores, lattice, request, size, max_input_length, index, ends=False)
+        def chunk(scores: Array, lattice: Lattice, prepare: Callable[..., PreparedBatch]) -> Float[Array, " N"]:
+            batch = prepare(scores, lattice, request, max_input_length, backward=False)
             likelihood = dispatch.implementation(request).likelihood(batch)
-            likelihood = frame_blocks.from_middle_device(likelihood, index, request)
-            return prepared.losses_of(likelihood, batch, frames, scores.dtype, request)
+            return prepared.losses_of(likelihood, batch, scores.dtype, request)
 
         lattice = lattices.build_lattice(problem, request)
         return frame_blocks.over_devices(in_chunks(chunk, request), request, lambda _: P())(problem.scores, lattice)
@@ -120,22 +113,17 @@ def _losses_and_gradient(
     max_input_length: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, " N"], Float[Array, "A B C"], Bool[Array, "A B C"]]:
     def run(request: Request, problem: Problem, max_input_length: Int[Array, ""] | None) -> tuple[Array, Array, Array]:
-        frames, classes = frames_of(problem.scores, request), problem.scores.shape[2]
-        dtype = accumulation_dtype(problem.scores.dtype)
-
-        def chunk(scores: Array, lattice: Lattice, index: Index | None = None) -> tuple[Array, Array, Array]:
-            own_frames = frames_of(scores, request)
-            size = dispatch.segment_size(own_frames, lattice, dtype, request)
-            batch = _prepare(scores, lattice, request, size, max_input_length, index, ends=True)
-            class_scatter = occupancy.class_scatter(lattice, classes, dtype, gpu=request.layout.gpu)
+        def chunk(scores: Array, lattice: Lattice, prepare: Callable[..., PreparedBatch]) -> tuple[Array, Array, Array]:
+            frames, dtype = frames_of(scores, request), accumulation_dtype(scores.dtype)
+            batch = prepare(scores, lattice, request, max_input_length, backward=True)
+            class_scatter = occupancy.class_scatter(lattice, scores.shape[2], dtype, gpu=request.layout.gpu)
             passes = dispatch.implementation(request)
             likelihood, posterior = passes.posterior(batch, scatter=class_scatter.to_classes)
-            likelihood = frame_blocks.from_middle_device(likelihood, index, request)
-            value = prepared.losses_of(likelihood, batch, frames, scores.dtype, request)
-            found = occupancy.class_posterior(posterior, class_scatter, batch.lattice, own_frames, request)
+            value = prepared.losses_of(likelihood, batch, scores.dtype, request)
+            found = occupancy.class_posterior(posterior, class_scatter, batch.lattice, frames, request)
             top = None
             if request.from_logits:
-                top = occupancy.dominant(posterior, class_scatter, batch.lattice, own_frames, request)
+                top = occupancy.dominant(posterior, class_scatter, batch.lattice, frames, request)
             return value, *_gradient(scores, found, top, value, batch, request)
 
         lattice = lattices.build_lattice(problem, request)
@@ -143,24 +131,6 @@ def _losses_and_gradient(
         return results(problem.scores, lattice)
 
     return dispatch.choose(run, request, Problem(scores, targets, input_lengths, target_lengths), max_input_length)
-
-
-def _prepare(
-    scores: Float[Array, "A B C"],
-    lattice: Lattice,
-    request: Request,
-    size: int,
-    max_input_length: Int[Array, ""] | None,
-    index: Index | None,
-    *,
-    ends: bool,
-) -> PreparedBatch:
-    """Return the prepared batch of all frames, or of those that the device of this index holds."""
-    dtype = accumulation_dtype(scores.dtype)
-    keep = dispatch.stores_scores(frames_of(scores, request), lattice, dtype, request)
-    if index is None:
-        return prepared.prepare(scores, lattice, request, size, max_input_length, keep=keep)
-    return frame_blocks.prepare_block(scores, lattice, request, size, index, keep=keep, ends=ends)
 
 
 def _gradient(

@@ -55,16 +55,14 @@ def _posteriors(
         scores = problem.scores
         frames, dtype = frames_of(scores, request), accumulation_dtype(scores.dtype)
         lattice = lattices.build_lattice(problem, request)
-        size = dispatch.segment_size(frames, lattice, dtype, request)
-        keep = dispatch.stores_scores(frames, lattice, dtype, request)
-        batch = prepared.prepare(scores, lattice, request, size, keep=keep)
+        batch = prepared.prepare(scores, lattice, request, backward=True)
         passes = dispatch.implementation(request)
         class_scatter = occupancy.class_scatter(lattice, scores.shape[2], dtype, gpu=request.layout.gpu)
         likelihood, posterior = passes.posterior(batch, every_blank=True)
         to_classes = posterior._replace(label=class_scatter.to_classes(posterior.label))
-        if not keep:  # a caller that uses the classes alone needs no memory for all states
+        if batch.emissions.scores is None:  # a caller that uses the classes alone needs no memory for all states
             likelihood, to_classes = passes.posterior(batch, scatter=class_scatter.to_classes)
-        value = prepared.losses_of(likelihood, batch, frames, scores.dtype, request)
+        value = prepared.losses_of(likelihood, batch, scores.dtype, request)
 
         classes = occupancy.class_posterior(to_classes, class_scatter, lattice, frames, request)
         states = _by_frame(posterior, lattice, frames, problem.targets.shape[1], request)

@@ -1,6 +1,7 @@
 """Prepare all that a batch needs before its likelihoods are known, and compute its losses from them."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -11,10 +12,10 @@ from jaxctc._forward_backward import scaled_emissions
 from jaxctc._forward_backward.buffers import StateBuffers
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
-from jaxctc._forward_backward.segments import step_count
+from jaxctc._forward_backward.segments import segment_size, step_count
 from jaxctc._lattice import indexing, lattices, outcome
 from jaxctc._lattice.frame_map import Index, build_frame_map
-from jaxctc._lattice.lattices import Lattice, frames_first, frames_of
+from jaxctc._lattice.lattices import Lattice, accumulation_dtype, frames_first, frames_of
 from jaxctc._sizes import Size, is_known
 from jaxctc._types import LOG_ZERO, Request
 
@@ -23,6 +24,8 @@ _LOG_2 = 177 / _PARTS
 """ln 2 rounded to 1/256, so that partial sums are exact."""
 _ROWS_OF_UNKNOWN = 32
 """The partial sums over frames whose number is symbolic."""
+_FORWARD_STEPS = 16
+"""The steps of a segment where no backward pass follows: their scores are fetched at once, and no state is stored."""
 
 
 class Normalizer(NamedTuple):
@@ -75,12 +78,16 @@ class PreparedBatch(NamedTuple):
     """Sequences whose loss is NaN: they have illegal lengths or labels, or a NaN or +inf score that counts."""
     infeasible: Bool[Array, " N"]
     """Sequences whose loss is known to be +inf before any recursion."""
+    frames: Size
+    """The number of frames of the caller's scores, T."""
     segment: int
     """The number of steps in a segment (see `segments`)."""
     start: Index
     """The first step that reads a frame within the length of any sequence."""
     begin: StateBuffers | None = None
     """The states before step `start`, if they are not those before the first frame."""
+    of_middle_device: Callable[[Scaled], Scaled] | None = None
+    """Returns on every device the likelihood that the one in the middle has, if the frames are on several devices."""
 
 
 def _start(
@@ -97,18 +104,20 @@ def prepare(
     scores: Float[Array, "A B C"],
     lattice: Lattice,
     request: Request,
-    size: int,
     max_input_length: Int[Array, ""] | None = None,
     *,
+    backward: bool,
     first: Index | None = None,
-    keep: bool = True,
 ) -> PreparedBatch:
-    """Return the prepared batch, in segments of `size` steps; `keep` says whether their scores are stored.
+    """Return the prepared batch; `backward` says whether a backward pass will follow the forward pass.
 
     No sequence is longer than `max_input_length`, if that is given. If `first` is given, the scores hold the frames
     from `first` on of longer sequences, and the recursion runs over all frames that they hold.
     """
-    frames = frames_of(scores, request)
+    frames, dtype = frames_of(scores, request), accumulation_dtype(scores.dtype)
+    loops = segment_size(frames, lattice, dtype) if backward else _FORWARD_STEPS
+    size = request.layout.segment_steps or loops
+    keep = request.layout.runs == "gpu_loops" or scaled_emissions.stores_scores(frames, lattice.labels.size, dtype)
     steps = step_count(frames, size)
     start = _start(steps, scores, max_input_length, request)
     lengths = lattice.input_lengths
@@ -149,18 +158,19 @@ def prepare(
         frame_mask,
         invalid=~lattice.legal | (lattice.feasible & non_finite),
         infeasible=~lattice.feasible | emissions.zero_probability,
+        frames=frames,
         segment=size,
         start=start,
     )
 
 
-def losses_of(
-    likelihood: Scaled, batch: PreparedBatch, frames: Size, dtype: jnp.dtype, request: Request
-) -> Float[Array, " N"]:
-    """Return the losses of a batch from its likelihoods; `frames` and `dtype` are those of the caller's scores."""
+def losses_of(likelihood: Scaled, batch: PreparedBatch, dtype: jnp.dtype, request: Request) -> Float[Array, " N"]:
+    """Return the losses of a batch from its likelihoods; `dtype` is that of the caller's scores."""
+    if batch.of_middle_device:
+        likelihood = batch.of_middle_device(likelihood)
     loss = -log_likelihood(likelihood, batch.log_scale)
     infeasible = batch.infeasible | (likelihood.exponent < LOG_ZERO / 2)
-    return outcome.finished(loss, batch.invalid, infeasible, request, frames, dtype)
+    return outcome.finished(loss, batch.invalid, infeasible, request, batch.frames, dtype)
 
 
 def log_likelihood(likelihood: Scaled, log_scale: tuple[Float[Array, " N"], Float[Array, " N"]]) -> Float[Array, " N"]:

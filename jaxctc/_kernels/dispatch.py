@@ -22,8 +22,8 @@ from jax.interpreters import batching, mlir
 from jaxctc._forward_backward import gpu_loops, scaled_emissions, segments
 from jaxctc._kernels.by_platform import by_platform
 from jaxctc._kernels.implementations import GpuLoops, Implementation, Kernels, Loops
-from jaxctc._lattice.lattices import Lattice, accumulation_dtype, column_count, frames_of
-from jaxctc._sizes import Size, is_known
+from jaxctc._lattice.lattices import accumulation_dtype, column_count, frames_of
+from jaxctc._sizes import is_known
 from jaxctc._types import IMPLEMENTATIONS, REGISTERED, Layout, Problem, Request
 
 PROVEN: frozenset[str] = frozenset()
@@ -114,18 +114,6 @@ def register(name: str, kernels: Any, *, column_multiple: int = 8, segment_steps
 def register_gpu_loops(name: str, turn: int) -> None:
     """Make ``implementation=name`` run the loops for GPUs on every platform, in turns of so many steps: for tests."""
     REGISTERED[name] = None, Layout("gpu_loops", _GPU_COLUMNS, turn)
-
-
-def stores_scores(frames: Size, lattice: Lattice, dtype: jnp.dtype, request: Request) -> bool:
-    """Return whether the scores of all steps are stored, and not computed whenever they are read."""
-    if request.layout.runs == "gpu_loops":
-        return True
-    return scaled_emissions.stores_scores(frames, lattice.labels.size, dtype)
-
-
-def segment_size(frames: Size, lattice: Lattice, dtype: jnp.dtype, request: Request) -> int:
-    """Return how many steps have their states stored at once, or are a turn of the loops for GPUs."""
-    return request.layout.segment_steps or segments.segment_size(frames, lattice, dtype)
 
 
 def implementation(request: Request) -> Implementation:

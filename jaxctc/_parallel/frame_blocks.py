@@ -31,15 +31,17 @@ def over_devices(
 ) -> Callable[[jax.Array, Lattice], Any]:
     """Return a function of scores and their lattice that each device runs on its own frames.
 
-    `results` makes the results' partition specs from that of the scores.
+    `function` takes the scores of these frames, the lattice, and the function that prepares a batch of them, which is
+    `prepared.prepare` where all frames are on one device. `results` makes the results' partition specs from that of the
+    scores.
     """
     axis = request.frame_axis
     if axis is None:
-        return function
+        return lambda scores, lattice: function(scores, lattice, prepared.prepare)
     spec = P(None, axis) if request.batch_first else P(axis)
 
     def block(index: Int[Array, " 1"], scores: jax.Array, lattice: Lattice) -> Any:
-        return function(scores, varying_like(scores, lattice), index[0])
+        return function(scores, varying_like(scores, lattice), functools.partial(_prepare_block, index[0]))
 
     def call(scores: jax.Array, lattice: Lattice) -> Any:
         mapped = jax.shard_map(block, axis_names={axis}, in_specs=(P(axis), spec, P()), out_specs=results(spec))
@@ -49,23 +51,24 @@ def over_devices(
     return call
 
 
-def prepare_block(
+def _prepare_block(
+    index: Index,
     scores: Float[Array, "A B C"],
     lattice: Lattice,
     request: Request,
-    size: int,
-    index: Index,
+    max_input_length: Int[Array, ""] | None = None,  # noqa: ARG001, frames beyond it cost what all others do
     *,
-    keep: bool,
-    ends: bool,
+    backward: bool,
 ) -> PreparedBatch:
-    """Return the prepared batch of one device's block; its fields about whole sequences are those of all blocks.
+    """Return what `prepared.prepare` returns, for the block of frames of the device with this index.
 
-    If `ends`, every device gets the states that it begins with; else only the one in the middle is certain to.
+    Its fields about whole sequences are those of all blocks. Every device gets the states that it begins with if there
+    will be a backward pass; else only the device in the middle is certain to.
     """
     axis, frames = request.frame_axis, frames_of(scores, request)
     assert axis is not None
-    near = prepared.prepare(scores, lattice, request, size, first=index * frames, keep=keep)
+    near = prepared.prepare(scores, lattice, request, backward=backward, first=index * frames)
+    size, keep = near.segment, near.emissions.scores is not None
     # The half of the block that each direction reads after its own half.
     frame_map = build_frame_map(near.lattice, frames, near.emissions.steps)
     half = jnp.array([frames // 2, -(frames // 2)], jnp.int32)[None, :, None]
@@ -79,23 +82,16 @@ def prepare_block(
         return begin
 
     devices = lax.axis_size(axis)
-    begin = _passed_on(through_block, near, index, axis, devices - 1 if ends else devices // 2)
+    begin = _passed_on(through_block, near, index, axis, devices - 1 if backward else devices // 2)
     total = functools.partial(lax.psum, axis_name=axis)
     return near._replace(
         log_scale=tuple(map(total, near.log_scale)),
         invalid=total(near.invalid.astype(jnp.int32)) > 0,
         infeasible=total(near.infeasible.astype(jnp.int32)) > 0,
+        frames=devices * frames,
         begin=begin,
+        of_middle_device=lambda x: jax.tree.map(lambda y: total(jnp.where(index == devices // 2, y, 0)), x),
     )
-
-
-def from_middle_device(x: Any, index: Index | None, request: Request) -> Any:
-    """Return on all devices the values that the device in the middle has."""
-    axis = request.frame_axis
-    if axis is None or index is None:
-        return x
-    here = index == lax.axis_size(axis) // 2
-    return jax.tree.map(lambda y: lax.psum(jnp.where(here, y, 0), axis), x)
 
 
 def _passed_on(
