@@ -103,12 +103,7 @@ class Batch:
         except ValueError as error:  # PyTorch raises RuntimeError for illegal values
             raise RuntimeError(str(error)) from None
         self.total_rows = self.labels.shape[0]
-        self.compact = (
-            may_be_compact
-            and not spec.from_logits
-            and self.device.type == "cpu"
-            and _sizes.many(self.labels.shape[1], classes)
-        )
+        self.compact = may_be_compact and self.device.type == "cpu" and _sizes.many(self.labels.shape[1], classes)
         padded = self._frames, self._rows, self._padded_class_count
         self.exact = not self.compact and padded == (self.frames, self.sequences, classes)
         self.lengths = np.zeros((self.total_rows, 2), np.int32)
@@ -132,7 +127,7 @@ class Batch:
         return x[rows] if self.request.batch_first else x[:, rows]
 
     def pad(self, x: Tensor, block: Block, tail: float | None = -torch.inf) -> Tensor:
-        """Return that part as (T', R, C'), or (R, T', C'), or with K classes if compact.
+        """Return that part as (T', R, C'), or (R, T', C'), or with the classes of the vocabulary if compact.
 
         The classes beyond C are filled with `tail`; if it is None, the last axis is no axis of classes, and stays as it
         is. All other padding is arbitrary.
@@ -140,9 +135,11 @@ class Batch:
         part = self.part(x, block)
         shape = (self._rows, self._frames) if self.request.batch_first else (self._frames, self._rows)
         if block.classes is not None:
-            padded = _memory.empty((*shape, block.classes.shape[1]), x)
-            target = self.frames_first(self.crop(padded, block))
-            _vocabulary.gather(self.frames_first(part), block.classes, target)
+            of_logits = self.request.from_logits
+            dtype = torch.promote_types(x.dtype, torch.float32) if of_logits else x.dtype
+            padded = _memory.empty((*shape, block.classes.shape[1] + of_logits), x, dtype)
+            gather = _vocabulary.gather_logits if of_logits else _vocabulary.gather_log_probs
+            gather(self.frames_first(part), block.classes, self.frames_first(self.crop(padded, block)))
             return padded
         width = x.shape[2] if tail is None else self._padded_class_count
         if part.shape == (*shape, width):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bridge import _memory, _vocabulary
 from bridge._batch import Batch
-from bridge._vocabulary import GradientWeights
+from bridge._vocabulary import GradientWeights, Rest
 
 _CHUNK = 1 << 18
 """The number of elements that are multiplied and rounded in one piece: they fit in the cache."""
@@ -55,10 +55,11 @@ def assemble(
         if upstream is None and pieces[0].dtype == dtype:
             return batch.assemble(pieces)
         return _assemble_weighted(batch, pieces, upstream, _memory.empty(scores.shape, scores, dtype))
+    rest = Rest.OTHERS if batch.request.from_logits else Rest.EXP_SCORES if normalized else Rest.NOTHING
     finite, infinite = torch.from_numpy(applied)
     weights = torch.ones_like(finite) if upstream is None else upstream.to(finite.dtype)
     # As in the programs: illegal rows are NaN; so are, in PyTorch's gradient, infeasible rows whose weight is not 0.
-    nan = losses.isnan() | (losses.isposinf() & (infinite != 0) & normalized)
+    nan = losses.isnan() | (losses.isposinf() & (infinite != 0) & (rest is Rest.EXP_SCORES))
     nan &= weights != 0
     frame_mask = batch.frame_mask()
     out = _memory.empty(scores.shape, scores, dtype)
@@ -72,7 +73,7 @@ def assemble(
             batch.frames_first(x) for x in (batch.crop(piece, block), batch.part(scores, block), batch.part(out, block))
         )
         assert block.classes is not None
-        _vocabulary.write_gradient(gradient, block.classes, own_scores if normalized else None, own_weights, target)
+        _vocabulary.write_gradient(gradient, block.classes, own_scores, rest, own_weights, target)
     return out
 
 

@@ -1,10 +1,14 @@
 """Give JAX only the classes that a sequence uses: the blank and the labels of its own target.
 
-The loss reads no other scores, and the posterior of every other class is 0. If there are thousands of classes and
-dozens of labels, PyTorch gathers the scores of those few and passes them to JAX. The rest of the gradient does not
-depend on the lattice: PyTorch writes it in the caller's memory, once, and adds to it what JAX returns.
+The posterior of every other class is 0. If there are thousands of classes and dozens of labels, PyTorch gathers the
+scores of those few and passes them to JAX. The loss of log probabilities reads no other scores. That of logits needs to
+know how likely all other classes are together: they are one class more, with the log-sum-exp of their logits. The rest
+of the gradient does not depend on the lattice: PyTorch writes it in the caller's memory, once, and adds to it what JAX
+returns.
 """
 
+from collections.abc import Iterator
+from enum import Enum, auto
 from typing import NamedTuple
 
 import numpy as np
@@ -39,16 +43,51 @@ def build(labels: np.ndarray, counts: np.ndarray, blank: int) -> Vocabulary:
     return Vocabulary(torch.from_numpy(classes), np.ascontiguousarray(renumbered[:, 1:]))
 
 
-def gather(scores: Tensor, classes: Tensor, out: Tensor) -> None:
-    """Write the scores, (T, R, C), of the classes (R, K) to `out`, (T, R, K)."""
-    torch.gather(scores, 2, classes.expand(len(scores), -1, -1), out=out)
+def gather_log_probs(log_probs: Tensor, classes: Tensor, out: Tensor) -> None:
+    """Write the log probabilities, (T, R, C), of the classes (R, K) to `out`, (T, R, K)."""
+    torch.gather(log_probs, 2, classes.expand(len(log_probs), -1, -1), out=out)
+
+
+def gather_logits(logits: Tensor, classes: Tensor, out: Tensor) -> None:
+    """Write the logits, (T, R, C), of the classes (R, K), and of all other classes together, to `out`, (T, R, K + 1).
+
+    They are relative to the largest logit of their frame, because the log-sum-exp of large logits would lose digits.
+    """
+    repeated = classes == classes[:, :1]
+    repeated[:, 0] = False
+    for here in _chunks(logits):
+        wide = logits[here].to(out.dtype)
+        index = classes.expand(len(wide), -1, -1)
+        peak = wide.amax(2, keepdim=True)
+        peak = torch.where(peak.isfinite(), peak, 0)
+        own, others = out[here].split((classes.shape[1], 1), dim=2)
+        torch.sub(wide.gather(2, index), peak, out=own)
+        own.masked_fill_(repeated, -torch.inf)
+        others.copy_(torch.logsumexp((wide - peak).scatter_(2, index, -torch.inf), 2, keepdim=True))
+
+
+def _chunks(x: Tensor) -> Iterator[slice]:
+    """Yield slices of the first axis, of so few elements of `x` that they fit in the cache."""
+    step = max(1, _CHUNK // max(1, x[:1].numel()))
+    for start in range(0, len(x), step):
+        yield slice(start, start + step)
+
+
+class Rest(Enum):
+    """Say what a block's gradient has besides that of the vocabulary."""
+
+    NOTHING = auto()
+    EXP_SCORES = auto()
+    """For all classes exp(scores), as in PyTorch's gradient of log probabilities."""
+    OTHERS = auto()
+    """For all classes outside of the vocabulary, their parts of the gradient of the one class that stands for them."""
 
 
 class GradientWeights(NamedTuple):
     """Hold the weights of the two terms of a block's gradient, and the frames in which it is a constant."""
 
     exp_scores: Tensor
-    """(R,): the weight of exp(scores), which is there for all classes."""
+    """(R,): the weight of exp(scores), where it is there for all classes."""
     vocabulary: Tensor
     """(R,): the weight of the gradient that JAX has computed for the vocabulary."""
     zero: Tensor
@@ -58,24 +97,32 @@ class GradientWeights(NamedTuple):
 
 
 def write_gradient(
-    vocabulary: Tensor, classes: Tensor, scores: Tensor | None, weights: GradientWeights, out: Tensor
+    vocabulary: Tensor, classes: Tensor, scores: Tensor, rest: Rest, weights: GradientWeights, out: Tensor
 ) -> None:
-    """Write a block's gradient to `out`, (T, R, C): that of the vocabulary, (T, R, K), plus exp(scores) if given."""
+    """Write a block's gradient to `out`, (T, R, C), given that of the vocabulary, (T, R, K), and what the rest is.
+
+    With `Rest.OTHERS` the vocabulary has one class more, for all others.
+    """
     dtype = weights.vocabulary.dtype
     any_zero, any_nan = bool(weights.zero.any()), bool(weights.nan.any())
-    step = max(1, _CHUNK // max(1, out[0].numel()))
-    for start in range(0, len(out), step):
-        here = slice(start, start + step)
+    for here in _chunks(out):
         target = out[here]
         gradient = target if target.dtype == dtype else torch.empty_like(target, dtype=dtype)
-        if scores is None:
+        own = vocabulary[here] * weights.vocabulary[:, None]
+        index = classes.expand(len(own), -1, -1)
+        if rest is Rest.NOTHING:
             gradient.zero_()
-        else:
+        elif rest is Rest.EXP_SCORES:
             torch.exp(scores[here].to(dtype), out=gradient)
             gradient.mul_(weights.exp_scores[:, None])
-        own = vocabulary[here] * weights.vocabulary[:, None]
+        else:
+            own, others = own.split((classes.shape[1], 1), dim=2)
+            without = scores[here].to(dtype, copy=True).scatter_(2, index, -torch.inf)
+            torch.mul(torch.softmax(without, 2), others, out=gradient)
+            # Where no other class is possible their softmax is NaN.
+            gradient.masked_fill_(others == 0, 0)
         # Only the blank occurs more than once, and its repetitions are 0: the order of the additions does not matter.
-        gradient.scatter_add_(2, classes.expand(len(own), -1, -1), own)
+        gradient.scatter_add_(2, index, own)
         if any_zero:
             gradient[weights.zero[here]] = 0
         if any_nan:

@@ -127,3 +127,92 @@ def test_the_same_bits_every_time(gathered):
     first = gradient()
     assert all(torch.equal(gradient(), first) for _ in range(5))
     assert {shape[2] for shape in gathered} == {9}
+
+
+def logits_problem(**options):
+    """No distributions: each frame has another offset."""
+    scores, *rest = problem(**options)
+    return scores + torch.linspace(-50, 50, T, dtype=scores.dtype)[:, None, None], *rest
+
+
+@pytest.mark.parametrize(("classes", "blank"), [(C, 0), (C, 17), (12_000, 17), (140_000, 139_999)])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_logits_against_pytorch(gathered, classes, blank, batch_first):
+    scores, targets, *lengths = logits_problem(blank=blank, classes=classes)
+    weights = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0], dtype=torch.float64)
+    theirs, ours = (scores.clone().requires_grad_() for _ in range(2))
+    expected = functional.ctc_loss(theirs.log_softmax(2), targets, *lengths, blank, "none")
+    turned = ours.transpose(0, 1).contiguous() if batch_first else ours
+    loss = bridge.ctc_loss_with_logits(turned, targets, *lengths, blank, "none", batch_first=batch_first)
+    torch.testing.assert_close(loss, expected)
+    expected.backward(weights)
+    loss.backward(weights)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    assert set(gathered) == {(2, 24, 10) if batch_first else (24, 2, 10)}  # one class stands for all others
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_logits_of_narrow_types(gathered, dtype):
+    scores, *lattice = problem(dtype=dtype)
+    narrow, wide = scores.clone().requires_grad_(), scores.double().requires_grad_()
+    losses = [bridge.ctc_loss_with_logits(leaf, *lattice, reduction="sum") for leaf in (narrow, wide)]
+    torch.testing.assert_close(losses[0].double(), losses[1], rtol=1e-6, atol=0)
+    for loss in losses:
+        loss.backward()
+    assert narrow.grad.dtype == dtype
+    assert gathered
+    torch.testing.assert_close(narrow.grad.double(), wide.grad, rtol=0, atol=max(torch.finfo(dtype).eps, 1e-6))
+
+
+def test_logits_the_same_with_all_classes(gathered):
+    """Scores that are no numbers, or impossible, in frames that count and in others, and infeasible rows."""
+    scores, targets, _, counts = logits_problem()
+    frames = torch.tensor([T, 13, 2, 9, 0])
+    other = next(c for c in range(1, C) if c not in targets[:2])
+    scores[13:, 1], scores[20, 3, other], scores[10, 4] = torch.nan, torch.inf, -torch.inf  # padding
+    scores[5, 0] = torch.where(torch.isin(torch.arange(C), targets[0]), scores[5, 0], -torch.inf)
+    changes = {
+        "as it is": lambda x: x,
+        "NaN in a label": lambda x: x[3, 1].index_fill_(0, targets[1, 0], torch.nan),
+        "NaN in another class": lambda x: x[3, 1].index_fill_(0, torch.tensor(other), torch.nan),
+        "+inf in another class": lambda x: x[3, 1].index_fill_(0, torch.tensor(other), torch.inf),
+        "-inf in another class": lambda x: x[3, 1].index_fill_(0, torch.tensor(other), -torch.inf),
+        "-inf in all classes": lambda x: x[3, 1].fill_(-torch.inf),
+    }
+    for name, change in changes.items():
+        changed = scores.clone()
+        change(changed)
+        for options in (
+            {"reduction": reduction, "zero_infinity": zero} for reduction in ("none", "mean") for zero in (False, True)
+        ):
+            results = []
+            for sizes in (SIZES, SIZES._replace(labels=(30,))):
+                leaf = changed.clone().requires_grad_()
+                with bridge.set_sizes(sizes):
+                    loss = bridge.ctc_loss_with_logits(leaf, targets, frames, counts, **options)
+                loss.backward(torch.linspace(0, 2, N, dtype=loss.dtype) if loss.ndim else None)
+                results.append((loss.detach(), leaf.grad))
+            torch.testing.assert_close(*results, equal_nan=True, msg=lambda text, o=(name, options): f"{o}: {text}")
+    assert {shape[2] for shape in gathered} == {10, 64}
+
+
+@pytest.mark.parametrize(("gap", "offset"), [(15.0, 0), (15.0, -10_000), (8.0, 1000), (8.0, -10_000)])
+def test_logits_keep_their_digits(gathered, gap, offset):
+    """A path that is likely or nearly certain, in float32 with a large offset, against float64 of the same numbers."""
+    scores, targets, _, counts = problem(dtype=torch.float32)
+    path = torch.zeros(T, N, dtype=torch.long)
+    for n in range(N):
+        for s in range(int(counts[n])):
+            path[3 * s + 1, n] = targets[n, s]
+    scores = (scores.scatter(2, path[..., None], gap) + offset).requires_grad_()
+    wide = scores.detach().double().requires_grad_()
+    lengths = [T] * N
+    loss = bridge.ctc_loss_with_logits(scores, targets, lengths, counts, reduction="none")
+    expected = functional.ctc_loss(wide.log_softmax(2), targets, torch.tensor(lengths), counts, reduction="none")
+    assert 1e-3 < expected.max() < 3 if gap == 8 else expected.max() < 1e-4
+    # The sum of a likelihood of nearly one and of what other paths add to it is rounded.
+    torch.testing.assert_close(loss.double(), expected, rtol=5e-6, atol=3e-7)
+    loss.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(scores.grad.double(), wide.grad, rtol=1e-5, atol=1e-9)
+    assert gathered
