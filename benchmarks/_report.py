@@ -11,7 +11,7 @@ from benchmarks._requirements import Verdict
 from benchmarks._results import Measurement, Results
 
 WIDTH = 130
-"""Of the widest table."""
+"""The width of the widest table, in characters."""
 
 
 def machine_line(results: Results) -> str:

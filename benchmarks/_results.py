@@ -27,7 +27,7 @@ class Measurement:
     gradient_error: float | None = None
     floor_seconds: float | None = None
     copy_seconds: float | None = None
-    """Of the scores, once: all of them are read and as much is written."""
+    """The time of one copy of the scores: all are read, and as much is written."""
     failure: str | None = None
     """Why there are no figures."""
 

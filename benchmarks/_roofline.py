@@ -47,7 +47,7 @@ class Roofline:
 
     @functools.cache  # noqa: B019 (there is one roofline a run)
     def bytes_per_second(self, size: int) -> float:
-        """Of a copy, read and written alike, of so many bytes: small ones stay in the caches."""
+        """Return the speed of a copy of so many bytes, in bytes read and written; small ones stay in caches."""
         import torch
 
         source = torch.ones(size // _FLOAT_BYTES, device="cuda" if on_gpu() else "cpu")
@@ -97,7 +97,7 @@ def _update(m: jax.Array, e: jax.Array, n: jax.Array, f: jax.Array) -> tuple[jax
 
 
 def _power_of_two(exponent: jax.Array) -> jax.Array:
-    """Of an exponent that is at most 0; nothing below float32's range."""
+    """Return 2**exponent for an exponent that is at most 0; 0 below the range of float32."""
     return jax.lax.bitcast_convert_type((jnp.maximum(exponent, -127) + 127) << 23, jnp.float32)
 
 

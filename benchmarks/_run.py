@@ -27,7 +27,7 @@ class Plan(NamedTuple):
 
 
 def times_and_errors(cells: Sequence[tuple[Job, Shape]], plan: Plan, progress: Progress) -> Iterator[Measurement]:
-    """Of every peer, as they come."""
+    """Yield the times and errors of every peer, as they are measured."""
     roofline = Roofline()
     timed = progress.add_task("times and errors", total=len(cells))
     for job, shape in cells:
@@ -65,7 +65,7 @@ def _working(peer: Peer, measurement: Measurement, batch: Batch) -> Call | None:
 
 
 def add_memory(measurements: Sequence[Measurement], plan: Plan, progress: Progress) -> None:
-    """Of each peer, to what has been timed."""
+    """Add the memory of each peer to what has been timed."""
     measurements = [m for m in measurements if m.rounds]
     task = progress.add_task("memory", total=len(measurements))
     measured = {m.peer for m in measurements}

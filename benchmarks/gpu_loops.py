@@ -38,7 +38,7 @@ class Counted(NamedTuple):
     unknown: int
     """Loops of whose length XLA knows nothing; their launches are counted once."""
     kinds: frozenset[str]
-    """Of what it launches."""
+    """The kinds of operation that it launches."""
 
 
 def count(text: str) -> Counted:

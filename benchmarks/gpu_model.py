@@ -59,12 +59,12 @@ gathered number counts as 32 bytes.
 
 
 class Instruction(NamedTuple):
-    """Of the assembler's listing, with what the hardware is told besides."""
+    """One instruction of the assembler's listing, with the control words of the hardware."""
 
     address: int
     name: str
     target: int | None
-    """Of a branch."""
+    """The address that a branch goes to."""
     waits: str
     read: str
     written: str
@@ -140,7 +140,7 @@ def _loop(body: list[Instruction]) -> Loop:
 
 
 def _cycles(body: list[Instruction]) -> int:
-    """Of one warp that goes round again and again."""
+    """Return the cycles of one turn of a loop, for one warp that repeats it."""
     ready: dict[str, int] = {}
     time = before = 0
     for _ in range(4):
@@ -204,7 +204,7 @@ class Program(NamedTuple):
     """Bytes, besides arguments and results: the posterior takes the place of the scores."""
     kernels: list[Kernel]
     cut: Any
-    """Of the kernels."""
+    """The cut of the batch that the kernels have (`gpu_layout.Cut`)."""
 
 
 class Whole(NamedTuple):
@@ -226,7 +226,7 @@ class Whole(NamedTuple):
 
 
 class _Operation(NamedTuple):
-    """Of XLA's text."""
+    """One operation of XLA's text."""
 
     size: int
     """Bytes of the result."""
@@ -395,7 +395,7 @@ class Compiler:
 
 
 class Cost(NamedTuple):
-    """Of one kernel for one shape."""
+    """The cost of one kernel for one shape."""
 
     registers: int
     spilled: int

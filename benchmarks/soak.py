@@ -27,7 +27,7 @@ def resident() -> float:
 
 
 def state() -> str:
-    """One line."""
+    """Return memory, file handles and threads in one line."""
     handles = len(list(Path("/proc/self/fd").iterdir()))
     return f"{resident():7.1f} MB resident, {handles} file handles, {threading.active_count()} Python threads"
 
@@ -52,7 +52,7 @@ def call(generator: random.Random, longest: int = 200, classes: int = 8) -> None
 
 
 def main(calls: int = 20_000) -> None:
-    """Runs and prints."""
+    """Call the bridge so many times, and print the state of the process at every twentieth part."""
     generator = random.Random(0)
     started = time.perf_counter()
     for number in range(calls + 1):

@@ -65,7 +65,7 @@ _STEPS = {
 
 
 class Figures(NamedTuple):
-    """Of one implementation on one shape."""
+    """What the compiler says of one implementation on one shape."""
 
     shape: Shape
     device: str
@@ -76,9 +76,9 @@ class Figures(NamedTuple):
     """A step, of all sequences and directions."""
     vmem_bytes: int | None = None
     registers: int | None = None
-    """That one array of states fills, in all blocks of rows."""
+    """The registers that one array of states fills, in all blocks of rows."""
     loops: dict[str, dict[str, float]] | None = None
-    """Of each kernel: cycles a step and register."""
+    """For each kernel, the cycles of a step for each register."""
 
 
 def measured(kind: str, implementation: str, shape: Shape) -> Figures:

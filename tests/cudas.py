@@ -22,7 +22,7 @@ def need() -> None:
 
 
 def devices(count: int) -> list[jax.Device]:
-    """Of one host."""
+    """Return the devices of one host."""
     need()
     if "JAX_SKIP_CUDA_CONSTRAINTS_CHECK" not in os.environ:
         pytest.skip("JAX looks for CUDA's libraries unless JAX_SKIP_CUDA_CONSTRAINTS_CHECK is set, as in make cuda-aot")

@@ -152,7 +152,7 @@ def compile_for():
     ],
 )
 def test_a_gpu_has_few_launches_and_never_waits_for_the_host(compile_for, capability, dtype, sizes, job):
-    """And so a command buffer can hold the whole program: kernels and copies, and loops of known length."""
+    """A command buffer can hold a program of kernels, copies, and loops of known length."""
     shape = Shape.parse(sizes)
     counted, temporary = compile_for(capability, job, shape, dtype)
     assert counted.unknown == 0

@@ -21,7 +21,7 @@ class Posteriors(NamedTuple):
     """Probabilities given the target; each sums to one over its last axis in every frame of a sequence."""
 
     states: Float[Array, "T N states"]
-    """Of the 2 S + 1 states: blank 0, label 0, blank 1, and so on."""
+    """The probabilities of the 2 S + 1 states: blank 0, label 0, blank 1, and so on."""
     classes: Float[Array, "T N C"]
 
 
@@ -31,7 +31,7 @@ class Statistics(NamedTuple):
     log_likelihood: Float[Array, " N"]
     """Minus the loss."""
     entropy: Float[Array, " N"]
-    """Of the distribution over the paths, given the target, in nats; 0 if there is but one, or none."""
+    """The entropy of the paths, given the target, in nats; 0 if there is only one path, or none."""
     frames: Float[Array, "N S"]
     """Expected number of frames in each label."""
     log_likelihood_ratio: Float[Array, "N S"]

@@ -17,7 +17,7 @@ class FrameFacts(NamedTuple):
     best: np.ndarray
     """The best class; a NaN is never the best."""
     probability: np.ndarray
-    """Of the best class, once the scores are normalized."""
+    """The probability of the best class, once the scores are normalized."""
     normalizer: np.ndarray
     """The log-sum-exp over the classes."""
     masked: np.ndarray
@@ -38,7 +38,7 @@ class Batch:
     """Within [0, C)."""
     from_logits: bool
     names: Sequence[str] | None
-    """Of the classes."""
+    """The names of the classes."""
 
     @property
     def sequences(self) -> int:

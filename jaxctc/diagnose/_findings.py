@@ -49,7 +49,7 @@ class Row(NamedTuple):
     blank_share: float
     """The share of its frames where the blank is the best class; NaN without frames."""
     entropy: float
-    """Of the distribution over alignments, in nats; NaN where the loss is infinite or that of masks."""
+    """The entropy of the distribution over alignments, in nats; NaN where the loss is infinite or that of masks."""
     reading: str
     """What the best path spells."""
     target: str

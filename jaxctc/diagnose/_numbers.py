@@ -8,7 +8,7 @@ from jaxctc.diagnose._batch import MASK, Batch
 from jaxctc.diagnose._findings import Finding, Row, finding
 
 _LARGEST = {"float16": 65504.0, "bfloat16": 3.38e38}
-"""Of each half precision; the second is a little less, for its rounding."""
+"""The largest number of each half precision; the second is a little less, because of its rounding."""
 _CONSTANTS = [float(f"1e-{k}") for k in range(4, 21)] + [
     float(np.finfo(np.float32).eps),
     float(np.finfo(np.float32).tiny),

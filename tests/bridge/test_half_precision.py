@@ -142,7 +142,7 @@ TRACED = {
 
 
 def scaled_gradient(road, row, reduction, scores, outer):
-    """Of scores (T, N, C), whatever order of axes the row has."""
+    """Return a function of scores (T, N, C), whatever order of axes the row has."""
     function, _, sizes, options = row
     first = options.get("batch_first", False)
 
