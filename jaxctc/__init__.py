@@ -37,6 +37,8 @@ from jaxctc._api.decoding import beam_search_decode as beam_search_decode
 from jaxctc._api.decoding import greedy_decode as greedy_decode
 from jaxctc._api.losses import ctc_loss as ctc_loss
 from jaxctc._api.losses import ctc_loss_with_logits as ctc_loss_with_logits
+from jaxctc._api.padding import PaddedBatch as PaddedBatch
+from jaxctc._api.padding import pad_to_sizes as pad_to_sizes
 from jaxctc._api.plot import plot_alignment as plot_alignment
 from jaxctc._api.posteriors import Posteriors as Posteriors
 from jaxctc._api.posteriors import Statistics as Statistics
@@ -59,6 +61,7 @@ __all__ = [
     "Decoded",
     "Diagnosis",
     "Finding",
+    "PaddedBatch",
     "Posteriors",
     "Statistics",
     "TokenSpan",
@@ -76,6 +79,7 @@ __all__ = [
     "greedy_decode",
     "merge_tokens",
     "merge_words",
+    "pad_to_sizes",
     "plot_alignment",
     "set_implementation",
     "variants",

@@ -13,9 +13,9 @@ from jaxctc import compat, variants
 
 TYPES = {
     *("Alignment", "Beams", "Common", "Decoded", "Diagnosis", "Finding", "Posteriors", "Statistics", "TokenSpan"),
-    "WordSpan",
+    *("PaddedBatch", "WordSpan"),
 }
-ON_THE_HOST = {"decoded_spans", "diagnose", "merge_tokens", "merge_words", "plot_alignment"}
+ON_THE_HOST = {"decoded_spans", "diagnose", "merge_tokens", "merge_words", "pad_to_sizes", "plot_alignment"}
 """They read arrays as numpy does, and are never traced."""
 
 
