@@ -2,7 +2,7 @@
 
     JAX_PLATFORMS=cpu python -m benchmarks.agreement [--seeds 20]
 
-The oracles are those of the tests, sums over every path there is, in float64.
+The oracles are those of the conformance kit, sums over every path there is, in float64.
 """
 
 import argparse
@@ -42,9 +42,9 @@ Found = Iterator[tuple[int, float]]
 
 def _alignments(seeds: range) -> Iterator[tuple[str, str, Found]]:
     import test_alignment as tests
-    from oracles import paths_by_target
 
     import jaxctc
+    from jaxctc._tools.conformance.oracle import paths_by_target
 
     def scores_of_best() -> Found:
         for seed in seeds:
@@ -106,9 +106,8 @@ def _variants(seeds: range) -> Iterator[tuple[str, str, Found]]:
 
 
 def _decoding(seeds: range) -> Iterator[tuple[str, str, Found]]:
-    from oracles import paths_by_target
-
     import jaxctc
+    from jaxctc._tools.conformance.oracle import paths_by_target
 
     frames, classes = 5, 3
 

@@ -1,4 +1,4 @@
-"""Make the page `docs/conformance.md`: what implementations of CTC hold to, ours among them.
+"""Make the page `docs/conformance.md`, and the README's table: what implementations of CTC hold to, ours among them.
 
 Run it as ``python -m benchmarks.conformance``. It asks those that are installed, and takes the reports of the others
 from `benchmarks/results/conformance/`: Keras and TensorFlow want an environment of their own, where
@@ -7,17 +7,23 @@ from `benchmarks/results/conformance/`: Keras and TensorFlow want an environment
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jaxctc
+from jaxctc import conformance
 from jaxctc._tools.check import worker
 from jaxctc._tools.conformance import table
 
 ROOT = Path(__file__).parents[1]
 REPORTS = ROOT / "benchmarks" / "results" / "conformance"
 PAGE = ROOT / "docs" / "conformance.md"
+README = ROOT / "README.md"
+IN_README = {"xla": "jaxctc", "torch": "torch", "optax": "optax", "keras": "Keras", "tensorflow": "TensorFlow"}
+TABLE = re.compile(r"(?<=\n)(\|.*\n)+")
 HERE = "benchmarks.conformance"
 PEERS = {
     "reference": [f"{HERE}:reference", "--signature", "jaxctc"],
@@ -53,7 +59,7 @@ benchmarks.conformance` makes this page.
 END = """
 What stands behind the rows where something did not hold:
 
-- **Infeasible.** `torch` has the loss inf, and a gradient of NaN where a label is ruled out by `-inf`; `bridge` gives
+- **Infeasible.** `torch` has the loss inf, and a gradient of NaN; `bridge` gives
   PyTorch's gradient on purpose, and 0 with `normalized=False`. `optax`, `Keras` and `TensorFlow` return a finite loss
   for a target that no path can spell, which a training takes for a hard example.
 - **Accuracy.** Log space in float32 loses a digit whenever the log likelihood becomes ten times as large. `reference`
@@ -77,17 +83,35 @@ def pallas(*arguments, **options):
 
 def main(names: list[str]) -> None:
     REPORTS.mkdir(parents=True, exist_ok=True)
-    environment = {"JAX_PLATFORMS": "cpu", **os.environ}
+    environment = {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "jax", **os.environ}
     for name in names or [name for name in PEERS if name not in ("keras", "tensorflow")]:
         command = [sys.executable, "-m", "jaxctc.conformance", *PEERS[name], "--json", str(REPORTS / f"{name}.json")]
         print(name, flush=True)
         subprocess.run(command, check=False, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-    found = {name: REPORTS / f"{name}.json" for name in PEERS if (REPORTS / f"{name}.json").exists()}
-    reports = [{**json.loads(path.read_text()), "function": HEADS[name]} for name, path in found.items()]
-    for report in reports:
-        if report["version"].startswith("benchmarks"):
+    PAGE.write_text(page(), encoding="utf-8")
+    README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def reports(heads: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the reports that are there, under these names."""
+    found = {name: REPORTS / f"{name}.json" for name in heads if (REPORTS / f"{name}.json").exists()}
+    made = [{**json.loads(path.read_text()), "function": heads[name]} for name, path in found.items()]
+    for report in made:
+        if report["version"].split()[0] in ("benchmarks", "bridge"):
             report["version"] = f"jaxctc {jaxctc.__version__}"
-    PAGE.write_text(f"{BEGINNING}\n{table.markdown(reports)}{END}")
+    return made
+
+
+def page() -> str:
+    """Return the page, made from the reports."""
+    return f"{BEGINNING}\n{table.markdown(reports(HEADS))}{END}"
+
+
+def readme(text: str) -> str:
+    """Return the README with the table of how we differ, which is the first of its section, made from the reports."""
+    before, head, after = text.partition("## How it differs\n")
+    made = table.differences(reports(IN_README), conformance.cases())
+    return before + head + TABLE.sub(lambda _: made, after, count=1)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ from typing import Any
 from jaxctc._tools import processes
 from jaxctc._tools.conformance import export as exporting
 from jaxctc._tools.conformance import table
-from jaxctc._tools.conformance.cases import Case, cases
+from jaxctc._tools.conformance.case import Case
+from jaxctc._tools.conformance.cases import cases
 from jaxctc._tools.conformance.judge import Result, judge
 from jaxctc._tools.conformance.signatures import CONVENTIONS, SIGNATURES
 
@@ -87,6 +88,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--gradient", choices=CONVENTIONS, help="what its gradient is; else that of the signature")
     parser.add_argument("--device", help="where the framework computes, in its own words")
     parser.add_argument("--dtype", help="leave out the cases of other types")
+    parser.add_argument("--aspect", action="append", help="leave out the cases of other aspects; may be given again")
     parser.add_argument("--limit", type=float, default=120.0, metavar="SECONDS", help="the longest for one case (120)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
@@ -95,6 +97,10 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("export takes one file, such as cases.npz")
     if options.function == "table" and not options.files:
         parser.error("table takes the reports that --json has written")
+    known = dict.fromkeys(case.aspect for case in cases())
+    for aspect in options.aspect or ():
+        if aspect not in known:
+            parser.error(f"{aspect!r} is no aspect: it must be one of {', '.join(map(repr, known))}")
     if options.function not in ("export", "table") and (options.files or ":" not in options.function):
         parser.error(f"{options.function!r} names no function: write package.module:function or file.py:function")
     return options
@@ -110,6 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(table.markdown([json.loads(path.read_text()) for path in options.files]), end="")
         return 0
     chosen = [case for case in cases() if options.dtype in (None, case.dtype)]
+    chosen = [case for case in chosen if options.aspect is None or case.aspect in options.aspect]
     task = {name: getattr(options, name) for name in ("function", "signature", "gradient", "device")}
     names = [case.name for case in chosen]
 

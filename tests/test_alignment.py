@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import log_softmax, paths_by_target
 
 import jaxctc
 from jaxctc._lattice import lattices
 from jaxctc._reference import viterbi
+from jaxctc._tools.conformance.oracle import log_softmax, paths_by_target
 from jaxctc._types import Problem, Request
 
 T, N, C, S = 6, 48, 3, 3

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import log_softmax, paths_by_target
 from test_compat import as_peers_like_it
 
 from jaxctc import compat
+from jaxctc._tools.conformance.oracle import log_softmax, paths_by_target
 
 T, N, C, PATHS = 5, 4, 4, 6
 LENGTHS = np.array([5, 0, 4, 1])

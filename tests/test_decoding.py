@@ -10,9 +10,9 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import log_softmax, paths_by_target, spells
 
 import jaxctc
+from jaxctc._tools.conformance.oracle import log_softmax, paths_by_target, spells
 
 T, N, C = 5, 3, 4
 LENGTHS = np.array([5, 0, 4], np.int32)

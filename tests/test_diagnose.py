@@ -13,10 +13,10 @@ import batches
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
 
 import jaxctc
+from jaxctc._tools.conformance import oracle
 from jaxctc.diagnose import Row
 from jaxctc.diagnose.__main__ import main
 from jaxctc.diagnose._catalogue import CODES, GROUPS
@@ -160,9 +160,9 @@ def test_losses_and_entropies_are_those_of_every_path():
     found = jaxctc.diagnose(scores, targets, frames, counts)
     for n, row in enumerate(found.rows):
         target = tuple(targets[n, : counts[n]].tolist())
-        paths = oracles.paths_by_target(frames[n], classes, 0)[target]
+        paths = oracle.paths_by_target(frames[n], classes, 0)[target]
         of_paths = scores[np.arange(frames[n]), n, paths].astype(float).sum(axis=1)
-        loss, _ = oracles.enumerate_paths(scores[: frames[n], n], target, 0)
+        loss, _ = oracle.by_enumeration(scores[: frames[n], n], target, 0)
         entropy = -(np.exp(of_paths + loss) * (of_paths + loss)).sum()
         np.testing.assert_allclose([row.loss, row.entropy], [loss, entropy], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(row.uniform_loss, frames[n] * math.log(classes) - math.log(len(paths)), atol=1e-12)

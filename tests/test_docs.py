@@ -2,14 +2,17 @@
 
 import ast
 import importlib.util
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
-import jaxctc
+import jaxctc.conformance
+from jaxctc._tools.conformance.judge import judge
 
 ROOT = Path(jaxctc.__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -90,3 +93,41 @@ def test_every_tutorial_ends_in_a_picture_that_is_there():
         pictures = re.findall(r"^# !\[.*\]\(([\w.]+)\)$", script.read_text(encoding="utf-8"), re.MULTILINE)
         assert pictures, script
         assert [name for name in pictures if not (DOCS / "tutorials" / name).exists()] == []
+
+
+def test_who_holds_to_what_is_said_as_it_was_measured():
+    """By the page and the README's table; with reports of all cases, in which our own programs held to every one."""
+    pytest.importorskip("benchmarks", reason="the benchmarks are in the checkout alone")
+    from benchmarks import conformance as maker
+
+    assert maker.PAGE.read_text(encoding="utf-8") == maker.page()
+    readme = maker.README.read_text(encoding="utf-8")
+    assert readme == maker.readme(readme)
+    assert "| a loss is never negative | right | right | a loss is" in readme
+    reports = {name: json.loads((maker.REPORTS / f"{name}.json").read_text()) for name in maker.PEERS}
+    names = [case.name for case in jaxctc.conformance.cases()]
+    for name, report in reports.items():
+        assert [row["name"] for row in report["cases"]] == names, name
+    for name in ("xla", "pallas"):
+        assert [row for row in reports[name]["cases"] if row["held"] is False] == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["torch", "optax"])
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_others_still_do_what_the_readme_says(name):
+    """One case of each row that they got wrong, but those that take long or may take the process with them."""
+    package = pytest.importorskip(name)
+    from benchmarks import conformance as maker
+
+    report = json.loads((maker.REPORTS / f"{name}.json").read_text())
+    if report["version"] != f"{name} {package.__version__}":
+        pytest.skip(f"{report['version']} was measured")
+    function = package.nn.functional.ctc_loss if name == "torch" else package.ctc_loss
+    held = {row["name"]: row.get("held") for row in report["cases"]}
+    wrong = {case.aspect: case for case in reversed(jaxctc.conformance.cases()) if held[case.name] is False}
+    for case in wrong.values():
+        if len(case.log_probs) <= 200 and "refusal" not in case.asks:
+            with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # as JAX comes
+                result = judge(function, case, name)
+            assert result.held is False, case.name

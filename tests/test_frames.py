@@ -9,10 +9,10 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from meshes import collectives, mesh_of
-from oracles import log_softmax
 
 import jaxctc
 from jaxctc._forward_backward import scaled_emissions
+from jaxctc._tools.conformance.oracle import log_softmax
 
 T, N, C, S = 64, 4, 5, 6
 STATES = 2 * (8 + 8) * 8

@@ -16,7 +16,9 @@ import ptx
 import pytest
 from jax.sharding import AxisType, Mesh, SingleDeviceSharding
 from meshes import collectives, shapes_of_problems
-from oracles import log_softmax, torch_float64
+from oracles import torch_float64
+
+from jaxctc._tools.conformance.oracle import log_softmax
 
 pytest.importorskip("absl", reason="Pallas's Mosaic GPU needs absl-py")
 

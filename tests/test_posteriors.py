@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import enumerate_paths, paths_by_target, states_of
 
 import jaxctc
 from jaxctc._forward_backward import scaled_emissions
+from jaxctc._tools.conformance.oracle import by_enumeration, paths_by_target
 
 T, N, C, S, BLANK = 5, 24, 3, 3, 1
 
@@ -23,6 +23,17 @@ def batch(seed=0):
     return log_probs, targets.astype(np.int32), frames.astype(np.int32), counts.astype(np.int32)
 
 
+def states_of(path, blank):
+    """The states of a path: 2 s for the blank after s labels, 2 s + 1 for label s."""
+    states, before = [], blank
+    labels = 0
+    for k in path:
+        labels += k not in (blank, before)
+        states.append(2 * labels if k == blank else 2 * labels - 1)
+        before = k
+    return states
+
+
 def by_every_path(problem):
     """States, classes, entropies, and each label's ratio to the best class."""
     states, classes = np.zeros((T, N, 2 * S + 1)), np.zeros((T, N, C))
@@ -30,7 +41,7 @@ def by_every_path(problem):
     log_probs, targets, frames, counts = problem
     for n, t in enumerate(frames):
         scores, target = log_probs[:t, n], tuple(targets[n, : counts[n]].tolist())
-        loss, classes[:t, n] = enumerate_paths(scores, target, BLANK)
+        loss, classes[:t, n] = by_enumeration(scores, target, BLANK)
         if not np.isfinite(loss):
             continue
         for path in paths_by_target(int(t), C, BLANK)[target]:

@@ -12,10 +12,10 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from meshes import collectives, mesh_of
-from oracles import log_softmax
 
 import jaxctc
 from jaxctc import _mesh
+from jaxctc._tools.conformance.oracle import log_softmax
 
 T, N, C, S = 12, 16, 256, 4
 WIDTH = 8

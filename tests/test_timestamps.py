@@ -7,10 +7,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from oracles import log_softmax, paths_by_target
 
 import jaxctc
 from jaxctc import TokenSpan, WordSpan
+from jaxctc._tools.conformance.oracle import log_softmax, paths_by_target
 
 T, N, C, BLANK = 6, 3, 4, 2
 LENGTHS = np.array([6, 0, 4])

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import enumerate_paths, paths_by_target
 
 import jaxctc
 from jaxctc import variants
+from jaxctc._tools.conformance.oracle import by_enumeration, paths_by_target
 
 T, N, C, S = 5, 24, 3, 3
 LOG_PRIORS = np.log([0.5, 0.2, 0.3])
@@ -35,7 +35,7 @@ def paths_and_scores(scores, target, blank):
 
 
 def prior(scores, target, blank):
-    return enumerate_paths(scores - 0.7 * LOG_PRIORS, target, blank)[0]
+    return by_enumeration(scores - 0.7 * LOG_PRIORS, target, blank)[0]
 
 
 def entropy(scores, target, blank):
@@ -46,14 +46,14 @@ def entropy(scores, target, blank):
 
 
 def focal(scores, target, blank):
-    loss = enumerate_paths(scores, target, blank)[0]
+    loss = by_enumeration(scores, target, blank)[0]
     return 0.5 * (1 - np.exp(-loss)) ** 1.5 * loss
 
 
 def smoothed(scores, target, blank):
     uniform = np.full(C, 1 / C)
     divergence = (uniform * (np.log(uniform) - scores)).sum()
-    return 0.9 * enumerate_paths(scores, target, blank)[0] + 0.1 * divergence
+    return 0.9 * by_enumeration(scores, target, blank)[0] + 0.1 * divergence
 
 
 def delayed(scores, target, blank):
@@ -68,7 +68,7 @@ def wildcard(begin, end):
         t = len(scores)
         stretches = itertools.combinations(range(t + 1), 2)
         kept = [(a, b) for a, b in stretches if (begin or a == 0) and (end or b == t)]
-        return -logsumexp([-enumerate_paths(scores[a:b], target, blank)[0] for a, b in kept])
+        return -logsumexp([-by_enumeration(scores[a:b], target, blank)[0] for a, b in kept])
 
     return loss
 

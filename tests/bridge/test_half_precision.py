@@ -2,12 +2,12 @@
 
 import functools
 
-import oracles
 import pytest
 import torch
 from torch.nn import functional
 
 import bridge
+from jaxctc._tools.conformance import oracle
 
 SCALE = 65536.0
 """What GradScaler begins with; float16 ends at 65504."""
@@ -264,7 +264,7 @@ def losses_by_enumeration(scores, function):
     frames, sequences, classes = scores.shape
     losses = []
     for n, target in zip(range(sequences), ((1, 2), (3, 3)), strict=True):
-        paths = torch.from_numpy(oracles.paths_by_target(frames, classes, 0)[target])
+        paths = torch.from_numpy(oracle.paths_by_target(frames, classes, 0)[target])
         losses.append(-scores[torch.arange(frames), n, paths].sum(1).logsumexp(0))
     return torch.stack(losses)
 

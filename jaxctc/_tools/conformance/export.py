@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxctc._tools.conformance.cases import Case
+from jaxctc._tools.conformance.case import Case
 
 
 def export(cases: list[Case], path: Path) -> None:

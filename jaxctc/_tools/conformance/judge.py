@@ -1,11 +1,11 @@
 """Ask an implementation for what a case is about, and compare its answer with the right one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxctc._tools.conformance.cases import Case
+from jaxctc._tools.conformance.case import Case
 from jaxctc._tools.conformance.signatures import CONVENTIONS, SIGNATURES, Signature
 from jaxctc._tools.errors import largest_error
 
@@ -33,58 +33,88 @@ def judge(
     if why := _not_asked(case, how, convention):
         return Result(None, note=why)
     try:
-        return _asked(function, case, how, convention, device)
+        return _together(
+            list(_asked(function, case.of_logits if convention == "logits" else case, how, convention, device))
+        )
     except Exception as error:  # noqa: BLE001, an implementation may raise anything
         said = str(error).strip().splitlines()[:1]
         note = f"{type(error).__name__}: {said[0] if said else ''}"
-        return Result(True, note=note) if "refusal" in case.asks else Result(False, note=note)
+        return Result("refusal" in case.asks, note=note)
 
 
 def _not_asked(case: Case, how: Signature, convention: str) -> str:
-    if (how.takes_logits or convention == "logits") and not case.normalized:
+    if convention == "logits" and not case.normalized:
         return "it takes logits, and these scores are no distribution"
     if not how.reduces and (case.reduction != "none" or case.zero_infinity or case.end_to_end):
         return "its signature has no such argument"
+    if not how.lengths and case.aspect == "lengths out of range":
+        return "its signature has no lengths"
     if not case.contiguous and not how.strided:
         return "its arrays have no strides"
     return ""
 
 
-def _asked(function: Callable[..., Any], case: Case, how: Signature, convention: str, device: str | None) -> Result:
-    answers = case.of_logits if how.takes_logits or convention == "logits" else case
-    if case.asks == ("second derivative",):
-        want = answers.hessian_product(case.direction)
-        if convention != "log_probs":
-            want = want + _of_probabilities(answers, convention)
-        return _within(largest_error(how.hessian_product(function, case, device), want), case.gradient_tolerance)
-    loss, gradient = how.call(function, case, device)
-    if case.asks == ("refusal",):
-        silent = not np.isnan(np.ravel(loss)[0])
-        return Result(not silent, note=f"it returned {np.ravel(loss)[0]:.6g}" if silent else "NaN")
-    if case.asks == ("same bits",):
-        again = how.call(function, case, device)
-        same = all(np.array_equal(x, y, equal_nan=True) for x, y in zip((loss, gradient), again, strict=True))
-        return Result(same, note="" if same else "two calls differ")
-    results = []
-    if "loss" in case.asks:
-        results.append(_within(largest_error(loss, answers.loss, relative=True), case.loss_tolerance))
-    if "gradient" in case.asks:
-        results.append(_within(largest_error(gradient, answers.gradient(convention)), case.gradient_tolerance))
+def _asked(
+    function: Callable[..., Any], case: Case, how: Signature, convention: str, device: str | None
+) -> Iterator[Result]:
+    """Yield a result for all that the case asks."""
+    asks = {*case.asks}
+    if asks & {"loss", "sign"}:
+        loss = how.loss(function, case, device)
+        yield _loss_result(loss, case)
+        if "sign" in asks:
+            yield Result(bool(np.all(loss >= 0)), note=f"a loss is {np.min(loss):.1g}")
+    if asks & {"gradient", "same bits"}:
+        loss, gradient = how.call(function, case, device)
+        if "gradient" in asks:
+            yield _loss_result(loss, case)
+            yield _gradient_result(gradient.copy(), case, convention)
+        if "same bits" in asks:
+            again = how.call(function, case.clean, device)
+            same = all(np.array_equal(x, y, equal_nan=True) for x, y in zip((loss, gradient), again, strict=True))
+            yield Result(same, note="two calls differ")
+    if "second derivative" in asks:
+        product, want = how.hessian_product(function, case, device), case.hessian_product(convention)
+        yield _within("second derivative", product, want, case.gradient_tolerance)
+    if "forward mode" in asks:
+        along = how.directional(function, case, device)
+        want = (case.gradient(convention) * case.direction).sum()
+        yield _within("derivative", along, want, case.loss_tolerance, relative=True)
+
+
+def _loss_result(loss: np.ndarray, case: Case) -> Result:
+    if loss.shape != case.loss.shape:
+        return Result(False, float("inf"), f"the loss has the shape {loss.shape}, not {case.loss.shape}")
+    if case.refused and not np.isnan(loss[case.refused[0]]):
+        return Result(False, note=f"it returned {loss[case.refused[0]]:.3g}")
+    return _within("loss", loss, case.loss, case.loss_tolerance, relative=True)
+
+
+def _gradient_result(gradient: np.ndarray, case: Case, convention: str) -> Result:
+    want = case.gradient(convention)
+    for n in case.refused:  # nobody knows which of its frames are padding
+        if np.isnan(gradient[:, n]).any():
+            gradient[:, n], want[:, n] = np.nan, np.nan
+    nothing = gradient[case.without_gradient & ~np.isnan(want).any(axis=2)]
+    if (nothing != 0).any():
+        stray = nothing.flat[np.argmax(np.abs(nothing))]  # a NaN is the largest
+        return Result(False, abs(stray) if np.isfinite(stray) else float("inf"), f"gradient {stray:.2g}, not 0")
+    return _within("gradient", gradient, want, case.gradient_tolerance)
+
+
+def _within(what: str, got: np.ndarray, want: np.ndarray, tolerance: float, *, relative: bool = False) -> Result:
+    error = largest_error(got, want, relative=relative)
+    if error <= tolerance:
+        return Result(True, error)
+    if np.isfinite(error):
+        return Result(False, error, f"{what} off by {error:.1g}")
+    got, want = np.broadcast_arrays(got, want)
+    wrong = (got != want) & ~(np.isfinite(got) & np.isfinite(want)) & ~(np.isnan(got) & np.isnan(want))
+    return Result(False, error, f"{what} {got[wrong][0]:.2g}, not {want[wrong][0]:.2g}")
+
+
+def _together(results: list[Result]) -> Result:
+    """Return the largest error of those that do not hold and what the first of them says, or of all that hold."""
     wrong = [result for result in results if not result.held]
-    return max(wrong or results, key=lambda result: result.error or 0)
-
-
-def _of_probabilities(case: Case, convention: str) -> np.ndarray:
-    """Return the derivative, in the case's direction, of the probabilities that the gradient of a convention adds.
-
-    They are exp(log_probs) for "torch" and the softmax for "logits"; 0 in padded frames and for infeasible targets.
-    """
-    counts = np.arange(len(case.log_probs))[:, None] < case.input_lengths
-    counts = (counts & np.isfinite(case.losses))[:, :, None]
-    p = np.where(counts, np.exp(np.where(counts, case.log_probs, 0)), 0)
-    along = p * case.direction
-    return along if convention == "torch" else along - p * along.sum(axis=2, keepdims=True)
-
-
-def _within(error: float, tolerance: float) -> Result:
-    return Result(error <= tolerance, error)
+    errors = [result.error for result in wrong or results if result.error is not None]
+    return Result(not wrong, max(errors, default=None), wrong[0].note if wrong else "")

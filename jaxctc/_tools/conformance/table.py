@@ -1,8 +1,9 @@
 """Write what was found as tables, for a terminal and in Markdown, and as JSON."""
 
+import re
 from typing import Any
 
-from jaxctc._tools.conformance.cases import Case
+from jaxctc._tools.conformance.case import Case
 
 
 def aspects(cases: list[Case], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -43,11 +44,32 @@ def text(name: str, rows: list[dict[str, Any]]) -> str:
 def markdown(reports: list[dict[str, Any]]) -> str:
     """Return a table with one column for each report."""
     heads = [f"{report['function']}<br>{report['version']}".removesuffix("<br>") for report in reports]
-    lines = [" | ".join(["|", *heads]) + " |", "| --- " * (len(reports) + 1) + "|"]
-    for place, row in enumerate(reports[0]["aspects"]):
-        cells = [_cell(report["aspects"][place]) for report in reports]
-        lines.append(f"| {row['aspect']} | {' | '.join(cells)} |")
-    return "\n".join(lines).replace("| |", "| |") + "\n"
+    rows = zip(*(report["aspects"] for report in reports), strict=True)
+    return _table(heads, [(row[0]["aspect"], [_cell(each) for each in row]) for row in rows])
+
+
+def differences(reports: list[dict[str, Any]], cases: list[Case]) -> str:
+    """Return a table of the aspects that one of the reports does not hold to, with what came back instead."""
+    rows = []
+    for aspect in dict.fromkeys(case.aspect for case in cases):
+        names = [case.name for case in cases if case.aspect == aspect]
+        cells = [_answer([row for row in report["cases"] if row["name"] in names]) for report in reports]
+        if not {*cells} <= {"right", "not asked"}:
+            rows.append((aspect, cells))
+    return _table([report["function"] for report in reports], rows)
+
+
+def _answer(results: list[dict[str, Any]]) -> str:
+    wrong = [result for result in results if not result.get("held", False) and result.get("held", False) is not None]
+    if not wrong:
+        return "right" if any(result.get("held") for result in results) else "not asked"
+    raised = re.match(r"\w+Error(?=:)", wrong[0]["note"])
+    return raised[0] if raised else wrong[0]["note"]
+
+
+def _table(heads: list[str], rows: list[tuple[str, list[str]]]) -> str:
+    lines = [" | ".join(["|", *heads]) + " |", "| --- " * (len(heads) + 1) + "|"]
+    return "\n".join([*lines, *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows)]) + "\n"
 
 
 def _cell(row: dict[str, Any]) -> str:
