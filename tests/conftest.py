@@ -136,3 +136,9 @@ def pytest_collection_modifyitems(items):
             raise pytest.UsageError(f"{__file__} names tests that {file} does not have: {missing}")
         if tests[file] & {"", item.originalname}:
             item.add_marker(pytest.mark.full)
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Drop what JAX has traced and compiled when a file ends: that of all files together takes many gigabytes."""
+    if nextitem is None or nextitem.path != item.path:
+        jax.clear_caches()

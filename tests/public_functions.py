@@ -119,3 +119,13 @@ def finite_total(results: Any) -> jax.Array:
 
 def gradient_of(function):
     return jax.grad(lambda scores, *rest: finite_total(function(scores, *rest)))
+
+
+def result_and_gradient(function):
+    """Return what gives the result of a function and the gradient of all its numbers, by one pass forward."""
+
+    def total(*arguments):
+        found = function(*arguments)
+        return finite_total(found), found
+
+    return jax.grad(total, has_aux=True)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from public_functions import FUNCTIONS, WITH_GRADIENT, every, gradient_of, problem
+from public_functions import FUNCTIONS, WITH_GRADIENT, every, problem, result_and_gradient
 
 import jaxctc
 from jaxctc import compat
@@ -47,11 +47,7 @@ def assert_equal(call, function, *arguments):
 def test_one_program_serves_every_size(name):
     """Of the function and, where it has one, its gradient."""
 
-    @jax.jit
-    def function(*arguments):
-        found = FUNCTIONS[name](*arguments)
-        return (found, gradient_of(FUNCTIONS[name])(*arguments)) if name in WITH_GRADIENT else found
-
+    function = jax.jit(result_and_gradient(FUNCTIONS[name]) if name in WITH_GRADIENT else FUNCTIONS[name])
     call = exported(function)
     for arguments in batches():
         assert_equal(call, function, *arguments)
