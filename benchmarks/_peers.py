@@ -224,7 +224,8 @@ def _program(_: Job, batch: Batch) -> Call:
     scores, labels = jax.device_put((batch.log_probs, batch.targets))
     weights = np.ones((2, batch.shape.N), np.float32)
     lengths = np.stack([batch.input_lengths, batch.target_lengths], axis=1)
-    function = functools.partial(_programs._losses_and_gradient, request, True, weights, scores, labels, lengths)
+    program = _programs._losses_and_gradient["cuda" if on_gpu() else "cpu"]
+    function = functools.partial(program, request, True, weights, scores, labels, lengths)
     return lambda: Result(*jax.block_until_ready(function()))
 
 

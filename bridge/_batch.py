@@ -5,19 +5,22 @@ to end; lengths (N,). T', R and S' are the padded sizes of `_sizes`.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bridge import _memory, _sizes, _vocabulary
+from bridge import _memory, _sizes, _threads, _vocabulary
+from bridge._dlpack import to_numpy
 from jaxctc._inputs import advice, checks
 from jaxctc._inputs.checks import Form
 from jaxctc._inputs.default_implementation import served_by
 from jaxctc._types import Request
 
 _INT32 = torch.iinfo(torch.int32)
+
+AnyArray = TypeVar("AnyArray", np.ndarray, Tensor)
 
 Tensors: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 """Scores, targets, input lengths and target lengths of one call, in this order."""
@@ -48,7 +51,10 @@ class Spec(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Describe R sequences of a batch, of which the first `rows` are real and the others padding."""
+    """Describe R sequences of a batch, of which the first `rows` are real and the others padding.
+
+    R is the same in all blocks, except that without padding (`set_sizes(None)`) the last block may have fewer.
+    """
 
     first: int
     rows: int
@@ -80,6 +86,8 @@ class Batch:
         may_be_compact: bool = True,
     ) -> None:
         self.device = scores.device
+        self.on_cpu = scores.device.type == "cpu"
+        self.large = scores.numel() >= _threads.SMALL
         self.request = spec.request
         self.sequences, self.frames, classes = scores.shape if spec.batch_first else _swap(scores.shape)
         self._class_count = self._padded_class_count = classes
@@ -93,18 +101,21 @@ class Batch:
             sizes = _sizes.current()
             if sizes is None:
                 width = longest if targets.ndim == 1 else targets.shape[1]
-                self._frames, self._rows = self.frames, max(self.sequences, 1)
+                self._frames, self.total_rows = self.frames, self.sequences
+                self._rows = _sizes.unpadded_rows(self.frames, self.sequences, width, not self.on_cpu)
             else:
                 self._frames, self._rows, width = sizes.fit(
-                    self.frames, self.sequences, longest, self.device.type != "cpu", classes
+                    self.frames, self.sequences, longest, not self.on_cpu, classes
                 )
+                self.total_rows = -(-self.sequences // self._rows) * self._rows
                 self._padded_class_count = sizes.fit_classes(width, classes)
             self.labels = self._padded_labels(targets.detach(), counts, longest, width, classes)
         except ValueError as error:  # PyTorch raises RuntimeError for illegal values
             raise RuntimeError(str(error)) from None
-        self.total_rows = self.labels.shape[0]
-        self.compact = may_be_compact and self.device.type == "cpu" and _sizes.many(self.labels.shape[1], classes)
+        many = _sizes.many(self.labels.shape[1], classes)
+        self.compact = may_be_compact and self.on_cpu and many
         padded = self._frames, self._rows, self._padded_class_count
+        self.whole = self.on_cpu and not self.compact
         self.exact = not self.compact and padded == (self.frames, self.sequences, classes)
         self.lengths = np.zeros((self.total_rows, 2), np.int32)
         self.lengths[: self.sequences, 0] = frames
@@ -121,19 +132,19 @@ class Batch:
             classes = self._classes[first : first + real] if self.compact else None
             yield Block(first, real, self.labels[rows], classes, self.lengths[rows])
 
-    def part(self, x: Tensor, block: Block) -> Tensor:
-        """Return a block's sequences of a tensor that has the shape of the scores."""
+    def part(self, x: AnyArray, block: Block) -> AnyArray:
+        """Return a block's sequences of something that has the shape of the scores."""
         rows = slice(block.first, block.first + block.rows)
         return x[rows] if self.request.batch_first else x[:, rows]
 
-    def pad(self, x: Tensor, block: Block, tail: float | None = -torch.inf) -> Tensor:
+    def pad(self, x: Tensor, block: Block, tail: float | None = -np.inf) -> Tensor:
         """Return that part as (T', R, C'), or (R, T', C'), or with the classes of the vocabulary if compact.
 
         The classes beyond C are filled with `tail`; if it is None, the last axis is no axis of classes, and stays as it
         is. All other padding is arbitrary.
         """
-        part = self.part(x, block)
-        shape = (self._rows, self._frames) if self.request.batch_first else (self._frames, self._rows)
+        part, rows = self.part(x, block), len(block.lengths)
+        shape = (rows, self._frames) if self.request.batch_first else (self._frames, rows)
         if block.classes is not None:
             of_logits = self.request.from_logits
             dtype = torch.promote_types(x.dtype, torch.float32) if of_logits else x.dtype
@@ -145,11 +156,17 @@ class Batch:
         if part.shape == (*shape, width):
             return part.contiguous()
         padded = _memory.empty((*shape, width), x)
-        target = self.crop(padded, block)
-        target[:, :, : x.shape[2]].copy_(part)
-        if tail is not None:
-            target[:, :, x.shape[2] :] = tail
+        if self.on_cpu:  # by numpy, whose operations take a fraction of the time to start
+            self._fill(to_numpy(padded), to_numpy(part), block, tail)
+        else:
+            self._fill(padded, part, block, tail)
         return padded
+
+    def _fill(self, padded: AnyArray, part: AnyArray, block: Block, tail: float | None) -> None:
+        target = self.crop(padded, block)
+        target[:, :, : part.shape[2]] = part
+        if tail is not None:
+            target[:, :, part.shape[2] :] = tail
 
     def to_classes(self, labels: Tensor) -> Tensor:
         """Return the classes of labels (N, T) of a program, which numbers those of a compact batch anew; -1 stays."""
@@ -165,13 +182,13 @@ class Batch:
         """Return which frames are within each sequence's length, (T, N)."""
         return torch.from_numpy(np.arange(self.frames)[:, None] < self.lengths[: self.sequences, 0])
 
-    def crop(self, padded: Tensor, block: Block) -> Tensor:
-        """Return the real frames and sequences of a tensor that has the shape of what `pad` returns."""
+    def crop(self, padded: AnyArray, block: Block) -> AnyArray:
+        """Return the real frames and sequences of something that has the shape of what `pad` returns."""
         if self.request.batch_first:
             return padded[: block.rows, : self.frames]
         return padded[: self.frames, : block.rows]
 
-    def real_classes(self, padded: Tensor, block: Block) -> Tensor:
+    def real_classes(self, padded: AnyArray, block: Block) -> AnyArray:
         """Return the real frames, sequences and classes of a block that has all classes."""
         return self.crop(padded, block)[:, :, : self._class_count]
 
@@ -185,22 +202,28 @@ class Batch:
         sizes = (self.sequences, self.frames) if self.request.batch_first else (self.frames, self.sequences)
         out = _memory.empty((*sizes, self._class_count if of_classes else padded[0].shape[2]), padded[0])
         crop = self.real_classes if of_classes else self.crop
-        for block, piece in zip(self.blocks(), padded, strict=True):
+
+        def write(part: tuple[Block, Tensor]) -> None:
+            block, piece = part
             self.part(out, block).copy_(crop(piece, block))
+
+        _threads.side_by_side(write, zip(self.blocks(), padded, strict=True), self.on_cpu and self.large)
         return out
 
     def _check_lengths(self, frames: np.ndarray, counts: np.ndarray, targets: Tensor, name: str) -> None:
-        checks.length_values(
-            "input_lengths",
-            frames,
-            self.frames,
-            f"{name} has T = {checks.plural(self.frames, 'frame')}",
-            "An input length counts the frames that the model gives for a sequence, after any subsampling."
-            + advice.order_of_axes(name, None, self.frames < frames.max(initial=0) <= self.sequences),
-            True,
-        )
-        stop = targets.shape[-1]
-        end_to_end = targets.ndim == 1
+        if frames.min(initial=0) < 0 or frames.max(initial=0) > self.frames:  # only then is the message made
+            checks.length_values(
+                "input_lengths",
+                frames,
+                self.frames,
+                f"{name} has T = {checks.plural(self.frames, 'frame')}",
+                "An input length counts the frames that the model gives for a sequence, after any subsampling."
+                + advice.order_of_axes(name, None, self.frames < frames.max(initial=0) <= self.sequences),
+                True,
+            )
+        stop, end_to_end = targets.shape[-1], targets.ndim == 1
+        if not end_to_end and counts.min(initial=0) >= 0 and counts.max(initial=0) <= stop:
+            return
         slots = f"targets has S = {checks.plural(stop, 'slot')}"
         if end_to_end:
             slots = f"targets holds {checks.plural(stop, 'label')} end to end"
@@ -215,10 +238,10 @@ class Batch:
     def _padded_labels(
         self, targets: Tensor, counts: np.ndarray, longest: int, width: int, classes: int
     ) -> np.ndarray | Tensor:
-        """Return the labels as (N', S'), N' a multiple of R, padded with 0."""
-        shape = -(-self.sequences // self._rows) * self._rows, width
+        """Return the labels as (N', S'), N' the rows of all blocks, padded with 0."""
+        shape = self.total_rows, width
         inside = np.arange(longest) < counts[:, None]
-        if targets.device.type == "cpu" or self.device.type == "cpu":
+        if targets.device.type == "cpu" or self.on_cpu:
             values = targets.cpu().numpy()
             if targets.ndim == 1:
                 padded = np.zeros(inside.shape, values.dtype)

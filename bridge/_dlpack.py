@@ -54,10 +54,16 @@ def _device(device: torch.device) -> jax.Device:
 
 def to_jax(tensor: torch.Tensor) -> jax.Array | np.ndarray:
     """Return an array over the memory of a contiguous tensor. JAX must not donate or keep it."""
-    tensor = tensor.resolve_neg()  # a copy, for a view of another tensor's numbers with their signs changed
     if tensor.device.type != "cpu" and tensor.numel():  # not every exporter accepts an empty tensor
-        return jax.dlpack.from_dlpack(tensor)
-    tensor = tensor.cpu()
+        return jax.dlpack.from_dlpack(tensor.resolve_neg())
+    return to_numpy(tensor.cpu())
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """Return an array over the memory of a tensor on the CPU."""
+    tensor = tensor.resolve_neg()  # a copy, for a view of another tensor's numbers with their signs changed
+    if tensor._is_zerotensor():  # autograd's zeros, which have no memory
+        tensor = tensor.new_zeros(tensor.shape)
     if tensor.dtype == torch.bfloat16:  # numpy gets this dtype from JAX; PyTorch cannot export it to numpy
         return tensor.view(torch.int16).numpy().view(jax.numpy.bfloat16)
     return tensor.numpy()

@@ -5,16 +5,15 @@ above float16's smallest numbers, is known only in the backward pass. Float16 ca
 before the scale is applied, the gradients: both are multiplied in float32, and the product is rounded once.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from bridge import _memory, _vocabulary
+from bridge import _memory, _threads, _vocabulary
 from bridge._batch import Batch
 from bridge._vocabulary import GradientWeights, Rest
-
-_CHUNK = 1 << 18
-"""The number of elements that are multiplied and rounded in one piece: they fit in the cache."""
 
 
 def weighted(weights: Tensor, gradient: Tensor, scores: Tensor, input_lengths: Tensor, batch_first: bool) -> Tensor:
@@ -53,7 +52,7 @@ def assemble(
     """
     if not batch.compact:
         if upstream is None and pieces[0].dtype == dtype:
-            return batch.assemble(pieces)
+            return pieces[0] if batch.whole else batch.assemble(pieces)
         return _assemble_weighted(batch, pieces, upstream, _memory.empty(scores.shape, scores, dtype))
     rest = Rest.OTHERS if batch.request.from_logits else Rest.EXP_SCORES if normalized else Rest.NOTHING
     finite, infinite = torch.from_numpy(applied)
@@ -63,6 +62,7 @@ def assemble(
     nan &= weights != 0
     frame_mask = batch.frame_mask()
     out = _memory.empty(scores.shape, scores, dtype)
+    parts: list[tuple[Any, ...]] = []
     for block, piece in zip(batch.blocks(), pieces, strict=True):
         rows = slice(block.first, block.first + block.rows)
         zero = ~(frame_mask[:, rows] & losses[rows].isfinite() & (weights[rows] != 0))
@@ -73,7 +73,11 @@ def assemble(
             batch.frames_first(x) for x in (batch.crop(piece, block), batch.part(scores, block), batch.part(out, block))
         )
         assert block.classes is not None
-        _vocabulary.write_gradient(gradient, block.classes, own_scores, rest, own_weights, target)
+        parts += [
+            (gradient[x], block.classes, own_scores[x], rest, own_weights.of_frames(x), target[x])
+            for x in _vocabulary.chunks(target)
+        ]
+    _threads.side_by_side(lambda part: _vocabulary.write_gradient(*part), parts, batch.large)
     return out
 
 
@@ -82,26 +86,35 @@ def _assemble_weighted(batch: Batch, pieces: list[Tensor], upstream: Tensor | No
     weights = None if upstream is None else upstream[None, :, None]
     if upstream is not None and (upstream.device.type != "cpu" or not upstream.isfinite().all()):
         weights = _by_frame(upstream, batch.frame_mask().to(upstream.device, non_blocking=True))
-    for block, piece in zip(batch.blocks(), pieces, strict=True):
-        gradient, target = (batch.frames_first(x) for x in (batch.real_classes(piece, block), batch.part(out, block)))
-        if weights is None:
-            target.copy_(gradient)
-        else:
-            _multiply(gradient, weights[:, block.first : block.first + block.rows], target)
+    if weights is not None:
+        weights = weights.expand(batch.frames, -1, -1)
+    if batch.whole:
+        blocks = [(pieces[0], out, slice(None))]
+    else:
+        blocks = [
+            (batch.real_classes(piece, block), batch.part(out, block), slice(block.first, block.first + block.rows))
+            for block, piece in zip(batch.blocks(), pieces, strict=True)
+        ]
+    parts: list[tuple[Tensor, Tensor | None, Tensor]] = []
+    for piece, own, rows in blocks:
+        gradient, target = batch.frames_first(piece), batch.frames_first(own)
+        by_frame = None if weights is None else weights[:, rows]
+        parts += [
+            (gradient[x], None if by_frame is None else by_frame[x], target[x]) for x in _vocabulary.chunks(target)
+        ]
+    _threads.side_by_side(lambda part: _multiply(*part), parts, batch.on_cpu and batch.large)
     return out
 
 
-def _multiply(gradient: Tensor, weights: Tensor, out: Tensor) -> None:
-    """Write gradient, (T, R, C), times weights, (T, R, 1) or (1, R, 1), to `out`; a weight of 0 always gives 0."""
+def _multiply(gradient: Tensor, weights: Tensor | None, out: Tensor) -> None:
+    """Write gradient, (T, R, C), times weights, (T, R, 1), to `out`; a weight of 0 always gives 0."""
+    if weights is None:
+        out.copy_(gradient)
+        return
     masked = weights == 0
     if out.device.type != "cpu" or out.dtype == gradient.dtype:
         torch.mul(gradient, weights, out=out)  # a GPU rounds in the same pass
     else:
-        weights = weights.expand(len(out), -1, -1)
-        step = max(1, _CHUNK // max(1, out[0].numel()))
-        product = gradient.new_empty(min(step, len(out)), *out.shape[1:])
-        for start in range(0, len(out), step):
-            here = slice(start, start + step)
-            out[here].copy_(torch.mul(gradient[here], weights[here], out=product[: len(out[here])]))
+        out.copy_(gradient * weights)
     if out.device.type != "cpu" or masked.any():
         out.masked_fill_(masked, 0)

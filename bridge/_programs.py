@@ -1,8 +1,8 @@
 """Define the programs that JAX compiles, and run them on the blocks of a batch."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bridge import _memory, _threads
 from bridge._batch import Batch, Block
 from bridge._dlpack import jax_context, to_jax, to_torch
 from jaxctc._api.alignment import align
@@ -21,32 +22,49 @@ from jaxctc._lattice.lattices import accumulation_dtype, frame_mask, frames_firs
 from jaxctc._lattice.outcome import nan_where
 from jaxctc._types import Problem, Request
 
+Result = TypeVar("Result")
+
 
 def losses(batch: Batch, scores: Tensor) -> Tensor:
     """Return the losses, (N,)."""
-    results = _run(batch, scores, lambda block: (_losses, batch.request, to_jax(batch.pad(scores, block))))
-    return _joined(batch, [loss for (loss,) in results])
+
+    def call(block: Block) -> tuple[Any, ...]:
+        return _losses, batch.request, to_jax(batch.pad(scores, block))
+
+    def finish(_: Block, loss: jax.Array) -> jax.Array:
+        return loss.block_until_ready() if batch.on_cpu else loss
+
+    return _joined_losses(batch, _run_and(finish, batch, scores, call))
 
 
 def losses_and_gradient(
     batch: Batch, scores: Tensor, normalized: bool, weights: np.ndarray
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return the losses, (N,), and for each block the padded gradient of each loss with respect to its own scores.
+    """Return the losses, (N,), and the gradients of each loss with respect to its own scores.
 
-    The gradients of finite losses are multiplied by `weights[0]` and those of infinite losses by `weights[1]`, (N,).
-    For a compact batch the gradients are those of its vocabulary, without the exp(scores) that `normalized` adds.
-    Gradients have the dtype of the losses.
+    There is one tensor of gradients, of the shape of the scores, if `batch.whole`; else one for each block, padded. For
+    a compact batch the gradients are those of its vocabulary, without the exp(scores) that `normalized` adds. Gradients
+    have the dtype of the losses, and those of finite losses are multiplied by `weights[0]`, those of infinite losses by
+    `weights[1]`, (N,).
     """
     normalized = normalized and not batch.compact
     padded_weights = np.zeros((2, batch.total_rows), weights.dtype)
     padded_weights[:, : batch.sequences] = weights
+    copied = batch.whole and not batch.exact
+    whole = _memory.empty(scores.shape, scores, getattr(torch, precision(scores))) if copied else None
 
     def call(block: Block) -> tuple[Any, ...]:
         own = padded_weights[:, block.first : block.first + len(block.lengths)]
         return _losses_and_gradient, batch.request, normalized, own, to_jax(batch.pad(scores, block))
 
-    results = _run(batch, scores, call)
-    return _joined(batch, [loss for loss, _ in results]), [gradient for _, gradient in results]
+    def finish(block: Block, loss: jax.Array, gradient: jax.Array) -> tuple[jax.Array, Tensor]:
+        if whole is None:
+            return loss, to_torch(gradient)
+        batch.part(whole.numpy(), block)[:] = batch.real_classes(np.asarray(gradient), block)
+        return loss, whole
+
+    value, gradients = zip(*_run_and(finish, batch, scores, call), strict=True)
+    return _joined_losses(batch, value), list(gradients[:1] if batch.whole else gradients)
 
 
 def hessian_product(batch: Batch, scores: Tensor, normalized: bool, direction: Tensor) -> Tensor:
@@ -56,7 +74,7 @@ def hessian_product(batch: Batch, scores: Tensor, normalized: bool, direction: T
     """
 
     def call(block: Block) -> tuple[Any, ...]:
-        along, padded = (to_jax(batch.pad(x, block, tail)) for x, tail in ((direction, 0.0), (scores, -torch.inf)))
+        along, padded = (to_jax(batch.pad(x, block, tail)) for x, tail in ((direction, 0.0), (scores, -np.inf)))
         return _hessian_product, batch.request, normalized, along, padded
 
     return batch.assemble([product for (product,) in _run(batch, scores, call)])
@@ -94,7 +112,7 @@ def posteriors_pulled_back(batch: Batch, scores: Tensor, states: Tensor, classes
     """Return the cotangent of the scores, given those of the posteriors of states and classes."""
 
     def call(block: Block) -> tuple[Any, ...]:
-        tails = (states, None), (classes, 0.0), (scores, -torch.inf)
+        tails = (states, None), (classes, 0.0), (scores, -np.inf)
         return _posteriors_pulled_back, batch.request, *(to_jax(batch.pad(x, block, tail)) for x, tail in tails)
 
     return batch.assemble([gradient for (gradient,) in _run(batch, scores, call)])
@@ -106,14 +124,34 @@ def precision(scores: Tensor) -> str:
 
 
 def _run(batch: Batch, scores: Tensor, call: Callable[[Block], tuple[Any, ...]]) -> list[tuple[Tensor, ...]]:
-    """Run a program on every block. All are started before the first is waited for: JAX computes them in parallel."""
-    with jax_context(scores):
-        started = []
-        for block in batch.blocks():
+    """Return the results of the program of every block."""
+    return _run_and(lambda _, *results: tuple(map(to_torch, results)), batch, scores, call)
+
+
+def _run_and(
+    finish: Callable[..., Result], batch: Batch, scores: Tensor, call: Callable[[Block], tuple[Any, ...]]
+) -> list[Result]:
+    """Return for every block what `finish` makes of the block and the results of its program.
+
+    On the CPU blocks are computed side by side. `finish` waits for the results, so that each thread has one program.
+    """
+
+    def run(block: Block) -> Result:
+        with jax_context(scores):
             program, *arguments = call(block)
             labels = block.labels if isinstance(block.labels, np.ndarray) else to_jax(block.labels)
-            started.append(program(*arguments, labels, block.lengths))
-        return [tuple(to_torch(array) for array in results) for results in started]
+            return finish(block, *program[scores.device.type](*arguments, labels, block.lengths))
+
+    blocks = list(batch.blocks())
+    worthwhile = batch.on_cpu and (len(blocks) > 1 or (batch.large and not batch.exact))
+    return _threads.side_by_side(run, blocks, worthwhile)
+
+
+def _joined_losses(batch: Batch, pieces: Sequence[jax.Array]) -> Tensor:
+    if not batch.on_cpu:
+        return _joined(batch, list(map(to_torch, pieces)))
+    # Only the last block has rows that are none.
+    return torch.from_numpy(np.concatenate([np.asarray(piece) for piece in pieces])[: batch.sequences])
 
 
 def _joined(batch: Batch, pieces: list[Tensor]) -> Tensor:
@@ -122,24 +160,45 @@ def _joined(batch: Batch, pieces: list[Tensor]) -> Tensor:
     return torch.cat([piece[: block.rows] for block, piece in zip(batch.blocks(), pieces, strict=True)])
 
 
+_Program: TypeAlias = dict[str, Callable[..., tuple[jax.Array, ...]]]
+"""What JAX compiles of one function, by the type of PyTorch's device."""
+
+# XLA would divide the larger steps of a loop among threads, and wait for each of them at every turn. The blocks occupy
+# the cores already.
+_WITHOUT_XLA_S_THREADS = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
+
+
+def _program(*static: int) -> Callable[[Callable[..., tuple[jax.Array, ...]]], _Program]:
+    """Return a decorator that has JAX compile a function; the arguments at `static` are no arrays."""
+
+    def compiled(function: Callable[..., tuple[jax.Array, ...]]) -> _Program:
+        compiler_options = {"cpu": _WITHOUT_XLA_S_THREADS, "cuda": None}
+        return {
+            device: jax.jit(function, static_argnums=static, compiler_options=options)
+            for device, options in compiler_options.items()
+        }
+
+    return compiled
+
+
 def _split(lengths: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return the frames and the labels of each sequence, and the longest input, beyond which nothing is computed."""
     return lengths[:, 0], lengths[:, 1], lengths[:, 0].max()
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@_program(0)
 def _losses(request: Request, scores: jax.Array, labels: jax.Array, lengths: jax.Array) -> tuple[jax.Array]:
     return (core_losses(request, scores, labels, *_split(lengths)),)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@_program(0, 1)
 def _losses_and_gradient(
     request: Request, normalized: bool, weights: jax.Array, *problem: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     return _gradient_of(request, normalized, weights, *problem)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@_program(0, 1)
 def _hessian_product(
     request: Request, normalized: bool, direction: jax.Array, scores: jax.Array, *rest: jax.Array
 ) -> tuple[jax.Array]:
@@ -179,12 +238,12 @@ def _problem(scores: jax.Array, labels: jax.Array, lengths: jax.Array) -> Proble
     return Problem(scores, labels, lengths[:, 0], lengths[:, 1])
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@_program(0)
 def _aligned(request: Request, *problem: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(align(request, *_problem(*problem)))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@_program(0, 1, 2)
 def _beams(
     request: Request,
     width: int,
@@ -197,12 +256,12 @@ def _beams(
     return tuple(search(scores, lengths[:, 0], request.blank, batch_first=request.batch_first))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@_program(0)
 def _posteriors(request: Request, *problem: jax.Array) -> tuple[jax.Array, ...]:
     return core_posteriors(request, *_problem(*problem))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@_program(0)
 def _posteriors_pulled_back(
     request: Request, states: jax.Array, classes: jax.Array, scores: jax.Array, *rest: jax.Array
 ) -> tuple[jax.Array, ...]:

@@ -4,8 +4,8 @@ A program is compiled for T' frames, R sequences and S' labels, and serves every
 
 - T is padded to the next of a few sizes. Padded frames lie beyond every input length and are not computed.
 - The sequences are divided into blocks of R rows, and the last block is filled with empty sequences, so that
-  a program does not depend on the number of sequences. On a CPU a few small blocks also run faster than one
-  large block, whose working set does not fit in the cache. On a GPU more sequences in a block cost little, and
+  a program does not depend on the number of sequences. On a CPU blocks are computed side by side (see `_threads`), and
+  the working set of a small block fits in the cache. On a GPU more sequences in a block cost little, and
   every block costs its launches: there is one block, of one of a few sizes.
 - S, the longest target of the batch, is padded to the next of a few sizes.
 - C is padded to the next of a few sizes, with classes of probability zero. If there are many classes, a program is
@@ -30,9 +30,9 @@ class Sizes(NamedTuple):
         frames: Sizes for T, ascending.
         labels: Sizes for the longest target of a batch, ascending. Use multiples of 8, minus 2: the lattice has two
             columns more, and pads them to a multiple of 8.
-        sequences: Sequences in a block. None chooses for the device: on the CPU 16, or 8 from 64 labels on, or 4 from
-            256 labels on, or 1, 2 or 4 for as few sequences with many classes; on a GPU 32, doubled until one block
-            holds the batch.
+        sequences: Sequences in a block. None chooses for the device: on the CPU 8, or 2 from 256 labels on, or 16 for
+            less than 64 labels and up to 128 frames, or 1, 2 or 4 for as few sequences with many classes; on a GPU 32,
+            doubled until one block holds the batch.
         classes: Sizes for C, ascending, for batches whose classes are not many: fewer than two for each label of the
             padded target and the blank. Choose multiples of 32, or the labels plus 2, so that targets as long as C need
             no more programs than their lengths do.
@@ -55,20 +55,38 @@ class Sizes(NamedTuple):
         self, frames: int, sequences: int, labels: int, accelerated: bool, classes: int = 0
     ) -> tuple[int, int, int]:
         """Return T', R and S' for a batch of this many frames, sequences, labels and classes."""
-        labels = _next(labels, self.labels)
+        frames, labels = _next(frames, self.frames), _next(labels, self.labels)
         rows = self.sequences
         if rows is None and accelerated:
             rows = _next(sequences, (32,))
         elif rows is None:
-            rows = 16 if labels < 64 else 8 if labels < 256 else 4
+            rows = rows_at_once(frames, labels)
             if sequences <= 4 and many(labels, classes):
                 # Where a row has much to read, an empty one costs too much.
-                rows = _next(sequences, (1, 2, 4))
-        return _next(frames, self.frames), rows, labels
+                rows = min(rows, _next(sequences, (1, 2, 4)))
+        return frames, rows, labels
 
     def fit_classes(self, labels: int, classes: int) -> int:
         """Return C' for a batch of this many classes, whose targets are padded to this many labels."""
         return classes if many(labels, classes) else _next(classes, self.classes)
+
+
+def rows_at_once(frames: int, labels: int) -> int:
+    """Return how many sequences are to be in a block on a CPU.
+
+    Blocks are computed side by side: there should be several. The fewer states a step has, the more of its time is
+    that of its call, and of few frames the call of the program is much.
+    """
+    if labels >= 256:
+        return 2
+    return 16 if labels < 64 and frames <= 128 else 8
+
+
+def unpadded_rows(frames: int, sequences: int, labels: int, accelerated: bool) -> int:
+    """Return how many sequences are to be in a block if none is padded; the last block has what is left."""
+    sequences = max(sequences, 1)
+    blocks = 1 if accelerated else -(-sequences // rows_at_once(frames, labels))
+    return -(-sequences // blocks)
 
 
 def many(labels: int, classes: int) -> bool:

@@ -9,14 +9,13 @@ returns.
 
 from collections.abc import Iterator
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 _CHUNK = 1 << 18
-"""The number of elements of a gradient that are written in one piece: they fit in the cache."""
 
 
 class Vocabulary(NamedTuple):
@@ -55,7 +54,7 @@ def gather_logits(logits: Tensor, classes: Tensor, out: Tensor) -> None:
     """
     repeated = classes == classes[:, :1]
     repeated[:, 0] = False
-    for here in _chunks(logits):
+    for here in chunks(logits):
         wide = logits[here].to(out.dtype)
         index = classes.expand(len(wide), -1, -1)
         peak = wide.amax(2, keepdim=True)
@@ -66,9 +65,9 @@ def gather_logits(logits: Tensor, classes: Tensor, out: Tensor) -> None:
         others.copy_(torch.logsumexp((wide - peak).scatter_(2, index, -torch.inf), 2, keepdim=True))
 
 
-def _chunks(x: Tensor) -> Iterator[slice]:
-    """Yield slices of the first axis, of so few elements of `x` that they fit in the cache."""
-    step = max(1, _CHUNK // max(1, x[:1].numel()))
+def chunks(x: Tensor) -> Iterator[slice]:
+    """Yield slices of the first axis, of so few elements of `x` that they fit in a CPU's cache: on a GPU all of it."""
+    step = max(1, _CHUNK // max(1, x[:1].numel())) if x.device.type == "cpu" else len(x)
     for start in range(0, len(x), step):
         yield slice(start, start + step)
 
@@ -95,6 +94,9 @@ class GradientWeights(NamedTuple):
     nan: Tensor
     """(T, R): the frames in which it is NaN."""
 
+    def of_frames(self, frames: slice) -> Self:
+        return self._replace(zero=self.zero[frames], nan=self.nan[frames])
+
 
 def write_gradient(
     vocabulary: Tensor, classes: Tensor, scores: Tensor, rest: Rest, weights: GradientWeights, out: Tensor
@@ -104,28 +106,25 @@ def write_gradient(
     With `Rest.OTHERS` the vocabulary has one class more, for all others.
     """
     dtype = weights.vocabulary.dtype
-    any_zero, any_nan = bool(weights.zero.any()), bool(weights.nan.any())
-    for here in _chunks(out):
-        target = out[here]
-        gradient = target if target.dtype == dtype else torch.empty_like(target, dtype=dtype)
-        own = vocabulary[here] * weights.vocabulary[:, None]
-        index = classes.expand(len(own), -1, -1)
-        if rest is Rest.NOTHING:
-            gradient.zero_()
-        elif rest is Rest.EXP_SCORES:
-            torch.exp(scores[here].to(dtype), out=gradient)
-            gradient.mul_(weights.exp_scores[:, None])
-        else:
-            own, others = own.split((classes.shape[1], 1), dim=2)
-            without = scores[here].to(dtype, copy=True).scatter_(2, index, -torch.inf)
-            torch.mul(torch.softmax(without, 2), others, out=gradient)
-            # Where no other class is possible their softmax is NaN.
-            gradient.masked_fill_(others == 0, 0)
-        # Only the blank occurs more than once, and its repetitions are 0: the order of the additions does not matter.
-        gradient.scatter_add_(2, index, own)
-        if any_zero:
-            gradient[weights.zero[here]] = 0
-        if any_nan:
-            gradient[weights.nan[here]] = torch.nan
-        if gradient is not target:
-            target.copy_(gradient)
+    gradient = out if out.dtype == dtype else torch.empty_like(out, dtype=dtype)
+    own = vocabulary * weights.vocabulary[:, None]
+    index = classes.expand(len(own), -1, -1)
+    if rest is Rest.NOTHING:
+        gradient.zero_()
+    elif rest is Rest.EXP_SCORES:
+        torch.exp(scores.to(dtype), out=gradient)
+        gradient.mul_(weights.exp_scores[:, None])
+    else:
+        own, others = own.split((classes.shape[1], 1), dim=2)
+        without = scores.to(dtype, copy=True).scatter_(2, index, -torch.inf)
+        torch.mul(torch.softmax(without, 2), others, out=gradient)
+        # Where no other class is possible their softmax is NaN.
+        gradient.masked_fill_(others == 0, 0)
+    # Only the blank occurs more than once, and its repetitions are 0: the order of the additions does not matter.
+    gradient.scatter_add_(2, index, own)
+    if weights.zero.any():
+        gradient[weights.zero] = 0
+    if weights.nan.any():
+        gradient[weights.nan] = torch.nan
+    if gradient is not out:
+        out.copy_(gradient)
