@@ -1,0 +1,155 @@
+"""Measure the bridge on one core, on all of them, and beside a neighbour that keeps one of them busy.
+
+python -m benchmarks.cores [--seconds N] [--real-time]
+
+A step is loss and gradient, called from PyTorch, as the bridge and as PyTorch compute them. Each setting is measured in
+a process of its own, which is bound to its cores before anything has computed; the bridge and PyTorch take turns in it.
+The neighbour is a process that does nothing but run on the first core. On a machine that others use, `--real-time`
+keeps their processes off the cores while the settings without a neighbour are measured (it needs the right to set
+priorities). Figures are written to `benchmarks/results/cores-cpu.json`: medians, 95th percentiles and the least, in
+milliseconds.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.nn import functional
+
+import bridge
+from benchmarks import _machine
+from benchmarks._shapes import SHAPES, Shape, draw
+
+RESULTS = Path(__file__).parent / "results" / "cores-cpu.json"
+CROWD = Shape("crowd", 500, 64, 32, 100)
+MEASURED = (*(shape for shape in SHAPES if shape.name != "ocr"), CROWD)
+LEAST = 9
+"""Steps of each kind, however long they take."""
+NEIGHBOUR = "import os\nos.sched_setaffinity(0, {%d})\nwhile True: pass"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=4, help="for each shape and setting")
+    parser.add_argument("--real-time", action="store_true", help="measure without a neighbour at real-time priority")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        cores, busy = options.measure.split(",")
+        print(json.dumps(measured(int(cores), busy == "busy", options.seconds, options.real_time)))
+        return
+    rows = []
+    available = len(os.sched_getaffinity(0))
+    for cores in sorted({1, available}):
+        for neighbour in ("quiet", "busy"):
+            command = [sys.executable, "-m", "benchmarks.cores", "--measure", f"{cores},{neighbour}"]
+            command += ["--seconds", str(options.seconds), *["--real-time"] * options.real_time]
+            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+            rows += [{"cores": cores, "neighbour": neighbour, **row} for row in found]
+    machine = {**_machine.describe(), "real_time": options.real_time}
+    RESULTS.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    show(rows)
+
+
+def measured(cores: int, busy: bool, seconds: float, real_time: bool) -> list[dict[str, Any]]:
+    """Return a row for each shape and kind of step."""
+    _machine.bound(cores)
+    torch.set_num_threads(cores)
+    neighbour = None
+    if busy:
+        neighbour = subprocess.Popen([sys.executable, "-c", NEIGHBOUR % min(os.sched_getaffinity(0))])
+    try:
+        return [row for shape in MEASURED for row in of_shape(shape, seconds, real_time and not busy)]
+    finally:
+        if neighbour:
+            neighbour.kill()
+
+
+def of_shape(shape: Shape, seconds: float, real_time: bool) -> list[dict[str, Any]]:
+    steps = {f"{peer}, {scores}": step for scores, pair in both(shape).items() for peer, step in pair.items()}
+    for step in steps.values():
+        step()
+        step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    if real_time:
+        _priority(os.SCHED_FIFO, 1)
+    watch, end = _machine.Watch(), time.perf_counter() + seconds
+    while time.perf_counter() < end or min(map(len, times.values())) < LEAST:
+        for name, step in steps.items():
+            step()  # untimed: threads of the one before may still spin, and the caches are not its own
+            started = time.perf_counter()
+            step()
+            times[name].append(1e3 * (time.perf_counter() - started))
+    shared = {"shape": shape.name, "sizes": shape.sizes, "others_share": round(watch.others_share(), 3)}
+    if real_time:
+        _priority(os.SCHED_OTHER, 0)
+    return [
+        {
+            **shared,
+            "step": name,
+            "median_ms": round(float(np.median(taken)), 3),
+            "p95_ms": round(float(np.percentile(taken, 95)), 3),
+            "least_ms": round(min(taken), 3),
+            "steps": len(taken),
+        }
+        for name, taken in times.items()
+    ]
+
+
+def _priority(policy: int, priority: int) -> None:
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.sched_setscheduler(int(thread), policy, os.sched_param(priority))
+
+
+def both(shape: Shape) -> dict[str, dict[str, Callable[[], None]]]:
+    batch = draw(shape)
+    rest = [torch.from_numpy(x).long() for x in (batch.targets, batch.input_lengths, batch.target_lengths)]
+
+    def step(loss: Callable[..., torch.Tensor], scores: np.ndarray) -> Callable[[], None]:
+        source = torch.from_numpy(scores)
+
+        def run() -> None:
+            loss(source.detach().requires_grad_(), *rest).backward()
+
+        return run
+
+    def normalized(logits: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        return functional.ctc_loss(logits.log_softmax(2), *others)
+
+    return {
+        "log_probs": {
+            "bridge": step(bridge.ctc_loss, batch.log_probs),
+            "torch": step(functional.ctc_loss, batch.log_probs),
+        },
+        "logits": {
+            "bridge": step(bridge.ctc_loss_with_logits, batch.logits),
+            "torch": step(normalized, batch.logits),
+        },
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print a line for each shape and kind of step, and a column for each setting."""
+    settings = sorted({(row["cores"], row["neighbour"]) for row in rows}, key=lambda x: (x[0], x[1] == "busy"))
+    table = Table("T, N, C, S", "step", *(f"cores: {cores}, {neighbour}" for cores, neighbour in settings))
+    cells = {(row["sizes"], row["step"], row["cores"], row["neighbour"]): row for row in rows}
+    for sizes, step in dict.fromkeys((row["sizes"], row["step"]) for row in rows):
+        found = [cells[sizes, step, *setting] for setting in settings]
+        table.add_row(sizes, step, *(f"{row['median_ms']:.1f}, {row['p95_ms']:.1f}" for row in found))
+    Console(width=120).print("Milliseconds a step: median, 95th percentile", table)
+
+
+if __name__ == "__main__":
+    main()
