@@ -93,7 +93,8 @@ def _losses(
         lattice = lattices.build_lattice(problem, request)
         return frame_blocks.over_devices(in_chunks(chunk, request), request, lambda _: P())(problem.scores, lattice)
 
-    return dispatch.choose(run, request, Problem(scores, targets, input_lengths, target_lengths), max_input_length)
+    problem = Problem(scores, targets, input_lengths, target_lengths)
+    return dispatch.choose(run, request, problem, max_input_length, results=_results(problem)[0])
 
 
 @_losses.defjvp
@@ -130,7 +131,18 @@ def _losses_and_gradient(
         results = frame_blocks.over_devices(in_chunks(chunk, request), request, lambda spec: (P(), spec, spec))
         return results(problem.scores, lattice)
 
-    return dispatch.choose(run, request, Problem(scores, targets, input_lengths, target_lengths), max_input_length)
+    problem = Problem(scores, targets, input_lengths, target_lengths)
+    return dispatch.choose(run, request, problem, max_input_length, results=_results(problem))
+
+
+def _results(problem: Problem) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Return the shapes and types of losses, gradient and gradient mask."""
+    shape, dtype = problem.scores.shape, accumulation_dtype(problem.scores.dtype)
+    return (
+        jax.ShapeDtypeStruct(problem.input_lengths.shape, dtype),
+        jax.ShapeDtypeStruct(shape, dtype),
+        jax.ShapeDtypeStruct(shape, jnp.bool_),
+    )
 
 
 def _gradient(

@@ -69,7 +69,9 @@ def _posteriors(
         return _masked((states, classes), value, lattice, request)
 
     problem = Problem(scores, targets, input_lengths, target_lengths)
-    return dispatch.choose(run, request, problem, every_blank=True)
+    dtype, states = accumulation_dtype(scores.dtype), 2 * targets.shape[1] + 1
+    results = jax.ShapeDtypeStruct((*scores.shape[:2], states), dtype), jax.ShapeDtypeStruct(scores.shape, dtype)
+    return dispatch.choose(run, request, problem, every_blank=True, results=results)
 
 
 def _masked(

@@ -2,7 +2,7 @@
 
 Whatever depends on the choice (the multiple of the lattice's columns, the size of a segment, whose functions run) is
 one `Layout`, chosen here before the lattice is built, so that a platform's default is program for program what an
-explicit request runs. Shapes and types are known when tracing, the platform when lowering (`by_platform`), so that a
+explicit request runs. Shapes and types are known when tracing, the platform when lowering (`_platforms`), so that a
 program can be made for a device that is not there. GPUs without a kernel run loops of their own (`gpu_loops`), if the
 scores can be stored and the frames are on one device. Unless it is asked for, or preferred (`set_implementation`), a
 kernel runs only on platforms in `PROVEN`. An explicit request runs the kernel or raises with the reason.
@@ -20,9 +20,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 from jaxctc._forward_backward import gpu_loops, scaled_emissions, segments
-from jaxctc._kernels.by_platform import by_platform
 from jaxctc._kernels.implementations import GpuLoops, Implementation, Kernels, Loops
 from jaxctc._lattice.lattices import accumulation_dtype, column_count, frames_of
+from jaxctc._platforms import by_platform
 from jaxctc._sizes import is_known
 from jaxctc._types import IMPLEMENTATIONS, REGISTERED, Layout, Problem, Request
 
@@ -39,11 +39,14 @@ _STEPS = 16
 _T = TypeVar("_T")
 
 
-def choose(run: Callable[..., _T], request: Request, problem: Problem, *rest: Any, every_blank: bool = False) -> _T:
+def choose(
+    run: Callable[..., _T], request: Request, problem: Problem, *rest: Any, results: Any, every_blank: bool = False
+) -> _T:
     """Return what `run` gives for the request with the layout of the implementation that serves it.
 
-    `run` is a function of a request, the problem and the rest, and may use no other traced value. `every_blank` says
-    that the posterior of each blank is wanted, for which a TPU's kernel has less room.
+    `run` is a function of a request, the problem and the rest, and may use no other traced value. `results` has the
+    shapes and types of what it returns, for it is traced when it is lowered. `every_blank` says that the posterior of
+    each blank is wanted, for which a TPU's kernel has less room.
     """
     if request.implementation in REGISTERED:
         _, layout = REGISTERED[request.implementation]
@@ -55,7 +58,7 @@ def choose(run: Callable[..., _T], request: Request, problem: Problem, *rest: An
     preferred = asked or request.prefers_kernels
     loops = {} if asked else _loops(run, request, problem)
     if request.implementation == "xla" or not (preferred or PROVEN):
-        return by_platform(everywhere, loops, problem, *rest)
+        return by_platform(everywhere, loops, results, problem, *rest)
     objections = _objections(request, problem, every_blank=every_blank)
     usable = [platform for platform, why in objections.items() if why is None and (preferred or platform in PROVEN)]
     against = tuple((platform, why) for platform, why in objections.items() if why is not None)
@@ -65,7 +68,7 @@ def choose(run: Callable[..., _T], request: Request, problem: Problem, *rest: An
         raise _no_kernel_error(request, next(iter(reasons)) if len(reasons) == 1 else each)
 
     if not usable:
-        return by_platform(everywhere, loops, problem, *rest)
+        return by_platform(everywhere, loops, results, problem, *rest)
 
     def no_kernel(*operands: Any) -> _T:
         return jax.tree.map(
@@ -76,7 +79,7 @@ def choose(run: Callable[..., _T], request: Request, problem: Problem, *rest: An
         name: functools.partial(run, request._replace(layout=_layout(name))) for name in usable
     }
     # Kernels are traced on every platform: JAX has to see that a program needs to know its devices.
-    default: Callable[..., _T] = no_kernel if asked else functools.partial(by_platform, everywhere, loops)
+    default: Callable[..., _T] = no_kernel if asked else functools.partial(by_platform, everywhere, loops, results)
     return lax.platform_dependent(problem, *rest, default=default, **kernels)
 
 

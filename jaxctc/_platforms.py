@@ -1,0 +1,130 @@
+"""Trace a program for a platform when it is lowered for that platform, and no earlier.
+
+`jax.lax.platform_dependent` traces the programs for all platforms wherever one is lowered: everybody would pay for a
+GPU's program. Here a primitive carries functions, of which lowering traces the one that it needs. A program that is
+never lowered is never traced: that of the loss alone, where the gradient is asked for.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Primitive
+from jax.interpreters import batching, mlir
+from jax.sharding import AxisType
+
+_T = TypeVar("_T")
+_Form = Callable[..., list[jax.Array]]
+"""A function of the flat operands that returns flat results."""
+_Forms = tuple[tuple[str, _Form], ...]
+_DEFAULT = "default"
+_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+"""The platform that the program is lowered for which is being traced, if that is known."""
+
+
+def by_platform(
+    default: Callable[..., _T], others: Mapping[str, Callable[..., _T]], results: Any, *operands: Any
+) -> _T:
+    """Return what the function for the platform returns, of the `others` by name, or the default.
+
+    The functions may use no traced value but their operands. `results` has the shapes and types of what they return.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if jax.config.jax_disable_jit or AxisType.Manual in mesh.axis_types:  # type: ignore[attr-defined]
+        # Without jit nothing is lowered; and what is traced within a `jax.shard_map` has to be traced there.
+        return lax.platform_dependent(*operands, default=default, **others) if others else default(*operands)
+    leaves, tree = jax.tree.flatten(operands)
+    x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+
+    def flat(form: Callable[..., _T]) -> _Form:
+        def run(*leaves: jax.Array) -> list[jax.Array]:
+            # A program may be lowered where these settings have changed again.
+            context = contextlib.nullcontext() if mesh.empty else jax.sharding.use_abstract_mesh(mesh)
+            with jax.enable_x64(x64), context:
+                return jax.tree.leaves(form(*jax.tree.unflatten(tree, leaves)))
+
+        return run
+
+    forms = tuple((name, flat(form)) for name, form in {_DEFAULT: default, **others}.items())
+    found = _by_platform.bind(*leaves, forms=forms, results=_zeros(results))
+    return jax.tree.unflatten(jax.tree.structure(results), found)
+
+
+def form(default: Callable[[], _T], **others: Callable[[], _T]) -> _T:
+    """Return what the function for the platform returns, of the `others` by name, or the default.
+
+    Where the platform is known, as in what `by_platform` traces, no other function is called.
+    """
+    platform = _platform.get()
+    if platform is None:
+        return lax.platform_dependent(default=default, **others)
+    return others.get(platform, default)()
+
+
+@contextlib.contextmanager
+def _lowering_for(platforms: Sequence[str]) -> Iterator[None]:
+    token = _platform.set(platforms[0] if len(platforms) == 1 else None)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
+
+
+def _zeros(like: Any) -> ClosedJaxpr:
+    """Return a program whose results are of these shapes and types, for JAX to know them by."""
+    return jax.make_jaxpr(lambda: [jnp.zeros(x.shape, x.dtype) for x in jax.tree.leaves(like)])()
+
+
+_by_platform = Primitive("by_platform")
+_by_platform.multiple_results = True
+
+
+def _run(*operands: jax.Array, forms: _Forms, results: ClosedJaxpr) -> list[jax.Array]:
+    if jax.config.jax_debug_nans or jax.config.jax_debug_infs:  # type: ignore[attr-defined]
+        # JAX looks for the operation that made a NaN: it runs what was compiled once more, one by one.
+        return dict(forms)[_DEFAULT](*operands)
+    return jax.jit(lambda *operands: _by_platform.bind(*operands, forms=forms, results=results))(*operands)
+
+
+_by_platform.def_impl(_run)
+_by_platform.def_abstract_eval(lambda *_, forms, results: results.out_avals)  # noqa: ARG005, named as they are bound
+
+
+def _batched(
+    axis: Any, operands: Any, places: Any, *, forms: _Forms, results: ClosedJaxpr
+) -> tuple[list[jax.Array], list[int | None]]:
+    if all(place is None for place in places):
+        found = _by_platform.bind(*operands, forms=forms, results=results)
+        return found, [None] * len(found)
+
+    def mapped(form: _Form) -> _Form:
+        return jax.vmap(form, tuple(places), axis_size=axis.size, spmd_axis_name=axis.spmd_name)
+
+    each = [jax.ShapeDtypeStruct((axis.size, *x.shape), x.dtype) for x in results.out_avals]
+    found = _by_platform.bind(
+        *operands, forms=tuple((name, mapped(form)) for name, form in forms), results=_zeros(each)
+    )
+    return found, [0] * len(found)
+
+
+batching.fancy_primitive_batchers[_by_platform] = _batched
+
+
+def _lowered(context: mlir.LoweringRuleContext, *operands: Any, forms: _Forms, results: ClosedJaxpr) -> Any:  # noqa: ARG001
+    platforms = context.platforms or context.module_context.platforms
+    mine = {name: form for name, form in forms if name in (_DEFAULT, *platforms)}
+
+    def run(*operands: jax.Array) -> list[jax.Array]:
+        with _lowering_for(platforms):
+            if len(platforms) > 1:
+                return lax.platform_dependent(*operands, **mine)
+            return mine.get(platforms[0], mine[_DEFAULT])(*operands)
+
+    return mlir.lower_fun(run, multiple_results=True)(context, *operands)
+
+
+mlir.register_lowering(_by_platform, _lowered)
