@@ -83,8 +83,9 @@ def test_exp2(dtype):
 
 
 def test_total(dtype):
-    a = number([[1.5, 1.0, 1.0], [1.0, 1.0, 1.0]], [[-5000.0, -5001.0, LOG_ZERO], [LOG_ZERO] * 3], dtype)
-    got = scaled.total(a, axis=(1,))
+    a = number([[1.5, 1.0], [1.0, 1.0]], [[-5000.0, LOG_ZERO], [LOG_ZERO] * 2], dtype)
+    b = number([[1.0, 1.0], [1.0, 1.0]], [[LOG_ZERO, -5001.0], [LOG_ZERO] * 2], dtype)
+    got = scaled.total(a, b, axis=1)
     assert got.mantissa.shape == (2, 1)
     assert (float(got.mantissa[0, 0]), float(got.exponent[0, 0])) == (1.0, -4999.0)
     assert float(got.exponent[1, 0]) < LOG_ZERO / 2

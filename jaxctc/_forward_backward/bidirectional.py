@@ -23,6 +23,7 @@ from jaxctc._forward_backward import equations, scaled
 from jaxctc._forward_backward.buffers import (
     MARGIN,
     StateBuffers,
+    empty_states,
     initial_states,
     interleaved,
     put,
@@ -88,7 +89,10 @@ def _two_steps(
 
 
 class _Segment(NamedTuple):
-    """The states before and after each of K steps: rows 0, 2, 4, ... in `even`, and rows 1, 3, 5, ... in `odd`."""
+    """The states before and after each of K steps: rows 0, 2, 4, ... in `even`, and rows 1, 3, 5, ... in `odd`.
+
+    Both have H + 1 rows, where K = 2 H.
+    """
 
     even: StateBuffers
     odd: StateBuffers
@@ -104,8 +108,7 @@ class _Segment(NamedTuple):
             odd, even = _two_steps(even, j, odd, j, even, j + 1, emissions, first + 2 * j)
             return _Segment(even, odd)
 
-        count = self.odd.blank.shape[0]
-        return lax.fori_loop(skipped, count, pair, self._replace(even=self.even.put(skipped, state)))
+        return lax.fori_loop(skipped, len(self.odd.blank) - 1, pair, self._replace(even=self.even.put(skipped, state)))
 
 
 class Posterior(NamedTuple):
@@ -117,16 +120,6 @@ class Posterior(NamedTuple):
     blanks: Float[Array, "N 2 M W"] | None = None
     """The posterior of each blank, if it was asked for."""
 
-    def with_blanks_after_each_step(self, join: "Join") -> "Posterior":
-        """Return the posterior with the blanks after step i in row i; here row i has the blanks before step i."""
-
-        def one_step_on(rows: Array, last: Array) -> Array:
-            return jnp.concatenate([rows[:, :, 1:], last], axis=2)
-
-        last = join.blank[:, :, None]
-        each = None if self.blanks is None else one_step_on(self.blanks, last)
-        return Posterior(self.label, one_step_on(self.blank, last.sum(axis=3)), each)
-
 
 class _BackwardPass(NamedTuple):
     """The posterior (occupancy) during the backward pass through a segment of K = 2 H steps."""
@@ -135,8 +128,8 @@ class _BackwardPass(NamedTuple):
     """The labels' posterior after each step, in the row that had the scores of the step. The one before step 0 has no
     row of its own: it overwrites the last row, which is known already and is written again at the end.
     """
-    even: Float[Array, "N 2 H W"]
-    """The blanks' posterior for the even rows of a `_Segment`. Row K is stored where row 0 will be."""
+    even: Float[Array, "N 2 H+1 W"]
+    """The blanks' posterior for the even rows of a `_Segment`: before the first step, ..., after the last one."""
     odd: Float[Array, "N 2 H W"]
     of_label: dict[str, Complex[Array, "N 2 V"]]
     """Two numbers packed in one: each label's posterior after the step that is being undone, and the `smaller_part` of
@@ -147,27 +140,26 @@ class _BackwardPass(NamedTuple):
 
     def backward_step(
         self,
+        name: str,
         j: Index,
         before: StateBuffers,
-        b: Index,
         after: StateBuffers,
         a: Index,
         emissions: ScaledEmissions,
         k: Index,
-        name: str,
     ) -> "_BackwardPass":
         """Return the posterior before step k, with its blanks written to row j of the buffer called `name`.
 
-        The states before step k are in row b of `before`, and those after it in row a of `after`. For each sum of two
+        The states before step k are in row j of `before`, and those after it in row a of `after`. For each sum of two
         states, a product gives the part of the smaller one, and a subtraction the part of the larger one: both keep
         their digits.
         """
-        columns, half, rows = emissions.skip.shape[2], self.odd.shape[2], self.label.shape[2]
-        blank = row_of(self.odd, j) if name == "even" else row_of(self.even, jnp.where(j + 1 == half, 0, j + 1))
+        columns, rows = emissions.skip.shape[2], self.label.shape[2]
+        blank = row_of(self.odd if name == "even" else self.even, a)
         label = row_of(self.label, k)
-        prev_label, prev_blank = before.read("label", b, -1), _with_emission(emissions, before.read("blank", b), k)
+        prev_label, prev_blank = before.read("label", j, -1), _with_emission(emissions, before.read("blank", j), k)
         entering = equations.entering_label(prev_blank, after.read("blank", a), emissions.skip)
-        smaller_part = label * scaled.smaller_fraction(before.read("label", b), entering)
+        smaller_part = label * scaled.smaller_fraction(before.read("label", j), entering)
         of_label = write(self.of_label[name], lax.complex(label, smaller_part), (0, 0, 0))
         self_loop, entered = scaled.split(lax.real(x := of_label[:, :, :columns]), lax.imag(x))
 
@@ -193,24 +185,28 @@ class _BackwardPass(NamedTuple):
 
         def pair(n: Index, backward: _BackwardPass) -> _BackwardPass:
             j = half - 1 - n
-            backward = backward.backward_step(j, odd, j, even, j + 1, emissions, first + 2 * j + 1, "odd")
-            return backward.backward_step(j, even, j, odd, j, emissions, first + 2 * j, "even")
+            backward = backward.backward_step("odd", j, odd, even, j + 1, emissions, first + 2 * j + 1)
+            return backward.backward_step("even", j, even, odd, j, emissions, first + 2 * j)
 
         return lax.fori_loop(0, half - skipped, pair, self)
 
     def blanks(self, *, every_blank: bool) -> tuple[Float[Array, "N 2 K"], Float[Array, "N 2 K W"] | None]:
-        """Return the posterior of all blanks together in rows 0 to K - 1 and, if `every_blank`, that of each blank."""
-        sums = interleaved(self.even.sum(axis=3), self.odd.sum(axis=3))
-        return sums, interleaved(self.even, self.odd) if every_blank else None
+        """Return the posterior of all blanks after each step and, if `every_blank`, that of each blank."""
+        sums = interleaved(self.odd.sum(axis=3), self.even.sum(axis=3)[:, :, 1:])
+        return sums, interleaved(self.odd, self.even[:, :, 1:]) if every_blank else None
+
+    def before_segment(self) -> "_BackwardPass":
+        """Return the backward pass with the blanks before the first step as those after the last one."""
+        return self._replace(even=put(self.even, self.even[:, :, :1], (0, 0, self.odd.shape[2], 0)))
 
     @classmethod
     def initial(cls, join: "Join", size: int, label: Float[Array, "N 2 R W"]) -> "_BackwardPass":
         """Return a backward pass that holds the posterior after the last step; `label` has the labels' already."""
-        columns = join.blank.shape[2]
-        blanks, margin = zero_rows(join.blank, size // 2, columns), zero_rows(join.blank, columns + MARGIN)
-        even = write(blanks, join.blank[:, :, None], (0, 0, 0, 0))
+        half, columns = size // 2, join.blank.shape[2]
+        even, odd = zero_rows(join.blank, half + 1, columns), zero_rows(join.blank, half, columns)
+        even, margin = write(even, join.blank[:, :, None], (0, 0, half, 0)), zero_rows(join.blank, columns + MARGIN)
         scratch = scaled.pack(Scaled(margin, margin))
-        return cls(label, even, blanks, {"even": scratch, "odd": scratch}, scratch)
+        return cls(label, even, odd, {"even": scratch, "odd": scratch}, scratch)
 
 
 def likelihood(
@@ -223,7 +219,7 @@ def likelihood(
     that is run, if that is not the state before the first frame.
     """
     return _joined(
-        _last_states(emissions, initial_states(emissions, 1) if begin is None else begin, start, size), emissions
+        _last_states(emissions, initial_states(emissions) if begin is None else begin, start, size), emissions
     ).likelihood
 
 
@@ -247,7 +243,7 @@ def _last_states(emissions: ScaledEmissions, begin: StateBuffers, start: Index, 
 
         return lax.fori_loop(_skipped(start, s * size), size // 2, pair, states)
 
-    states = begin, initial_states(emissions, 1)
+    states = begin, empty_states(emissions, 1)
     if size == emissions.steps:
         return segment(0, states)[0]
     return lax.fori_loop(start // size, emissions.steps // size, segment, states)[0]
@@ -281,8 +277,8 @@ def posterior(
     no result. `begin` is the state before the first step that is run, if that is not the state before the first frame.
     `scatter` computes what the caller wants from the labels' posterior, if that is not the posterior itself.
     """
-    begin, half = initial_states(emissions, 1) if begin is None else begin, size // 2
-    segment = _Segment(initial_states(emissions, half + 1), initial_states(emissions, half))
+    begin, half = initial_states(emissions) if begin is None else begin, size // 2
+    segment = _Segment(*(empty_states(emissions, half + 1) for _ in range(2)))
     if size == emissions.steps:
         at, first = emissions.segment(0, size)
         skipped = _skipped(start, 0)
@@ -293,32 +289,29 @@ def posterior(
         )
         rows = Posterior(scatter(_with_last(backward.label, join)), *backward.blanks(every_blank=every_blank))
     else:
-        checkpoints = _forward_pass(emissions, begin, start, size)
+        segment, checkpoints = _forward_pass(emissions, segment, begin, start, size)
         join = _joined(checkpoints.row(emissions.steps // size), emissions)
         rows = _backward_pass(emissions, segment, checkpoints, join, start, size, scatter, every_blank=every_blank)
-    return join.likelihood, rows.with_blanks_after_each_step(join)
+    return join.likelihood, rows
 
 
-def _forward_pass(emissions: ScaledEmissions, begin: StateBuffers, start: Index, size: int) -> StateBuffers:
-    """Run the forward pass, and return the states before each segment and after the last one."""
+def _forward_pass(
+    emissions: ScaledEmissions, segment: _Segment, begin: StateBuffers, start: Index, size: int
+) -> tuple[_Segment, StateBuffers]:
+    """Run the forward pass, and return the states before each segment and after the last one.
 
-    def segment_forward(s: Index, states: tuple[StateBuffers, StateBuffers]) -> tuple[StateBuffers, StateBuffers]:
+    Its steps are those that the backward pass will run once more, in the same buffers: XLA compiles them once.
+    """
+
+    def segment_forward(s: Index, carry: tuple[_Segment, StateBuffers]) -> tuple[_Segment, StateBuffers]:
+        segment, checkpoints = carry
         at, first = emissions.segment(s * size, size)
-        skipped = _skipped(start, s * size)
-
-        def pair(j: Index, states: tuple[StateBuffers, StateBuffers]) -> tuple[StateBuffers, StateBuffers]:
-            checkpoints, odd = states
-            # Each pair of steps writes to row s + 1, where the state after the segment will be stored.
-            odd, checkpoints = _two_steps(
-                checkpoints, jnp.where(j == skipped, s, s + 1), odd, 0, checkpoints, s + 1, at, first + 2 * j
-            )
-            return checkpoints, odd
-
-        return lax.fori_loop(skipped, size // 2, pair, states)
+        segment = segment.run_forward(checkpoints.row(s), at, first, _skipped(start, s * size))
+        return segment, checkpoints.put(s + 1, segment.even.row(size // 2))
 
     first, count = start // size, emissions.steps // size
-    states = initial_states(emissions, count + 1).put(first, begin), initial_states(emissions, 1)
-    return lax.fori_loop(first, count, segment_forward, states)[0]
+    checkpoints = empty_states(emissions, count + 1).put(first, begin)
+    return lax.fori_loop(first, count, segment_forward, (segment, checkpoints))
 
 
 def _backward_pass(
@@ -332,7 +325,7 @@ def _backward_pass(
     *,
     every_blank: bool,
 ) -> Posterior:
-    """Run the backward pass, and return the posterior; its row i has the blanks before step i."""
+    """Run the backward pass, and return the posterior."""
     count, half = emissions.steps // size, size // 2
     recompute = emissions.scores is None
 
@@ -368,7 +361,8 @@ def _backward_pass(
             label = scatter(read(backward.label, (0, 0, first, 0), shape))
             backward = backward._replace(label=backward.label[:, :, :1])
         new = label, *backward.blanks(every_blank=every_blank)
-        return segment, backward, jax.tree.map(lambda x, y: put(x, y, (0, 0, s * size, 0)[: x.ndim]), rows, new)
+        rows = jax.tree.map(lambda x, y: put(x, y, (0, 0, s * size, 0)[: x.ndim]), rows, new)
+        return segment, backward.before_segment(), rows
 
     # The posterior overwrites the scores, if these are stored.
     last = join.label[:, :, None]

@@ -46,13 +46,19 @@ class StateBuffers(NamedTuple):
         return StateBuffers(*(put(x, y, (k, 0, 0, 0)) for x, y in zip(self, row, strict=True)))
 
 
-def initial_states(emissions: ScaledEmissions, count: Size) -> StateBuffers:
-    """Return rows that all hold the state before the first frame, in which every path is in blank 0."""
+def empty_states(emissions: ScaledEmissions, count: Size) -> StateBuffers:
+    """Return rows in which no state has been reached."""
     sequences, directions, columns = emissions.skip.shape
     shape = (count, sequences, directions, MARGIN + columns)
-    zero = varying_like(emissions.blank, scaled.zeros(shape, emissions.blank.mantissa.dtype))
-    here = lax.broadcasted_iota(jnp.int32, shape, 3) == MARGIN
-    return StateBuffers(pack(Scaled(zero.mantissa, jnp.where(here, 0, zero.exponent))), pack(zero))
+    zero = varying_like(emissions.blank, pack(scaled.zeros(shape, emissions.blank.mantissa.dtype)))
+    return StateBuffers(zero, zero)
+
+
+def initial_states(emissions: ScaledEmissions) -> StateBuffers:
+    """Return one row, with the state before the first frame, in which every path is in blank 0."""
+    empty = empty_states(emissions, 1)
+    here = lax.broadcasted_iota(jnp.int32, empty.blank.shape, 3) == MARGIN
+    return empty._replace(blank=jnp.where(here, 1, empty.blank))
 
 
 def row_of(x: Float[Array, "N 2 M W"], i: Index) -> Float[Array, "N 2 W"]:

@@ -1,16 +1,17 @@
 """Join the two directions: compute the likelihood, and the posterior of the states on both sides of the join."""
 
-from typing import Any, NamedTuple
+import functools
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from jaxctc._forward_backward import scaled
+from jaxctc._forward_backward import equations, scaled
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
 from jaxctc._lattice import indexing, products
+from jaxctc._types import LOG_ZERO
 
 
 def flush_negligible(probability: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -28,60 +29,38 @@ class Join(NamedTuple):
 
 
 def join_directions(blank: Scaled, label: Scaled, emissions: ScaledEmissions) -> Join:
-    """Join the last states of the forward direction, after one more step without an emission, with the backward ones.
+    """Join each direction's last states with those of the other direction, after one more step without an emission.
 
-    The states are those after the last step, (N, 2, W); blanks do not have their own frame's emission yet.
+    The states are those after the last step, (N, 2, W); blanks do not have their own frame's emission yet. Seen from
+    either direction, the other one is what comes after it.
     """
-    columns = emissions.skip.shape[2]
-    length = emissions.target_lengths[:, None]
-    column = lax.broadcasted_iota(jnp.int32, (1, columns), 1)
+    last = emissions.target_lengths
 
-    def direction(a: Scaled, d: int) -> Scaled:
-        return Scaled(*(x[:, d] for x in a))
-
-    def reversed_columns(a: Any, last: Array) -> Any:
-        """Return the columns of one array, or of each of two, in reverse order, from column `last` to column 0."""
-        there = jnp.maximum(last - column, 0)
-        return indexing.on_tpu(
-            lambda: jax.tree.map(lambda x: products.picked(x, last - column), a),
-            lambda: jax.tree.map(lambda x: jnp.take_along_axis(x, there, axis=1), a),
-        )
-
-    def reversed_or_zero(a: Array, last: Array) -> Array:
-        return jnp.where(column <= last, reversed_columns(a, last), 0)
-
-    def reversed_scaled(a: Scaled, last: Array) -> Scaled:
-        zero = scaled.zeros(a.mantissa.shape, a.mantissa.dtype)
-        return scaled.where(column <= last, reversed_columns(a, last), zero)
-
-    def from_left(a: Scaled) -> Scaled:
-        zero = scaled.zeros((a.mantissa.shape[0], 1), a.mantissa.dtype)
-        return Scaled(*(jnp.concatenate([x, y[:, :-1]], axis=1) for x, y in zip(zero, a, strict=True)))
+    def from_left(x: Array, zero: float) -> Array:
+        return lax.pad(x, jnp.asarray(zero, x.dtype), ((0, 0, 0), (0, 0, 0), (1, -1, 0)))
 
     blank = blank * Scaled(*(x[:, :, -1:] for x in emissions.blank))
-    skip = emissions.skip[:, 0]
-    prev_blank, prev_label = direction(blank, 0), direction(label, 0)
-    into_blank = prev_blank + from_left(prev_label)
-    entering = scaled.where(skip, into_blank, prev_blank)
-    into_label = prev_label + entering
+    prev_label = Scaled(from_left(label.mantissa, 1.0), from_left(label.exponent, LOG_ZERO))
+    into_blank = equations.into_blank(blank, prev_label)
+    into_label = equations.into_label(label, equations.entering_label(blank, into_blank, emissions.skip))
+    joint = blank * _across(into_blank, last), label * _across(into_label, last - 1)
+    whole = scaled.total(*joint, axis=2)
+    at_blank, at_label = (flush_negligible(scaled.fraction(scaled.renormalized(x), whole)) for x in joint)
+    return Join(Scaled(*(x[:, 0, 0] for x in whole)), at_blank, at_label)
 
-    joint_blank = into_blank * reversed_scaled(direction(blank, 1), length)
-    joint_label = into_label * reversed_scaled(direction(label, 1), length - 1)
-    both = Scaled(*(jnp.concatenate(x, axis=1) for x in zip(joint_blank, joint_label, strict=True)))
-    whole = scaled.total(both, axis=(1,))
 
-    at_blank, at_label = (
-        jnp.where(column <= last, flush_negligible(scaled.fraction(scaled.renormalized(x), whole)), 0)
-        for x, last in ((joint_blank, length), (joint_label, length - 1))
-    )
-    self_loop, entered = scaled.split(at_label, at_label * scaled.smaller_fraction(prev_label, entering))
-    blank_mass = at_blank + jnp.where(skip, entered, 0)
-    staying, leaving = scaled.split(blank_mass, blank_mass * scaled.smaller_fraction(prev_blank, from_left(prev_label)))
-    arriving = jnp.pad(leaving, ((0, 0), (0, 1)))[:, 1:]
-    return Join(
-        Scaled(whole.mantissa[:, 0], whole.exponent[:, 0]),
-        jnp.stack(
-            [flush_negligible(staying + jnp.where(skip, 0, entered)), reversed_or_zero(at_blank, length)], axis=1
-        ),
-        jnp.stack([flush_negligible(self_loop + arriving), reversed_or_zero(at_label, length - 1)], axis=1),
-    )
+def _across(a: Scaled, last: Int[Array, " N"]) -> Scaled:
+    """Return what the other direction has in the states of this one: its columns from `last` down to 0."""
+    sequences, _, columns = a.mantissa.shape
+    there = last[:, None, None] - lax.broadcasted_iota(jnp.int32, a.mantissa.shape, 2)
+
+    def picked(x: Array) -> Array:
+        return products.picked(x[:, ::-1], there)
+
+    def gathered(x: Array) -> Array:
+        other = 1 - lax.broadcasted_iota(jnp.int32, x.shape, 1)
+        place = (other * columns + jnp.maximum(there, 0)).reshape(1, sequences, 2 * columns)
+        return indexing.own_values(x.reshape(sequences, 2 * columns), place).reshape(x.shape)
+
+    found = Scaled(*(indexing.on_tpu(functools.partial(picked, x), functools.partial(gathered, x)) for x in a))
+    return scaled.where(there >= 0, found, scaled.zeros((), a.mantissa.dtype))

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxctc._forward_backward.bidirectional import Posterior
 from jaxctc._lattice import indexing, lattices, products
-from jaxctc._lattice.frame_map import places_of_frames, steps_of_frames
+from jaxctc._lattice.frame_map import places_of_frames
 from jaxctc._lattice.lattices import Lattice, frames_first, has_label, row_of_indices
 from jaxctc._sizes import Size, is_at_most
 from jaxctc._types import Request
@@ -46,7 +46,7 @@ def class_scatter(lattice: Lattice, classes: Size, dtype: jnp.dtype, *, gpu: boo
     sequences, columns = lattice.labels.shape
     if is_at_most(classes, 2 * columns):
         bin_of_class = jnp.broadcast_to(row_of_indices(classes), (sequences, classes))
-        matrix = _scatter_matrix(lattice, lattice.labels, classes, gpu=gpu)
+        matrix = _scatter_matrix(lattice, lattice.labels, classes)
         return ClassScatter(matrix.astype(dtype), bin_of_class, bin_of_class)
     # There are only as many bins as columns: each class has the first column that holds it.
     if gpu:
@@ -55,7 +55,7 @@ def class_scatter(lattice: Lattice, classes: Size, dtype: jnp.dtype, *, gpu: boo
     else:
         first_column = _first(lattice)
         bin_of_class = _bins_of_classes(lattice, first_column, classes)
-    matrix = _scatter_matrix(lattice, first_column.astype(jnp.int32), columns, gpu=gpu)
+    matrix = _scatter_matrix(lattice, first_column.astype(jnp.int32), columns)
     return ClassScatter(matrix.astype(dtype), bin_of_class, lattice.labels)
 
 
@@ -69,8 +69,18 @@ def class_posterior(
     sequences, classes = class_scatter.bin_of_class.shape
     if sequences == 0:
         return jnp.zeros((0, frames, classes) if request.batch_first else (frames, 0, classes), posterior.label.dtype)
-    if request.layout.gpu:
-        shape = frames, sequences, classes
+    shape = frames, sequences, classes
+
+    def multiplied() -> Array:
+        label = indexing.by_frame(posterior.label, lattice, frames)
+        if label.shape[2] != classes:
+            # Of all columns that hold a class, only the first has a value, and the others have 0.
+            label = products.product("ntw,nwc->ntc", label, products.one_hot(lattice.labels, classes))
+        is_blank = row_of_indices(classes) == request.blank
+        found = jnp.where(is_blank, indexing.by_frame(posterior.blank, lattice, frames)[:, :, None], label)
+        return found if request.batch_first else jnp.swapaxes(found, 0, 1)
+
+    def gathered() -> Array:
         row = places_of_frames(lattice, frames, posterior.blank.shape[2])[..., None]
         bin_of_class = jnp.broadcast_to(class_scatter.bin_of_class[None], shape).astype(jnp.int32)
         place = jnp.broadcast_to(row, shape) * posterior.label.shape[3] + bin_of_class
@@ -80,25 +90,6 @@ def class_posterior(
         blank_class = jnp.where(lattices.frame_mask(lattice.input_lengths, frames), request.blank, -1)
         is_blank = lax.broadcasted_iota(jnp.int32, shape, 2) == blank_class[..., None]
         return frames_first(jnp.where(is_blank, blank, label), request)
-    is_blank = row_of_indices(classes) == request.blank
-
-    def multiplied() -> Array:
-        label = indexing.by_frame(posterior.label, lattice, frames)
-        if label.shape[2] != classes:
-            # Of all columns that hold a class, only the first has a value, and the others have 0.
-            label = products.product("ntw,nwc->ntc", label, products.one_hot(lattice.labels, classes))
-        found = jnp.where(is_blank, indexing.by_frame(posterior.blank, lattice, frames)[:, :, None], label)
-        return found if request.batch_first else jnp.swapaxes(found, 0, 1)
-
-    @functools.partial(jax.vmap, out_axes=0 if request.batch_first else 1)
-    def gather(to_classes: Array, blank: Array, direction: Array, step: Array, place: Array) -> Array:
-        labels = to_classes.at[direction[:, None], step[:, None], place[None]].get(mode="promise_in_bounds")
-        blanks = blank.at[direction, step].get(mode="promise_in_bounds")
-        return jnp.where(is_blank, blanks[:, None], labels)
-
-    def gathered() -> Array:
-        steps = steps_of_frames(lattice, frames, posterior.blank.shape[2])
-        return gather(posterior.label, posterior.blank, *steps, class_scatter.bin_of_class)
 
     return indexing.on_tpu(multiplied, gathered)
 
@@ -123,34 +114,21 @@ def dominant(
 
     def sums(x: Float[Array, "..."], label: Array) -> tuple[Array, Array]:
         does = exceeds(x)
-        return does * (label + 1), x * (1 - does)
+        return does * (label + 1), x - x * does
 
     dtype = posterior.label.dtype
     each = sums(posterior.label, class_scatter.class_of_bin[:, None, None].astype(dtype))
     labels, rest = indexing.sums_together(each, 3) if request.layout.gpu else (x.sum(axis=3) for x in each)
     blank, without = sums(posterior.blank, jnp.asarray(request.blank, dtype))
-    to_frames = functools.partial(indexing.to_frames, lattice=lattice, frames=frames, gpu=request.layout.gpu)
+    to_frames = functools.partial(indexing.to_frames, lattice=lattice, frames=frames)
     found = (to_frames(x) for x in (labels + blank - 1, rest + without))
     return Dominant(*(frames_first(x, request) for x in found))
 
 
-def _scatter_matrix(
-    lattice: Lattice, first_column: Int[Array, "N W"], bins: Size, *, gpu: bool
-) -> Bool[Array, "N 2 W K"]:
+def _scatter_matrix(lattice: Lattice, first_column: Int[Array, "N W"], bins: Size) -> Bool[Array, "N 2 W K"]:
     """Return which column is added to which bin."""
-    exists = has_label(lattice)[:, :, None]
-    if gpu:
-        both = indexing.labels_with_reversed(first_column, lattice, gpu=True)
-        return exists[:, None] & (both[..., None] == row_of_indices(bins)[None, None])
-
-    def compared() -> Array:
-        return exists[:, None] & products.one_hot(products.with_reversed(first_column, lattice), bins)
-
-    def gathered() -> Array:
-        matrix = exists & (first_column[:, :, None] == row_of_indices(bins)[None])
-        return indexing.with_reversed(matrix, lattice)
-
-    return indexing.on_tpu(compared, gathered)
+    both = indexing.labels_with_reversed(first_column, lattice)
+    return has_label(lattice)[:, None, :, None] & products.one_hot(both, bins)
 
 
 def _first(lattice: Lattice) -> Int[Array, "N W"]:

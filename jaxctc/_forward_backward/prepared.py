@@ -122,7 +122,7 @@ def prepare(
     start = _start(steps, scores, max_input_length, request)
     lengths = lattice.input_lengths
     if first is None:
-        frame_map = build_frame_map(lattice, frames, steps, gpu=request.layout.gpu)
+        frame_map = build_frame_map(lattice, frames, steps)
     else:
         lattice = lattice._replace(input_lengths=jnp.full_like(lengths, frames))
         lengths = lengths - first
@@ -134,21 +134,18 @@ def prepare(
     normalizer, non_finite, log_scale = None, emissions.non_finite, scaled_emissions.peaks(emissions)
     if request.from_logits:
         peak, best = (
-            frames_first(indexing.to_frames(x, lattice, frames, gpu=request.layout.gpu), request)
-            for x in (emissions.peak, emissions.best)
+            frames_first(indexing.to_frames(x, lattice, frames), request) for x in (emissions.peak, emissions.best)
         )
         counts = frame_mask & scaled_emissions.is_usable(peak)
         peak, best = jnp.where(counts, peak, 0), jnp.where(counts, best, 0)
         normalizer = _normalizer(scores, best, peak, gpu=request.layout.gpu)
-        frame_non_finite = frames_first(frame_mask & ~(normalizer.peak < jnp.inf), request)
+        frame_non_finite = frames_first(frame_mask & ~(normalizer.peak + normalizer.excess < jnp.inf), request)
         normalized_peak = jnp.where(counts, (peak - normalizer.peak) - normalizer.excess, 0)
         log_scale = frames_first(normalized_peak, request)
-        if request.layout.gpu:  # the sum over frames says so, and spares a GPU another kernel
-            log_scale = jnp.where(frame_non_finite, jnp.nan, log_scale)
-        else:
-            non_finite = non_finite | frame_non_finite.any(axis=0)
+        # The sum over frames says whether there is any: another reduction would be another kernel.
+        log_scale = outcome.nan_where(frame_non_finite, log_scale)
     parts = in_parts(log_scale, gpu=request.layout.gpu)
-    if request.layout.gpu:
+    if request.from_logits:
         non_finite = non_finite | jnp.isnan(parts[1])
     return PreparedBatch(
         lattice,

@@ -123,11 +123,11 @@ def where(condition: Array, a: Scaled, b: Scaled) -> Scaled:
     return Scaled(jnp.where(condition, a.mantissa, b.mantissa), jnp.where(condition, a.exponent, b.exponent))
 
 
-def total(a: Scaled, axis: tuple[int, ...]) -> Scaled:
-    """Return the sum over some axes, which stay in the result with size 1."""
-    exponent = a.exponent.max(axis=axis, keepdims=True)
-    aligned = a.mantissa * _power_of_two(a.exponent - exponent)
-    return renormalized(Scaled(aligned.sum(axis=axis, keepdims=True), exponent))
+def total(a: Scaled, b: Scaled, axis: int) -> Scaled:
+    """Return the sum over an axis of both, which stays in the result with size 1."""
+    exponent = _max(a.exponent, b.exponent).max(axis=axis, keepdims=True)
+    aligned, other = (x.mantissa * _power_of_two(x.exponent - exponent) for x in (a, b))
+    return renormalized(Scaled((aligned + other).sum(axis=axis, keepdims=True), exponent))
 
 
 def pack(a: Scaled) -> Complex[Array, "..."]:

@@ -92,8 +92,6 @@ class _PerFrame(NamedTuple):
     """The logarithm to base 2."""
     peak: Float[Array, "N 2 K"]
     best: Float[Array, "N 2 K"]
-    non_finite: Bool[Array, "N 2 K"]
-    zero_probability: Bool[Array, "N 2 K"]
 
 
 def build_emissions(
@@ -112,7 +110,7 @@ def build_emissions(
     it are not computed. All other fields are computed here for all frames, even if `keep` says not to store the scores.
     """
     count, dtype = frame_map.frame.shape[2], accumulation_dtype(scores.dtype)
-    labels = indexing.labels_with_reversed(lattice.labels, lattice, gpu=request.layout.gpu)
+    labels = indexing.labels_with_reversed(lattice.labels, lattice)
     labelled = has_label(lattice)[:, None, None]
     gathers = indexing.fetch_by_gathers(scores, labels, request)
     products = indexing.fetch_by_products(scores, labels, lattice, request)
@@ -156,8 +154,9 @@ def build_emissions(
         first=count - jnp.concatenate(halves(lattice), axis=1),
         peak=per_frame.peak,
         best=per_frame.best,
-        non_finite=per_frame.non_finite.any(axis=(1, 2)),
-        zero_probability=per_frame.zero_probability.any(axis=(1, 2)),
+        # Outside of the frame mask the peak is 0; zero times anything that is not finite is a NaN.
+        non_finite=jnp.isnan(jnp.where(per_frame.peak <= LOG_ZERO, 0, 0 * per_frame.peak).sum(axis=(1, 2))),
+        zero_probability=per_frame.peak.min(axis=(1, 2)) <= LOG_ZERO,
         recompute_scores=None if keep else recomputed_scores,
     )
 
@@ -174,22 +173,21 @@ def _scale_rows(
 
     # A column without a label has a score too: that of another label of the target, or of the blank.
     top = jnp.maximum(best, blank)
-    non_finite = frame_map.in_length & ~(top < jnp.inf)
-    zero_probability = frame_map.in_length & (top <= LOG_ZERO)
-    usable = frame_map.in_length & ~non_finite & ~zero_probability
+    usable = frame_map.in_length & is_usable(top)
     peak = jnp.where(usable, top, 0)
 
     blank_relative = jnp.where(usable, jnp.maximum(blank - peak, LOG_ZERO), 0) * LOG2_E
     # Where the frame is not usable, what follows may be NaN until a `where` replaces it.
-    log_ratio = jnp.maximum(used - peak[..., None], LOG_ZERO)
+    log_ratio = used - peak[..., None]
+    log_ratio = jnp.where(log_ratio < jnp.inf, jnp.maximum(log_ratio, LOG_ZERO), jnp.inf)
     # No path can enter a label in a frame that does not count, or in a column without a label.
     log2_ratio = jnp.where(usable[..., None] & labelled, log_ratio * LOG2_E, LOG_ZERO)
     # The class of the best label, without a comparison: a CPU adds eight numbers at a time, but selects one.
     label = (labels[:, :, None].astype(dtype) + log_ratio * float(2.0**100)).max(axis=3)
     best_class = jnp.where(usable & (blank < peak), label, blank_class)
-    return log2_ratio, _PerFrame(
-        blank_relative, jnp.where(frame_map.in_length, top, 0), best_class, non_finite, zero_probability
-    )
+    # XLA on a CPU leaves NaN out of a maximum of many numbers: there is an infinity for each, which `label` becomes.
+    peak = jnp.where(frame_map.in_length, jnp.where(label < jnp.inf, top, jnp.inf), 0)
+    return log2_ratio, _PerFrame(blank_relative, peak, best_class)
 
 
 def is_usable(peak: Float[Array, "..."]) -> Bool[Array, "..."]:

@@ -41,23 +41,16 @@ class FrameMap(NamedTuple):
         return self._replace(in_length=self.in_length & (self.frame < lengths[:, None, None]))
 
 
-def build_frame_map(lattice: Lattice, frames: Size, count: Size, *, gpu: bool = False) -> FrameMap:
-    """Return the frame map of `count` steps; `gpu` asks for the form that a GPU computes wherever it is read."""
-    half, rest = halves(lattice)
-    if gpu:
-        # All in one shape: XLA makes a kernel of its own of what is smaller.
-        shape = len(half), 2, count
-        half_of, length = (jnp.broadcast_to(x[:, None], shape) for x in (half, lattice.input_lengths[:, None]))
-        forward = lax.broadcasted_iota(jnp.int32, shape, 1) == 0
-        own = lax.broadcasted_iota(jnp.int32, shape, 2) - count + jnp.where(forward, half_of, length - half_of)
-        frame = jnp.where(forward, own, length - 1 - own)
-        return FrameMap(jnp.clip(frame, 0, max(frames - 1, 0)), own >= 0, half[:, 0])
-    step = row_of_indices(count)
-    ahead = step - (count - half)
-    back = lattice.input_lengths[:, None] - 1 - (step - (count - rest))
-    frame = jnp.stack([ahead, back], axis=1)
-    in_length = jnp.stack([ahead >= 0, back < lattice.input_lengths[:, None]], axis=1)
-    return FrameMap(jnp.clip(frame, 0, larger(frames - 1, 0)), in_length, half[:, 0])
+def build_frame_map(lattice: Lattice, frames: Size, count: Size) -> FrameMap:
+    """Return the frame map of `count` steps."""
+    half, _ = halves(lattice)
+    # All in one shape: XLA makes a kernel of its own of what is smaller.
+    shape = len(half), 2, count
+    half_of, length = (jnp.broadcast_to(x[:, None], shape) for x in (half, lattice.input_lengths[:, None]))
+    forward = lax.broadcasted_iota(jnp.int32, shape, 1) == 0
+    own = lax.broadcasted_iota(jnp.int32, shape, 2) - count + jnp.where(forward, half_of, length - half_of)
+    frame = jnp.where(forward, own, length - 1 - own)
+    return FrameMap(jnp.clip(frame, 0, larger(frames - 1, 0)), own >= 0, half[:, 0])
 
 
 def steps_of_frames(lattice: Lattice, frames: Size, count: Size) -> tuple[Int[Array, "N T"], Int[Array, "N T"]]:
@@ -72,13 +65,13 @@ def steps_of_frames(lattice: Lattice, frames: Size, count: Size) -> tuple[Int[Ar
 def places_of_frames(lattice: Lattice, frames: Size, count: Size) -> Int[Array, "T N"]:
     """Return the place of the step that reads each frame among all steps of both directions, of which each has `count`.
 
-    It is the form for a GPU of `steps_of_frames`.
+    Within a sequence's length it is the inverse of `build_frame_map`.
     """
     shape = frames, len(lattice.input_lengths)
     length = jnp.broadcast_to(lattice.input_lengths[None], shape)
     half, frame = length // 2, lax.broadcasted_iota(jnp.int32, shape, 0)
     place = jnp.where(frame < half, frame + count - half, length - 1 - frame + 2 * count - (length - half))
-    return jnp.clip(place, 0, max(2 * count - 1, 0))
+    return jnp.clip(place, 0, larger(2 * count - 1, 0))
 
 
 def halves(lattice: Lattice) -> tuple[Int[Array, "N 1"], Int[Array, "N 1"]]:

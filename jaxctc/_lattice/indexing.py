@@ -15,9 +15,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxctc import _platforms
 from jaxctc._lattice import products
-from jaxctc._lattice.frame_map import FrameMap, halves, places_of_frames, steps_of_frames
-from jaxctc._lattice.lattices import Lattice, accumulation_dtype, row_of_indices
+from jaxctc._lattice.frame_map import FrameMap, halves, places_of_frames
+from jaxctc._lattice.lattices import Lattice, accumulation_dtype
 from jaxctc._mesh import is_xlas_to_divide
 from jaxctc._sizes import Size, is_at_most, larger
 from jaxctc._types import Request
@@ -31,7 +32,7 @@ that of the blank. A column without a label has the score of another label of th
 
 def on_tpu(multiplied: Callable[[], _T], elsewhere: Callable[[], _T]) -> _T:
     """Return what the first function returns where the program is lowered for a TPU, else what the second returns."""
-    return lax.platform_dependent(tpu=multiplied, default=elsewhere)
+    return _platforms.form(elsewhere, tpu=multiplied)
 
 
 def as_bits(x: Array, index: Array) -> tuple[Array, Array]:
@@ -66,21 +67,15 @@ def _of_classes_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array])
     return of_classes(*primals), change
 
 
-def to_frames(x: Float[Array, "N 2 M"], lattice: Lattice, frames: Size, *, gpu: bool = False) -> Float[Array, "T N"]:
-    """Return the value of the step that reads each frame; unspecified beyond a sequence's length.
-
-    `gpu` asks for the form that a GPU computes in one kernel with what reads it.
-    """
+def to_frames(x: Float[Array, "N 2 M"], lattice: Lattice, frames: Size) -> Float[Array, "T N"]:
+    """Return the value of the step that reads each frame; unspecified beyond a sequence's length."""
 
     def gathered() -> Array:
-        direction, step = steps_of_frames(lattice, frames, x.shape[2])
-        return jax.vmap(lambda x, *at: x.at[at].get(mode="promise_in_bounds"), out_axes=1)(x, direction, step)
+        place = places_of_frames(lattice, frames, x.shape[2])
+        return own_values(x.reshape(len(x), 2 * x.shape[2]), place[..., None])[..., 0]
 
     if x.size == 0:
         return jnp.zeros((frames, x.shape[0]), x.dtype)
-    if gpu:
-        place = places_of_frames(lattice, frames, x.shape[2])
-        return own_values(x.reshape(len(x), 2 * x.shape[2]), place[..., None])[..., 0]
     return on_tpu(lambda: by_frame(x, lattice, frames).T, gathered)
 
 
@@ -92,21 +87,16 @@ def by_frame(x: Float[Array, "N 2 M *X"], lattice: Lattice, frames: Size) -> Flo
     return products.rows(padded, count - halves(lattice)[0][:, 0], frames)
 
 
-def with_reversed(x: Array, lattice: Lattice) -> Array:
-    """Return (N, 2, W, ...) for (N, W, ...): as it is, and with the target reversed; unspecified beyond its end."""
-    column = lattice.target_lengths[:, None] - 1 - row_of_indices(x.shape[1])
-    reverse = jax.vmap(lambda x, column: x.at[column].get(mode="promise_in_bounds"))
-    return jnp.stack([x, reverse(x, jnp.maximum(column, 0))], axis=1)
+def labels_with_reversed(labels: Int[Array, "N W"], lattice: Lattice) -> Int[Array, "N 2 W"]:
+    """Return the labels as they are, and with the target reversed; unspecified beyond its end."""
 
-
-def labels_with_reversed(labels: Int[Array, "N W"], lattice: Lattice, *, gpu: bool = False) -> Int[Array, "N 2 W"]:
-    """Return the same as `with_reversed`; `gpu` asks for the form that a GPU computes wherever it is read."""
-    if gpu:
+    def gathered() -> Array:
         shape = 2, *labels.shape
         forward, column = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 2))
         turned = jnp.maximum(jnp.broadcast_to(lattice.target_lengths[None, :, None], shape) - 1 - column, 0)
         return own_values(labels, jnp.where(forward == 0, column, turned)).swapaxes(0, 1)
-    return on_tpu(lambda: products.with_reversed(labels, lattice), lambda: with_reversed(labels, lattice))
+
+    return on_tpu(lambda: products.with_reversed(labels, lattice), gathered)
 
 
 def own_values(x: Array, place: Int[Array, "X N Y"]) -> Array:
@@ -162,7 +152,7 @@ def fetch_by_gathers(
             return gathered_once()
         if request.layout.gpu:
             return gathered_twice()
-        return lax.platform_dependent(cuda=gathered_twice, default=gathered_once)
+        return _platforms.form(gathered_once, cuda=gathered_twice)
 
     return fetched
 

@@ -42,13 +42,13 @@ def product(equation: str, x: Float[Array, "..."], ones: Bool[Array, "..."]) -> 
     return found.astype(x.dtype)
 
 
-def picked(x: Shaped[Array, "N W"], index: Int[Array, "N W"]) -> Shaped[Array, "N W"]:
+def picked(x: Shaped[Array, "*N W"], index: Int[Array, "*N W"]) -> Shaped[Array, "*N W"]:
     """Return the columns of these indices, by comparing all of them; 0 where there is no such column."""
-    return jnp.where(one_hot(index, x.shape[1]), x[:, None], 0).sum(axis=2, dtype=x.dtype)
+    return jnp.where(one_hot(index, x.shape[-1]), x[..., None, :], 0).sum(axis=-1, dtype=x.dtype)
 
 
 def with_reversed(x: Int[Array, "N W"], lattice: Lattice) -> Int[Array, "N 2 W"]:
-    """Return the same as `indexing.with_reversed`, with the value of the last column beyond the target's end."""
+    """Return the same as `indexing.labels_with_reversed`, with the value of the last column beyond the target's end."""
     return jnp.stack([x, picked(x, reverse(lattice))], axis=1)
 
 

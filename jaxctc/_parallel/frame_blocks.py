@@ -115,4 +115,4 @@ def _passed_on(
         backward = jnp.where(k + 1 == mirrored, lax.ppermute(end[..., 1, :], axis, back), had[..., 1, :])
         return StateBuffers(*jnp.stack([forward, backward], axis=-2))
 
-    return lax.fori_loop(0, turns, turn, initial_states(near.emissions, 1))
+    return lax.fori_loop(0, turns, turn, initial_states(near.emissions))
