@@ -23,7 +23,7 @@ def table(results: Results, job: Job) -> Table:
     measured = Table(title=job.title, title_justify="left", title_style="bold")
     measured.add_column("shape: T, N, C, S", no_wrap=True)
     measured.add_column("implementation", no_wrap=True)
-    columns = ["time, ms", "times ours", "times floor", "memory, MB"]
+    columns = ["time, ms", "times ours", "times floor", "memory, MB", "compile, CPU s"]
     if job is Job.GRADIENT:
         columns += ["loss error, ulp", "gradient error"]
     for column in columns:
@@ -50,6 +50,7 @@ def _figures(results: Results, m: Measurement) -> list[str]:
         f"{ratio:.2f}" if ratio and m.peer not in OURS else "",
         f"{m.seconds / m.floor_seconds:.1f}" if m.seconds and m.floor_seconds else "",
         megabytes(m.peak_bytes) if m.peak_bytes is not None else "",
+        f"{m.compile_cpu_seconds:.2f}" if m.compile_cpu_seconds is not None else "",
         f"{m.loss_error:.1e}, {m.loss_error_ulps:4.1f}" if m.loss_error is not None else "",
         f"{m.gradient_error:.1e}" if m.gradient_error is not None else "",
     ]

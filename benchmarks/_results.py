@@ -28,6 +28,8 @@ class Measurement:
     floor_seconds: float | None = None
     copy_seconds: float | None = None
     """The time of one copy of the scores: all are read, and as much is written."""
+    compile_cpu_seconds: float | None = None
+    """CPU seconds of the first call beyond those of the second: JAX traces, lowers and compiles in it."""
     failure: str | None = None
     """Why there are no figures."""
 

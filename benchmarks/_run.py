@@ -1,5 +1,6 @@
 """Measure jobs on shapes: times and errors of all peers in turns, then the memory of each in a process of its own."""
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -57,11 +58,18 @@ def _working(peer: Peer, measurement: Measurement, batch: Batch) -> Call | None:
     """Returns the prepared peer, or the reason why preparing it failed."""
     try:
         call = peer.prepare(measurement.job, batch)
-        call()
+        first, second = (_cpu_seconds(call) for _ in range(2))
+        measurement.compile_cpu_seconds = max(first - second, 0.0)
     except Exception as error:  # noqa: BLE001, whatever others raise
         measurement.failure = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
         return None
     return call
+
+
+def _cpu_seconds(call: Call) -> float:
+    started = time.process_time()
+    call()
+    return time.process_time() - started
 
 
 def add_memory(measurements: Sequence[Measurement], plan: Plan, progress: Progress) -> None:

@@ -58,7 +58,7 @@ def test_a_run_is_measured_and_reported(monkeypatch, tmp_path):
     for job in (Job.GRADIENT, Job.BRIDGE):
         console.print(_report.table(results, job))
     text = console.export_text()
-    assert all(name in text for name in ("jaxctc", "bridge", "torch", "optax", "floor", TINY.name))
+    assert all(name in text for name in ("jaxctc", "bridge", "torch", "optax", "floor", "compile, CPU s", TINY.name))
 
     results.write(tmp_path / "cpu.json")
     rows = json.loads((tmp_path / "cpu.json").read_text())["measurements"]
@@ -66,6 +66,7 @@ def test_a_run_is_measured_and_reported(monkeypatch, tmp_path):
         *((Job.GRADIENT, peer) for peer in ("jaxctc", "torch", "optax")),
         *((Job.BRIDGE, peer) for peer in ("bridge", "torch")),
     ]
+    assert all(row["compile_cpu_seconds"] >= 0 for row in rows)
     assert all(len(row["rounds"]) == 2 and row["floor_seconds"] > 0 and row["peak_bytes"] == 12345 for row in rows)
     assert all(row["loss_error"] < 1e-5 and row["gradient_error"] < 1e-5 for row in rows if row["job"] == Job.GRADIENT)
 
