@@ -45,7 +45,7 @@ def build_frame_map(lattice: Lattice, frames: Size, count: Size) -> FrameMap:
     """Return the frame map of `count` steps."""
     half, _ = halves(lattice)
     # All in one shape: XLA makes a kernel of its own of what is smaller.
-    shape = len(half), 2, count
+    shape = half.shape[0], 2, count
     half_of, length = (jnp.broadcast_to(x[:, None], shape) for x in (half, lattice.input_lengths[:, None]))
     forward = lax.broadcasted_iota(jnp.int32, shape, 1) == 0
     own = lax.broadcasted_iota(jnp.int32, shape, 2) - count + jnp.where(forward, half_of, length - half_of)
@@ -67,7 +67,7 @@ def places_of_frames(lattice: Lattice, frames: Size, count: Size) -> Int[Array, 
 
     Within a sequence's length it is the inverse of `build_frame_map`.
     """
-    shape = frames, len(lattice.input_lengths)
+    shape = frames, lattice.input_lengths.shape[0]
     length = jnp.broadcast_to(lattice.input_lengths[None], shape)
     half, frame = length // 2, lax.broadcasted_iota(jnp.int32, shape, 0)
     place = jnp.where(frame < half, frame + count - half, length - 1 - frame + 2 * count - (length - half))

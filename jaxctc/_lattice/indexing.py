@@ -72,7 +72,7 @@ def to_frames(x: Float[Array, "N 2 M"], lattice: Lattice, frames: Size) -> Float
 
     def gathered() -> Array:
         place = places_of_frames(lattice, frames, x.shape[2])
-        return own_values(x.reshape(len(x), 2 * x.shape[2]), place[..., None])[..., 0]
+        return own_values(x.reshape(x.shape[0], 2 * x.shape[2]), place[..., None])[..., 0]
 
     if x.size == 0:
         return jnp.zeros((frames, x.shape[0]), x.dtype)
