@@ -201,6 +201,9 @@ def equations(jaxpr):
     """Every equation of a jaxpr, those of the jaxprs within it included."""
     for equation in jaxpr.eqns:
         yield equation
+        if equation.primitive.name == "by_platform":  # which is traced where it is lowered
+            operands = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in equation.invars]
+            yield from equations(jax.make_jaxpr(dict(equation.params["forms"])["default"])(*operands).jaxpr)
         for parameter in jax.tree.leaves(equation.params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")):
             inner = getattr(parameter, "jaxpr", parameter)
             if hasattr(inner, "eqns"):
