@@ -198,6 +198,18 @@ def test_the_page_s_examples():
         exec(example, {})
 
 
+@every_function
+@pytest.mark.parametrize("classes", [8, C])
+def test_nothing_is_said_where_the_compiler_alone_knows_the_mesh(function, classes):
+    """A step that is jitted with shardings of its arguments: no array's type tells how it is divided."""
+    mesh = mesh_of(AxisType.Auto, data=8)
+    specs = P(None, "data"), P("data"), P("data"), P("data")
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (PROBLEM[0][:, :, :classes], *PROBLEM[1:])]
+    shardings = [NamedSharding(mesh, spec) for spec in specs]
+    gradient = jax.jit(jax.grad(functools.partial(function, reduction="sum")), in_shardings=shardings)
+    assert collectives(gradient.lower(*shapes).compile()) == []
+
+
 @every_type
 def test_second_derivatives_and_the_batch_first(axis_type):
     mesh = mesh_of(axis_type, data=4, model=2)

@@ -101,12 +101,18 @@ def labels_with_reversed(labels: Int[Array, "N W"], lattice: Lattice) -> Int[Arr
 
 def own_values(x: Array, place: Int[Array, "X N Y"]) -> Array:
     """Return (X, N, Y): what each sequence has in these places of its own row of `x`, (N, L)."""
-    if is_xlas_to_divide(x):  # an index of the sequence would make devices communicate
+
+    def by_row() -> Array:
         return jnp.take_along_axis(x[None], place, axis=2, mode="promise_in_bounds")
-    row = x.shape[1]
-    # An index of one number needs no kernel of its own.
-    place = place + row * lax.broadcasted_iota(jnp.int32, place.shape, 1)
-    return x.reshape(-1).at[place].get(mode="promise_in_bounds", wrap_negative_indices=False)
+
+    def flat() -> Array:
+        # An index of one number needs no kernel of its own. Where XLA divides the sequences, devices would communicate.
+        index = place + x.shape[1] * lax.broadcasted_iota(jnp.int32, place.shape, 1)
+        return x.reshape(-1).at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
+
+    if is_xlas_to_divide(x) or is_xlas_to_divide(place):
+        return by_row()
+    return _platforms.form(by_row, cuda=flat, rocm=flat)
 
 
 def sums_together(arrays: tuple[Float[Array, "..."], ...], axis: int) -> tuple[Array, ...]:
