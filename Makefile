@@ -41,7 +41,8 @@ cuda-aot:  ## compile for NVIDIA GPUs, which need not be there, and run the test
 	$(MAKE) VENV=$(VENV)-cuda $(VENV)-cuda/cuda-aot.installed
 	JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 $(VENV)-cuda/bin/python -m pytest -rs -m cuda_aot tests/test_gpu_kernel.py tests/test_gpu_loops.py
 
-gpu-check:  ## run all tests that need an NVIDIA GPU
+gpu-check:  ## compare and time every implementation on an NVIDIA GPU, then run the tests that need one
+	$(ON_GPU) jaxctc.check --full
 	$(ON_GPU) pytest -m gpu -rs -W default tests/gpu
 
 gpu-bench:  ## measure beside PyTorch's CUDA kernels, cuDNN and optax on an NVIDIA GPU, and judge
