@@ -14,11 +14,9 @@ A program is compiled for T' frames, R sequences and S' labels, and serves every
 The dtypes are never changed, nor is what a program computes (a loss, or a gradient as well).
 """
 
-import itertools
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from jaxctc._inputs import checks
+from jaxctc._api.padding import FRAMES, LABELS, ascending, next_size
 
 
 class Sizes(NamedTuple):
@@ -46,8 +44,8 @@ class Sizes(NamedTuple):
         (400, 800, 1600)
     """
 
-    frames: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
-    labels: tuple[int, ...] = (30, 62, 94, 126, 190, 254, 318, 382, 446, 510, 638, 766, 894, 1022)
+    frames: tuple[int, ...] = FRAMES
+    labels: tuple[int, ...] = LABELS
     sequences: int | None = None
     classes: tuple[int, ...] = (8, 16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 
@@ -55,20 +53,20 @@ class Sizes(NamedTuple):
         self, frames: int, sequences: int, labels: int, accelerated: bool, classes: int = 0
     ) -> tuple[int, int, int]:
         """Return T', R and S' for a batch of this many frames, sequences, labels and classes."""
-        frames, labels = _next(frames, self.frames), _next(labels, self.labels)
+        frames, labels = next_size(frames, self.frames), next_size(labels, self.labels)
         rows = self.sequences
         if rows is None and accelerated:
-            rows = _next(sequences, (32,))
+            rows = next_size(sequences, (32,))
         elif rows is None:
             rows = rows_at_once(frames, labels)
             if sequences <= 4 and many(labels, classes):
                 # Where a row has much to read, an empty one costs too much.
-                rows = min(rows, _next(sequences, (1, 2, 4)))
+                rows = min(rows, next_size(sequences, (1, 2, 4)))
         return frames, rows, labels
 
     def fit_classes(self, labels: int, classes: int) -> int:
         """Return C' for a batch of this many classes, whose targets are padded to this many labels."""
-        return classes if many(labels, classes) else _next(classes, self.classes)
+        return classes if many(labels, classes) else next_size(classes, self.classes)
 
 
 def rows_at_once(frames: int, labels: int) -> int:
@@ -92,16 +90,6 @@ def unpadded_rows(frames: int, sequences: int, labels: int, accelerated: bool) -
 def many(labels: int, classes: int) -> bool:
     """Return whether there are so many classes that it is faster to gather those of the labels, and of the blank."""
     return 2 * (1 + labels) <= classes
-
-
-def _next(x: int, sizes: tuple[int, ...]) -> int:
-    for size in sizes:
-        if x <= size:
-            return size
-    size = sizes[-1]
-    while size < x:
-        size *= 2
-    return size
 
 
 _current: Sizes | None = Sizes()
@@ -152,15 +140,10 @@ def _checked(sizes: Any) -> Sizes:
         raise TypeError(
             f"sizes must be bridge.Sizes(...), or None for no padding; got {sizes!r} of type {type(sizes).__name__}."
         )
-    frames, labels, classes = (_ascending(name, getattr(sizes, name)) for name in ("frames", "labels", "classes"))
+    frames, labels, classes = (
+        ascending(f"Sizes.{name}", getattr(sizes, name)) for name in ("frames", "labels", "classes")
+    )
     sequences = sizes.sequences
     if sequences is not None:
-        sequences = _ascending("sequences", (sequences,))[0]
+        sequences = ascending("Sizes.sequences", (sequences,))[0]
     return Sizes(frames, labels, sequences, classes)
-
-
-def _ascending(name: str, values: Iterable[Any]) -> tuple[int, ...]:
-    made = tuple(checks.integer(f"Sizes.{name}", value, "one or more sizes") for value in values)
-    if not made or made[0] < 1 or any(a >= b for a, b in itertools.pairwise(made)):
-        raise ValueError(f"Sizes.{name} is {made}: sizes must be at least 1, at least one of them, in ascending order.")
-    return made
