@@ -23,6 +23,24 @@ def problem(blank=0, dtype=torch.float64, seed=0, classes=C):
     return scores, targets, torch.tensor([T, 13, 17, 9, 20]), torch.tensor([S, S, 4, 0, S])
 
 
+def logits_problem(*arguments, **options):
+    """No distributions: each frame has another offset."""
+    scores, *rest = problem(*arguments, **options)
+    return scores + torch.linspace(-50, 50, T, dtype=scores.dtype)[:, None, None], *rest
+
+
+def with_all_classes_or_few(function, scores, *rest, case="", **options):
+    """Assert that loss and gradient are the same; targets that are padded to so many labels are given all classes."""
+    results = []
+    for sizes in (SIZES, SIZES._replace(labels=(30,))):
+        leaf = scores.clone().requires_grad_()
+        with bridge.set_sizes(sizes):
+            loss = function(leaf, *rest, **options)
+        loss.backward(torch.linspace(0, 2, N, dtype=loss.dtype) if loss.ndim else None)
+        results.append((loss.detach(), leaf.grad))
+    torch.testing.assert_close(*results, equal_nan=True, msg=lambda text: f"{case} {options}: {text}")
+
+
 @pytest.fixture
 def gathered(monkeypatch):
     """The shapes that JAX was given."""
@@ -44,18 +62,22 @@ def gathered(monkeypatch):
     [(C, 0), (C, 17), (C, C - 1), (12_000, 17), (140_000, 139_999)],
 )
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_against_pytorch(gathered, classes, blank, batch_first):
-    scores, targets, *lengths = problem(blank, classes=classes)
+@pytest.mark.parametrize("logits", [False, True])
+def test_against_pytorch(gathered, logits, classes, blank, batch_first):
+    scores, targets, *lengths = (logits_problem if logits else problem)(blank, classes=classes)
     weights = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0], dtype=torch.float64)
     theirs, ours = (scores.clone().requires_grad_() for _ in range(2))
-    expected = functional.ctc_loss(theirs, targets, *lengths, blank, "none")
+    log_probs = theirs.log_softmax(2) if logits else theirs
+    expected = functional.ctc_loss(log_probs, targets, *lengths, blank, "none")
     turned = ours.transpose(0, 1).contiguous() if batch_first else ours
-    loss = bridge.ctc_loss(turned, targets, *lengths, blank, "none", batch_first=batch_first)
+    function = bridge.ctc_loss_with_logits if logits else bridge.ctc_loss
+    loss = function(turned, targets, *lengths, blank, "none", batch_first=batch_first)
     torch.testing.assert_close(loss, expected)
     expected.backward(weights)
     loss.backward(weights)
     torch.testing.assert_close(ours.grad, theirs.grad)
-    assert set(gathered) == {(2, 24, 9) if batch_first else (24, 2, 9)}
+    width = 10 if logits else 9  # of logits, one class stands for all others
+    assert set(gathered) == {(2, 24, width) if batch_first else (24, 2, width)}
 
 
 @pytest.mark.parametrize(
@@ -90,14 +112,7 @@ def test_the_same_with_all_classes(gathered):
         for zero in (False, True)
         for reduction in ("none", "sum", "mean")
     ):
-        results = []
-        for sizes in (SIZES, SIZES._replace(labels=(30,))):  # it does not pay where the targets are padded to so many
-            leaf = scores.clone().requires_grad_()
-            with bridge.set_sizes(sizes):
-                loss = bridge.ctc_loss(leaf, targets, frames, counts, **options)
-            loss.backward(torch.linspace(0, 2, N, dtype=loss.dtype) if loss.ndim else None)
-            results.append((loss.detach(), leaf.grad))
-        torch.testing.assert_close(*results, equal_nan=True, msg=lambda text, o=options: f"{o}: {text}")
+        with_all_classes_or_few(bridge.ctc_loss, scores, targets, frames, counts, **options)
     assert {shape[2] for shape in gathered} == {9, 64}  # all classes are padded to one of the sizes
 
 
@@ -129,28 +144,6 @@ def test_the_same_bits_every_time(gathered):
     assert {shape[2] for shape in gathered} == {9}
 
 
-def logits_problem(**options):
-    """No distributions: each frame has another offset."""
-    scores, *rest = problem(**options)
-    return scores + torch.linspace(-50, 50, T, dtype=scores.dtype)[:, None, None], *rest
-
-
-@pytest.mark.parametrize(("classes", "blank"), [(C, 0), (C, 17), (12_000, 17), (140_000, 139_999)])
-@pytest.mark.parametrize("batch_first", [False, True])
-def test_logits_against_pytorch(gathered, classes, blank, batch_first):
-    scores, targets, *lengths = logits_problem(blank=blank, classes=classes)
-    weights = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0], dtype=torch.float64)
-    theirs, ours = (scores.clone().requires_grad_() for _ in range(2))
-    expected = functional.ctc_loss(theirs.log_softmax(2), targets, *lengths, blank, "none")
-    turned = ours.transpose(0, 1).contiguous() if batch_first else ours
-    loss = bridge.ctc_loss_with_logits(turned, targets, *lengths, blank, "none", batch_first=batch_first)
-    torch.testing.assert_close(loss, expected)
-    expected.backward(weights)
-    loss.backward(weights)
-    torch.testing.assert_close(ours.grad, theirs.grad)
-    assert set(gathered) == {(2, 24, 10) if batch_first else (24, 2, 10)}  # one class stands for all others
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_logits_of_narrow_types(gathered, dtype):
     scores, *lattice = problem(dtype=dtype)
@@ -179,20 +172,14 @@ def test_logits_the_same_with_all_classes(gathered):
         "-inf in another class": lambda x: x[3, 1].index_fill_(0, torch.tensor(other), -torch.inf),
         "-inf in all classes": lambda x: x[3, 1].fill_(-torch.inf),
     }
-    for name, change in changes.items():
+    for case, change in changes.items():
         changed = scores.clone()
         change(changed)
-        for options in (
-            {"reduction": reduction, "zero_infinity": zero} for reduction in ("none", "mean") for zero in (False, True)
-        ):
-            results = []
-            for sizes in (SIZES, SIZES._replace(labels=(30,))):
-                leaf = changed.clone().requires_grad_()
-                with bridge.set_sizes(sizes):
-                    loss = bridge.ctc_loss_with_logits(leaf, targets, frames, counts, **options)
-                loss.backward(torch.linspace(0, 2, N, dtype=loss.dtype) if loss.ndim else None)
-                results.append((loss.detach(), leaf.grad))
-            torch.testing.assert_close(*results, equal_nan=True, msg=lambda text, o=(name, options): f"{o}: {text}")
+        for reduction in ("none", "mean"):
+            for zero in (False, True):
+                options = {"reduction": reduction, "zero_infinity": zero}
+                problem_of_case = changed, targets, frames, counts
+                with_all_classes_or_few(bridge.ctc_loss_with_logits, *problem_of_case, case=case, **options)
     assert {shape[2] for shape in gathered} == {10, 64}
 
 
