@@ -211,27 +211,27 @@ class Batch:
         return out
 
     def _check_lengths(self, frames: np.ndarray, counts: np.ndarray, targets: Tensor, name: str) -> None:
-        if frames.min(initial=0) < 0 or frames.max(initial=0) > self.frames:  # only then is the message made
-            checks.length_values(
-                "input_lengths",
-                frames,
-                self.frames,
-                f"{name} has T = {checks.plural(self.frames, 'frame')}",
-                "An input length counts the frames that the model gives for a sequence, after any subsampling."
-                + advice.order_of_axes(name, None, self.frames < frames.max(initial=0) <= self.sequences),
-                True,
-            )
         stop, end_to_end = targets.shape[-1], targets.ndim == 1
-        if not end_to_end and counts.min(initial=0) >= 0 and counts.max(initial=0) <= stop:
-            return
-        slots = f"targets has S = {checks.plural(stop, 'slot')}"
-        if end_to_end:
-            slots = f"targets holds {checks.plural(stop, 'label')} end to end"
-        remedy = "A target length counts the labels of a target, without its padding."
-        checks.length_values("target_lengths", counts, stop, slots, remedy, True)
+
+        def slots() -> str:
+            if end_to_end:
+                return f"targets holds {checks.plural(stop, 'label')} end to end"
+            return f"targets has S = {checks.plural(stop, 'slot')}"
+
+        def explain_frames() -> tuple[str, str]:
+            return f"{name} has T = {checks.plural(self.frames, 'frame')}", (
+                "An input length counts the frames that the model gives for a sequence, after any subsampling."
+                + advice.order_of_axes(name, None, self.frames < frames.max() <= self.sequences)
+            )
+
+        def explain_labels() -> tuple[str, str]:
+            return slots(), "A target length counts the labels of a target, without its padding."
+
+        checks.length_values("input_lengths", frames, self.frames, explain_frames, True)
+        checks.length_values("target_lengths", counts, stop, explain_labels, True)
         if end_to_end and counts.sum() != stop:
             raise ValueError(
-                f"{slots}, but target_lengths sum to {counts.sum()}: the two must be equal. "
+                f"{slots()}, but target_lengths sum to {counts.sum()}: the two must be equal. "
                 "Padded targets must be two-dimensional, of shape (N, S)."
             )
 

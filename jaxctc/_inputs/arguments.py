@@ -76,8 +76,7 @@ def canonical_batch(
         names.target_lengths,
         counts,
         longest,
-        slots,
-        "A target length counts the labels of a target, without its padding.",
+        lambda: (slots, "A target length counts the labels of a target, without its padding."),
         batched,
     )
     if counts is not None:  # legal, so that they fit; of uint64 and int64 numpy would make float64
@@ -121,18 +120,15 @@ def canonical_frames(
     hint = _order_hint(scores, request, names)
     input_lengths = checks.lengths(names.input_lengths, input_lengths, sequences, "T", hint)
     values = checks.host_values(input_lengths)
-    swapped = False
-    if values is not None and batched and is_known(frames, sequences):
-        swapped = frames < values.max(initial=0) <= sequences
-    checks.length_values(
-        names.input_lengths,
-        values,
-        frames,
-        f"{names.scores} has T = {checks.plural(frames, 'frame')}",
-        "An input length counts the frames that the model gives for a sequence, after any subsampling."
-        + (hint(frames) if swapped else ""),
-        batched,
-    )
+
+    def explain() -> tuple[str, str]:
+        swapped = values is not None and batched and is_known(sequences) and frames < values.max() <= sequences
+        return f"{names.scores} has T = {checks.plural(frames, 'frame')}", (
+            "An input length counts the frames that the model gives for a sequence, after any subsampling."
+            + (hint(frames) if swapped else "")
+        )
+
+    checks.length_values(names.input_lengths, values, frames, explain, batched)
     return _device(input_lengths)
 
 

@@ -222,12 +222,19 @@ def lengths(
     return made
 
 
-def length_values(name: str, values: np.ndarray | None, stop: Size, limit: str, remedy: str, batched: bool) -> None:
-    """Every length must lie in [0, stop]; where that is symbolic, the lattice finds those that do not."""
+def length_values(
+    name: str, values: np.ndarray | None, stop: Size, explain: Callable[[], tuple[str, str]], batched: bool
+) -> None:
+    """Every length must lie in [0, stop]; where that is symbolic, the lattice finds those that do not.
+
+    `explain` returns what the limit is and what to do. It is called only for the message, which takes longer to write
+    than the lengths of a small batch take to check.
+    """
     if values is None or not is_known(stop):
         return
     row = _first((values < 0) | (values > stop))
     if row is not None:
+        limit, remedy = explain()
         raise ValueError(
             f"{name}{f'[{row}]' if batched else ''} is {values[row]}, but {limit}: it must lie in [0, {stop}]. {remedy}"
         )
