@@ -57,8 +57,9 @@ def choose(
     asked = request.implementation == "pallas"
     preferred = asked or request.prefers_kernels
     loops = {} if asked else _loops(run, request, problem)
+    by_loops = functools.partial(by_platform, everywhere, loops, results)
     if request.implementation == "xla" or not (preferred or PROVEN):
-        return by_platform(everywhere, loops, results, problem, *rest)
+        return by_loops(problem, *rest)
     objections = _objections(request, problem, every_blank=every_blank)
     usable = [platform for platform, why in objections.items() if why is None and (preferred or platform in PROVEN)]
     against = tuple((platform, why) for platform, why in objections.items() if why is not None)
@@ -68,7 +69,7 @@ def choose(
         raise _no_kernel_error(request, next(iter(reasons)) if len(reasons) == 1 else each)
 
     if not usable:
-        return by_platform(everywhere, loops, results, problem, *rest)
+        return by_loops(problem, *rest)
 
     def no_kernel(*operands: Any) -> _T:
         return jax.tree.map(
@@ -79,7 +80,7 @@ def choose(
         name: functools.partial(run, request._replace(layout=_layout(name))) for name in usable
     }
     # Kernels are traced on every platform: JAX has to see that a program needs to know its devices.
-    default: Callable[..., _T] = no_kernel if asked else functools.partial(by_platform, everywhere, loops, results)
+    default: Callable[..., _T] = no_kernel if asked else by_loops
     return lax.platform_dependent(problem, *rest, default=default, **kernels)
 
 
