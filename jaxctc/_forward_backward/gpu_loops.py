@@ -148,7 +148,7 @@ def _step(
 ) -> tuple[_States, _Fractions]:
     """Return the states one frame later, and the fractions of the two sums that they are."""
     prev_blank = states.blank * prev_blank_score
-    prev_label = Scaled(_right(states.label.mantissa, 1.0), _right(states.label.exponent, LOG_ZERO))
+    prev_label = scaled.from_left(states.label)
     into_blank = equations.into_blank(prev_blank, prev_label)
     entering = equations.entering_label(prev_blank, into_blank, skip)
     into_label = equations.into_label(states.label, entering) * scaled.exp2(score)
@@ -189,11 +189,6 @@ def _stacked(found: Sequence[Iterable[Array]]) -> Float[Array, "count 2 N 2 W"]:
     """Return in one array what a scan over kernels has found in each of their steps."""
     both = jnp.stack([jnp.stack([*x], axis=1) for x in found], axis=1)
     return both.reshape(both.shape[0] * both.shape[1], *both.shape[2:])
-
-
-def _right(x: Float[Array, "N 2 W"], zero: float) -> Float[Array, "N 2 W"]:
-    """Return in column s what is in column s - 1, and `zero` in column 0."""
-    return jnp.pad(x[:, :, :-1], ((0, 0), (0, 0), (1, 0)), constant_values=zero)
 
 
 def _left(x: Float[Array, "N 2 W"]) -> Float[Array, "N 2 W"]:

@@ -11,7 +11,6 @@ from jaxctc._forward_backward import equations, scaled
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
 from jaxctc._lattice import indexing, products
-from jaxctc._types import LOG_ZERO
 
 
 def flush_negligible(probability: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -36,12 +35,8 @@ def join_directions(blank: Scaled, label: Scaled, emissions: ScaledEmissions) ->
     """
     last = emissions.target_lengths
 
-    def from_left(x: Array, zero: float) -> Array:
-        return lax.pad(x, jnp.asarray(zero, x.dtype), ((0, 0, 0), (0, 0, 0), (1, -1, 0)))
-
     blank = blank * Scaled(*(x[:, :, -1:] for x in emissions.blank))
-    prev_label = Scaled(from_left(label.mantissa, 1.0), from_left(label.exponent, LOG_ZERO))
-    into_blank = equations.into_blank(blank, prev_label)
+    into_blank = equations.into_blank(blank, scaled.from_left(label))
     into_label = equations.into_label(label, equations.entering_label(blank, into_blank, emissions.skip))
     joint = blank * _across(into_blank, last), label * _across(into_label, last - 1)
     whole = scaled.total(*joint, axis=2)

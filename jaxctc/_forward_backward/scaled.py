@@ -123,6 +123,15 @@ def where(condition: Array, a: Scaled, b: Scaled) -> Scaled:
     return Scaled(jnp.where(condition, a.mantissa, b.mantissa), jnp.where(condition, a.exponent, b.exponent))
 
 
+def from_left(a: Scaled) -> Scaled:
+    """Return in each column what the column to the left of it has, and zero in the first column."""
+
+    def shifted(x: Array, zero: float) -> Array:
+        return lax.pad(x, jnp.asarray(zero, x.dtype), [*[(0, 0, 0)] * (x.ndim - 1), (1, -1, 0)])
+
+    return Scaled(shifted(a.mantissa, 1.0), shifted(a.exponent, LOG_ZERO))
+
+
 def total(a: Scaled, b: Scaled, axis: int) -> Scaled:
     """Return the sum over an axis of both, which stays in the result with size 1."""
     exponent = _max(a.exponent, b.exponent).max(axis=axis, keepdims=True)
