@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-from jaxctc._lattice.lattices import Lattice, row_of_indices
+from jaxctc._lattice.lattices import Lattice
 from jaxctc._sizes import Size, larger
 
 Index: TypeAlias = Size | Int[Array, ""]
@@ -55,11 +55,9 @@ def build_frame_map(lattice: Lattice, frames: Size, count: Size) -> FrameMap:
 
 def steps_of_frames(lattice: Lattice, frames: Size, count: Size) -> tuple[Int[Array, "N T"], Int[Array, "N T"]]:
     """Return the direction and the step that read each frame within its length: the inverse of `build_frame_map`."""
-    half, rest = halves(lattice)
-    frame = row_of_indices(frames)
-    ahead = frame < half
-    step = jnp.where(ahead, frame + count - half, lattice.input_lengths[:, None] - 1 - frame + count - rest)
-    return (~ahead).astype(jnp.int32), jnp.clip(step, 0, larger(count - 1, 0))
+    place = places_of_frames(lattice, frames, count).T
+    backward = place >= count
+    return backward.astype(jnp.int32), jnp.where(backward, place - count, place)
 
 
 def places_of_frames(lattice: Lattice, frames: Size, count: Size) -> Int[Array, "T N"]:
