@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 _CHUNK = 1 << 18
+"""The number of elements that are computed in one piece: they fit in a CPU's cache."""
 
 
 class Vocabulary(NamedTuple):

@@ -60,9 +60,10 @@ def differences(reports: list[dict[str, Any]], cases: list[Case]) -> str:
 
 
 def _answer(results: list[dict[str, Any]]) -> str:
-    wrong = [result for result in results if not result.get("held", False) and result.get("held", False) is not None]
+    asked = [result for result in results if result.get("held", False) is not None]
+    wrong = [result for result in asked if not result.get("held")]
     if not wrong:
-        return "right" if any(result.get("held") for result in results) else "not asked"
+        return "right" if asked else "not asked"
     raised = re.match(r"\w+Error(?=:)", wrong[0]["note"])
     return raised[0] if raised else wrong[0]["note"]
 
