@@ -66,8 +66,8 @@ What stands behind the rows where something did not hold:
   is a recursion in log space too, which is what it is for; `xla` and the kernels keep a mantissa and an exponent.
 - **Labels and lengths out of range.** A number came back, or the process died.
 - **Padded labels.** What stands in the padding changes the last bits of what `TensorFlow` returns, of no other's.
-- **Long targets, and T = 8000.** Where there is no error beside it, the case of `Keras` or `TensorFlow` was stopped
-  after 120 s, on a machine that did much else.
+- **T = 8000.** `TensorFlow` was called eagerly, without `tf.function`: its process had taken all 23 GB of the machine
+  when it was killed, which is why no error stands there.
 """
 
 
