@@ -28,7 +28,7 @@ def test_every_way_to_fail_is_a_row_and_not_the_end(tmp_path):
     kinds = ["wrong", "hanging", "crashing", "raising", "sound"]
     chosen = [x for name in kinds for x in ("--implementation", name)]
     path = tmp_path / "report.json"
-    done = run(*FAULTY, *chosen, "--case", "short targets", "--limit", "60", "--json", str(path), "--full")
+    done = run(*FAULTY, *chosen, "--case", "short targets", "--limit", "25", "--json", str(path), "--full")
 
     found = json.loads(path.read_text())
     rows = {row["implementation"]: row for row in found["checks"]}
@@ -39,7 +39,7 @@ def test_every_way_to_fail_is_a_row_and_not_the_end(tmp_path):
         "raising": "failed",
         "sound": "right",
     }
-    assert rows["hanging"]["note"] == "stopped after 60 s"
+    assert rows["hanging"]["note"] == "stopped after 25 s"
     assert rows["crashing"]["note"] == "the process died of SIGABRT"
     assert rows["raising"]["note"] == "RuntimeError: the launch failed"
     assert 1e-4 < rows["wrong"]["gradient_error"] < 1e-2
