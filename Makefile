@@ -16,10 +16,10 @@ demo: $(VENV)/examples.installed  ## train a recogniser of handwritten lines
 # A process of tests for each of two cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-test: $(VENV)/dev.installed  ## run every oracle, every transform and every error: in less than three minutes on two cores
+test: $(VENV)/dev.installed  ## run the oracles, the transforms and the errors: in three minutes on two cores
 	$(PYTEST) -m "not full"
 
-test-all: $(VENV)/dev.installed  ## run those and the rest: kernels, processes, benchmarks, pictures, others' samples
+test-all: $(VENV)/dev.installed  ## run those and the rest: kernels, devices, processes, benchmarks, pictures, other libraries
 	$(PYTEST)
 
 lint: $(VENV)/dev.installed  ## run every check that runs no code
