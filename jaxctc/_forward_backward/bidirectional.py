@@ -171,8 +171,8 @@ class _BackwardPass(NamedTuple):
 
         where = jnp.where(k == 0, rows - 1, k - 1)
         labels = write(self.label, flush_negligible(self_loop + arriving)[:, :, None], (0, 0, where, 0))
-        staying = staying + jnp.where(emissions.skip, 0, entered)
-        blanks = write(getattr(self, name), flush_negligible(staying)[:, :, None], (0, 0, j, 0))
+        before_step = flush_negligible(equations.back_in_blank(staying, entered, emissions.skip))
+        blanks = write(getattr(self, name), before_step[:, :, None], (0, 0, j, 0))
         both = {**self.of_label, name: of_label}
         return self._replace(label=labels, of_label=both, of_blank=of_blank, **{name: blanks})
 

@@ -41,3 +41,10 @@ def back_into_blank(
 ) -> Float[Array, "..."]:
     """Return the posterior of all that came into blank s in a step: what is there, and what went on to label s."""
     return blank + jnp.where(may_skip, entered, 0)
+
+
+def back_in_blank(
+    staying: Float[Array, "..."], entered: Float[Array, "..."], may_skip: Bool[Array, "..."]
+) -> Float[Array, "..."]:
+    """Return the posterior of blank s before a step: what stayed in it, and what entered label s from it alone."""
+    return staying + jnp.where(may_skip, 0, entered)

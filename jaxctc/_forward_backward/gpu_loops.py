@@ -182,7 +182,7 @@ def _backward_step(after: _Occupancy, fractions: _Fractions, skip: Array) -> _Oc
     self_loop, entered = scaled.split(after.label, after.label * fractions.label)
     into_blank = equations.back_into_blank(after.blank, entered, skip)
     staying, arriving = scaled.split(into_blank, into_blank * fractions.blank)
-    return _Occupancy(self_loop + _left(arriving), staying + jnp.where(skip, 0, entered))
+    return _Occupancy(self_loop + _left(arriving), equations.back_in_blank(staying, entered, skip))
 
 
 def _stacked(found: Sequence[Iterable[Array]]) -> Float[Array, "count 2 N 2 W"]:

@@ -101,6 +101,6 @@ def backward_step(
     entering = occupancy.label - self_loop
     into_blank = equations.back_into_blank(occupancy.blank, entering, skip)
     from_prev_blank = into_blank * transition_probs.blank
-    blank = from_prev_blank + jnp.where(skip, 0, entering)
+    blank = equations.back_in_blank(from_prev_blank, entering, skip)
     from_prev_label = into_blank - from_prev_blank
     return Occupancy(blank, self_loop + shift_left(from_prev_label))
