@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxctc
-from jaxctc._forward_backward import bidirectional, prepared, scaled_emissions, segments
+from jaxctc._forward_backward import bidirectional, scaled_emissions, segments, sums
 from jaxctc._lattice import frame_map, lattices
 from jaxctc._reference import log_emissions, recursion
 from jaxctc._types import Problem, Request
@@ -54,8 +54,8 @@ def both_ends(problem, first=None, size=None, keep=True):
     start = 0 if first is None else walk.steps - -(-frames // 2) + first
     alone = bidirectional.likelihood(walk, start, size)
     value, posterior = bidirectional.posterior(walk, size, start)
-    taken_out = prepared.in_parts(scaled_emissions.peaks(walk))
-    return *(prepared.log_likelihood(x, taken_out) for x in (value, alone)), posterior
+    taken_out = sums.in_parts(scaled_emissions.peaks(walk))
+    return *(sums.log_likelihood(x, taken_out) for x in (value, alone)), posterior
 
 
 @functools.partial(jax.jit, static_argnums=1)

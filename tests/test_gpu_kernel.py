@@ -26,7 +26,7 @@ from jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call import get_races
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
 import jaxctc
-from jaxctc._forward_backward import bidirectional, occupancy, prepared, scaled_emissions, segments
+from jaxctc._forward_backward import bidirectional, occupancy, scaled_emissions, segments, sums
 from jaxctc._kernels import gpu, gpu_direction, gpu_layout, gpu_passes, warpgroup
 from jaxctc._lattice import frame_map, lattices
 from jaxctc._types import Problem, Request
@@ -58,7 +58,7 @@ def emissions_of(batch):
 
 
 def log_likelihood(emissions, value):
-    return prepared.log_likelihood(value, prepared.in_parts(scaled_emissions.peaks(emissions)))
+    return sums.log_likelihood(value, sums.in_parts(scaled_emissions.peaks(emissions)))
 
 
 def likelihood(module, **options):

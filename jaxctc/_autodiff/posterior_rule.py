@@ -149,7 +149,7 @@ def _by_frame(
             turned = products.one_hot(length[:, None] - 1 - row_of_indices(columns), columns)
             back = products.product("nmw,nvw->nmv", back, turned)
             inside = row_of_indices(columns)[None] < length[:, None, None]
-            return indexing.by_frame(jnp.where(inside[:, None], jnp.stack([ahead, back], axis=1), 0), lattice, frames)
+            return products.by_frame(jnp.where(inside[:, None], jnp.stack([ahead, back], axis=1), 0), lattice, frames)
 
         blank, label = found(each_blank, lattice.target_lengths + 1), found(each_label, lattice.target_lengths)
         states = _in_turn(blank, label, longest)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Integer
 
+from jaxctc._forward_backward import sums
 from jaxctc._forward_backward.bidirectional import Posterior
 from jaxctc._lattice import indexing, lattices, products
 from jaxctc._lattice.frame_map import places_of_frames
@@ -71,15 +72,6 @@ def class_posterior(
         return jnp.zeros((0, frames, classes) if request.batch_first else (frames, 0, classes), posterior.label.dtype)
     shape = frames, sequences, classes
 
-    def multiplied() -> Array:
-        label = indexing.by_frame(posterior.label, lattice, frames)
-        if label.shape[2] != classes:
-            # Of all columns that hold a class, only the first has a value, and the others have 0.
-            label = products.product("ntw,nwc->ntc", label, products.one_hot(lattice.labels, classes))
-        is_blank = row_of_indices(classes) == request.blank
-        found = jnp.where(is_blank, indexing.by_frame(posterior.blank, lattice, frames)[:, :, None], label)
-        return found if request.batch_first else jnp.swapaxes(found, 0, 1)
-
     def gathered() -> Array:
         row = places_of_frames(lattice, frames, posterior.blank.shape[2])[..., None]
         bin_of_class = jnp.broadcast_to(class_scatter.bin_of_class[None], shape).astype(jnp.int32)
@@ -90,6 +82,15 @@ def class_posterior(
         blank_class = jnp.where(lattices.frame_mask(lattice.input_lengths, frames), request.blank, -1)
         is_blank = lax.broadcasted_iota(jnp.int32, shape, 2) == blank_class[..., None]
         return frames_first(jnp.where(is_blank, blank, label), request)
+
+    def multiplied() -> Array:
+        label = products.by_frame(posterior.label, lattice, frames)
+        if label.shape[2] != classes:
+            # Of all columns that hold a class, only the first has a value, and the others have 0.
+            label = products.product("ntw,nwc->ntc", label, products.one_hot(lattice.labels, classes))
+        is_blank = row_of_indices(classes) == request.blank
+        found = jnp.where(is_blank, products.by_frame(posterior.blank, lattice, frames)[:, :, None], label)
+        return found if request.batch_first else jnp.swapaxes(found, 0, 1)
 
     return indexing.on_tpu(multiplied, gathered)
 
@@ -112,14 +113,14 @@ def dominant(
         # This gives 0 or 1 without a comparison: a CPU adds and multiplies eight numbers at a time, but selects one.
         return jnp.clip((x - _MOST) * float(2.0**100), 0, 1)
 
-    def sums(x: Float[Array, "..."], label: Array) -> tuple[Array, Array]:
+    def parts(x: Float[Array, "..."], label: Array) -> tuple[Array, Array]:
         does = exceeds(x)
         return does * (label + 1), x - x * does
 
     dtype = posterior.label.dtype
-    each = sums(posterior.label, class_scatter.class_of_bin[:, None, None].astype(dtype))
-    labels, rest = indexing.sums_together(each, 3) if request.layout.gpu else (x.sum(axis=3) for x in each)
-    blank, without = sums(posterior.blank, jnp.asarray(request.blank, dtype))
+    each = parts(posterior.label, class_scatter.class_of_bin[:, None, None].astype(dtype))
+    labels, rest = sums.together(each, 3) if request.layout.gpu else (x.sum(axis=3) for x in each)
+    blank, without = parts(posterior.blank, jnp.asarray(request.blank, dtype))
     to_frames = functools.partial(indexing.to_frames, lattice=lattice, frames=frames)
     found = (to_frames(x) for x in (labels + blank - 1, rest + without))
     return Dominant(*(frames_first(x, request) for x in found))

@@ -1,6 +1,5 @@
 """Prepare all that a batch needs before its likelihoods are known, and compute its losses from them."""
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxctc._forward_backward import scaled_emissions
+from jaxctc._forward_backward import scaled_emissions, sums
 from jaxctc._forward_backward.buffers import StateBuffers
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
@@ -19,11 +18,6 @@ from jaxctc._lattice.lattices import Lattice, accumulation_dtype, frames_first, 
 from jaxctc._sizes import Size, is_known
 from jaxctc._types import LOG_ZERO, Request
 
-_PARTS = 256
-_LOG_2 = 177 / _PARTS
-"""ln 2 rounded to 1/256, so that partial sums are exact."""
-_ROWS_OF_UNKNOWN = 32
-"""The partial sums over frames whose number is symbolic."""
 _FORWARD_STEPS = 16
 """The steps of a segment where no backward pass follows: their scores are fetched at once, and no state is stored."""
 
@@ -71,7 +65,7 @@ class PreparedBatch(NamedTuple):
     normalizer: Normalizer | None
     """The normalizer of logits; None for log probabilities."""
     log_scale: tuple[Float[Array, " N"], Float[Array, " N"]]
-    """Nats that were taken out of the score of every path of a sequence, in the two parts of `in_parts`."""
+    """Nats that were taken out of the score of every path of a sequence, in the two parts of `sums.in_parts`."""
     frame_mask: Bool[Array, "A B"]
     """The frames within each sequence's length."""
     invalid: Bool[Array, " N"]
@@ -144,7 +138,7 @@ def prepare(
         log_scale = frames_first(normalized_peak, request)
         # The sum over frames says whether there is any: another reduction would be another kernel.
         log_scale = outcome.nan_where(frame_non_finite, log_scale)
-    parts = in_parts(log_scale, gpu=request.layout.gpu)
+    parts = sums.in_parts(log_scale, gpu=request.layout.gpu)
     if request.from_logits:
         non_finite = non_finite | jnp.isnan(parts[1])
     return PreparedBatch(
@@ -165,37 +159,6 @@ def losses_of(likelihood: Scaled, batch: PreparedBatch, dtype: jnp.dtype, reques
     """Return the losses of a batch from its likelihoods; `dtype` is that of the caller's scores."""
     if batch.of_middle_device:
         likelihood = batch.of_middle_device(likelihood)
-    loss = -log_likelihood(likelihood, batch.log_scale)
+    loss = -sums.log_likelihood(likelihood, batch.log_scale)
     infeasible = batch.infeasible | (likelihood.exponent < LOG_ZERO / 2)
     return outcome.finished(loss, batch.invalid, infeasible, request, batch.frames, dtype)
-
-
-def log_likelihood(likelihood: Scaled, log_scale: tuple[Float[Array, " N"], Float[Array, " N"]]) -> Float[Array, " N"]:
-    """Return the logarithm of a likelihood, with the nats that were taken out of the scores added again.
-
-    Up to 65,536 nats the large parts are added without rounding, and the result is rounded once.
-    """
-    offset, rest = log_scale
-    # The logarithm of a mantissa near one is small, and keeps its digits.
-    halved = likelihood.mantissa > math.sqrt(2)
-    mantissa = jnp.where(halved, likelihood.mantissa / 2, likelihood.mantissa)
-    exponent = likelihood.exponent + jnp.where(halved, 1, 0)
-    return (offset + exponent * _LOG_2) + (rest + exponent * (math.log(2) - _LOG_2) + jnp.log(mantissa))
-
-
-def in_parts(nats: Float[Array, "steps N"], *, gpu: bool = False) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
-    """Return the sum over frames in two parts: whole 256ths of a nat, whose sum is exact, and the remainder."""
-    offset = jnp.round(nats * _PARTS) / _PARTS
-    if gpu:
-        offset, rest = indexing.sums_together((offset, nats - offset), 0)
-        return offset, rest
-    return _sum(offset), _sum(nats - offset)
-
-
-def _sum(x: Float[Array, "steps N"]) -> Float[Array, " N"]:
-    """Return the sum over steps, in two stages: thousands of numbers added one after the other would lose digits."""
-    frames, sequences = x.shape
-    rows = max(int(frames**0.5), 1) if is_known(frames) else _ROWS_OF_UNKNOWN
-    columns = -(-frames // rows)
-    padded = jnp.pad(x, ((0, rows * columns - frames), (0, 0)))
-    return padded.reshape(rows, columns, sequences).sum(axis=1).sum(axis=0)

@@ -15,10 +15,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxctc._forward_backward import scaled
 from jaxctc._forward_backward.scaled import Scaled
-from jaxctc._lattice import indexing, lattices
+from jaxctc._lattice import indexing, lattices, products
 from jaxctc._lattice.frame_map import FrameMap, Index, halves
-from jaxctc._lattice.indexing import Fetch
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, has_label
+from jaxctc._lattice.products import Fetch
 from jaxctc._mesh import varying_like
 from jaxctc._sizes import Size, is_at_most
 from jaxctc._types import LOG_ZERO, Request
@@ -113,8 +113,8 @@ def build_emissions(
     labels = indexing.labels_with_reversed(lattice.labels, lattice)
     labelled = has_label(lattice)[:, None, None]
     gathers = indexing.fetch_by_gathers(scores, labels, request)
-    products = indexing.fetch_by_products(scores, labels, lattice, request)
-    either = gathers if request.layout.gpu else indexing.fetch_for_platform(products, gathers)
+    multiplies = products.fetch(scores, labels, lattice, request)
+    either = gathers if request.layout.gpu else indexing.fetch_for_platform(multiplies, gathers)
 
     def scaled_rows(frame_map: FrameMap, fetch: Fetch) -> tuple[Array, _PerFrame]:
         return _scale_rows(fetch, labels, labelled, frame_map, request.blank, dtype)
@@ -124,7 +124,7 @@ def build_emissions(
         return (log2_ratio if keep else None), per_frame
 
     def room(x: jax.ShapeDtypeStruct) -> Array:
-        return varying_like((scores, lattice), jnp.zeros((*x.shape[:2], count, *x.shape[3:]), x.dtype))
+        return varying_like((scores, lattice), lax.full((*x.shape[:2], count, *x.shape[3:]), 0, x.dtype))
 
     def in_blocks(block: int, fetch: Fetch = either) -> tuple[Array | None, _PerFrame]:
         def fill(number: Int[Array, ""], per_frame: Any) -> Any:
@@ -139,7 +139,7 @@ def build_emissions(
         kept, per_frame = compute(frame_map)
     elif keep:
         # A TPU reads all frames at once, because it can then take slices.
-        kept, per_frame = indexing.on_tpu(lambda: compute(frame_map, products), lambda: in_blocks(block, gathers))
+        kept, per_frame = indexing.on_tpu(lambda: compute(frame_map, multiplies), lambda: in_blocks(block, gathers))
     else:
         kept, per_frame = in_blocks(block)
 

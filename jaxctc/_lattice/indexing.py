@@ -7,27 +7,23 @@ of an operation of their own.
 
 import functools
 from collections.abc import Callable
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxctc import _platforms
 from jaxctc._lattice import products
-from jaxctc._lattice.frame_map import FrameMap, halves, places_of_frames
-from jaxctc._lattice.lattices import Lattice, accumulation_dtype
+from jaxctc._lattice.frame_map import FrameMap, places_of_frames
+from jaxctc._lattice.lattices import Lattice
+from jaxctc._lattice.products import Fetch
 from jaxctc._mesh import is_xlas_to_divide
-from jaxctc._sizes import Size, is_at_most, larger
+from jaxctc._sizes import Size
 from jaxctc._types import Request
 
 _T = TypeVar("_T")
-Fetch: TypeAlias = Callable[[FrameMap], tuple[Float[Array, "N 2 K W"], Float[Array, "N 2 K"], Float[Array, "N 2 K"]]]
-"""A function that returns the scores that the steps of a frame map read: those of the labels, the best of them, and
-that of the blank. A column without a label has the score of another label of the target, or of the blank.
-"""
 
 
 def on_tpu(multiplied: Callable[[], _T], elsewhere: Callable[[], _T]) -> _T:
@@ -76,15 +72,7 @@ def to_frames(x: Float[Array, "N 2 M"], lattice: Lattice, frames: Size) -> Float
 
     if x.size == 0:
         return jnp.zeros((frames, x.shape[0]), x.dtype)
-    return on_tpu(lambda: by_frame(x, lattice, frames).T, gathered)
-
-
-def by_frame(x: Float[Array, "N 2 M *X"], lattice: Lattice, frames: Size) -> Float[Array, "N T *X"]:
-    """Return the same as `to_frames`, in the way of a TPU; unspecified beyond a sequence's length."""
-    count = x.shape[2]
-    both = jnp.concatenate([x[:, 0], x[:, 1, ::-1]], axis=1)
-    padded = products.padded(both, 0, larger(frames - count, 0))
-    return products.rows(padded, count - halves(lattice)[0][:, 0], frames)
+    return on_tpu(lambda: products.by_frame(x, lattice, frames).T, gathered)
 
 
 def labels_with_reversed(labels: Int[Array, "N W"], lattice: Lattice) -> Int[Array, "N 2 W"]:
@@ -115,15 +103,6 @@ def own_values(x: Array, place: Int[Array, "X N Y"]) -> Array:
     return _platforms.form(by_row, cuda=flat, rocm=flat)
 
 
-def sums_together(arrays: tuple[Float[Array, "..."], ...], axis: int) -> tuple[Array, ...]:
-    """Return the sum of each array over an axis, which a GPU computes in one kernel: no thread adds up many numbers.
-
-    On another platform one thread adds all numbers up, one after the other.
-    """
-    zeros = tuple(np.zeros((), x.dtype) for x in arrays)
-    return tuple(lax.reduce(arrays, zeros, lambda a, b: tuple(map(jnp.add, a, b)), (axis,)))
-
-
 def fetch_for_platform(multiplied: Fetch, gathered: Fetch) -> Fetch:
     """Return a function that fetches by products on a TPU, and by gathers elsewhere."""
     return lambda frame_map: on_tpu(lambda: multiplied(frame_map), lambda: gathered(frame_map))
@@ -142,13 +121,13 @@ def fetch_by_gathers(
         def gathered_once() -> tuple[Array, Array, Array]:
             # What XLA fuses with a gather is no longer done eight at a time; the barrier prevents this.
             used, blank = lax.optimization_barrier(gather(scores, frame_map.frame, labels))
-            return used, _best(used), blank
+            return used, products.best(used), blank
 
         def gathered_twice() -> tuple[Array, Array, Array]:
             # On a GPU a second gather takes no longer than writing the result of the first to memory and reading it.
             used, blank = gather(scores, frame_map.frame, labels)
             again, _ = gather(scores, lax.optimization_barrier(frame_map.frame), labels)
-            return again, _best(used), blank
+            return again, products.best(used), blank
 
         if frames == 0:
             none = jnp.zeros(frame_map.frame.shape, scores.dtype)
@@ -184,35 +163,3 @@ def _gathered(
     bits, frame = as_bits(scores, frame)
     used, of_blank = gather(bits, frame, labels)
     return from_bits(used, scores.dtype), from_bits(of_blank, scores.dtype)
-
-
-def _best(used: Float[Array, "N 2 K W"]) -> Float[Array, "N 2 K"]:
-    return used.astype(accumulation_dtype(used.dtype)).max(axis=3)
-
-
-def fetch_by_products(
-    scores: Float[Array, "A B C"],
-    labels: Int[Array, "N 2 W"],
-    lattice: Lattice,
-    request: Request,
-) -> Fetch:
-    """Return a function that fetches by products and slices, in the way of a TPU (see `products`)."""
-    axes = (0, 1) if request.batch_first else (1, 0)
-    frames = scores.shape[axes[1]]
-
-    def steps(x: Float[Array, "N T *X"], frame_map: FrameMap) -> Float[Array, "N 2 K *X"]:
-        if frame_map.middle is None:
-            return jax.vmap(lambda x, frame: x.at[frame].get(mode="promise_in_bounds"))(x, frame_map.frame)
-        count = frame_map.frame.shape[2]
-        after = larger(frames // 2 + count - frames, 0)
-        both = products.rows(products.padded(x, count, after), frame_map.middle, 2 * count)
-        return jnp.stack([both[:, :count], both[:, count:][:, ::-1]], axis=1)
-
-    def fetched(frame_map: FrameMap) -> tuple[Array, Array, Array]:
-        every = is_at_most(frames, 2 * frame_map.frame.shape[2])
-        rows = functools.partial(steps, frame_map=frame_map)
-        used = products.emitted(scores.transpose(*axes, 2), labels, lattice, rows, every=every).astype(scores.dtype)
-        # The last column has the class of the blank.
-        return used, _best(used), used[..., -1]
-
-    return fetched

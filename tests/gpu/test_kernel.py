@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("absl", reason="Pallas's Mosaic GPU needs absl-py")
 
 import jaxctc
-from jaxctc._forward_backward import bidirectional, prepared, scaled_emissions, segments
+from jaxctc._forward_backward import bidirectional, scaled_emissions, segments, sums
 from jaxctc._kernels import gpu
 from jaxctc._lattice import frame_map, lattices
 from jaxctc._types import Layout, Problem, Request
@@ -67,8 +67,8 @@ def run(module):
     def both(emissions):
         alone = module.likelihood(emissions)
         value, posterior = module.posterior(emissions, 16, every_blank=True)
-        log_scale = prepared.in_parts(scaled_emissions.peaks(emissions))
-        alone, value = (prepared.log_likelihood(x, log_scale) for x in (alone, value))
+        log_scale = sums.in_parts(scaled_emissions.peaks(emissions))
+        alone, value = (sums.log_likelihood(x, log_scale) for x in (alone, value))
         return alone, value, [specified(emissions, x) for x in posterior]
 
     return jax.jit(both)
