@@ -8,7 +8,7 @@ that is contiguous and has one of these shapes is shared with JAX; any other bat
 from importlib.util import find_spec as _find_spec
 
 if _find_spec("torch") is None:
-    raise ImportError('bridge needs PyTorch. Install it, or install this library with it: pip install "jaxctc[torch]".')
+    raise ImportError("bridge needs PyTorch. Install it: pip install torch.")
 
 from bridge._alignment import Alignment as Alignment
 from bridge._alignment import Beams as Beams
@@ -16,20 +16,24 @@ from bridge._alignment import Decoded as Decoded
 from bridge._alignment import Posteriors as Posteriors
 from bridge._alignment import beam_search_decode as beam_search_decode
 from bridge._alignment import ctc_posteriors as ctc_posteriors
+from bridge._alignment import decoded_spans as decoded_spans
 from bridge._alignment import forced_align as forced_align
 from bridge._alignment import greedy_decode as greedy_decode
 from bridge._diagnosis import diagnose as diagnose
 from bridge._functional import ctc_loss as ctc_loss
 from bridge._functional import ctc_loss_with_logits as ctc_loss_with_logits
 from bridge._module import CTCLoss as CTCLoss
+from bridge._module import CTCWithLogitsLoss as CTCWithLogitsLoss
 from bridge._sizes import Sizes as Sizes
 from bridge._sizes import set_sizes as set_sizes
 from bridge._warmup import warmup as warmup
+from jaxctc import __version__ as __version__
 
 __all__ = [
     "Alignment",
     "Beams",
     "CTCLoss",
+    "CTCWithLogitsLoss",
     "Decoded",
     "Posteriors",
     "Sizes",
@@ -37,6 +41,7 @@ __all__ = [
     "ctc_loss",
     "ctc_loss_with_logits",
     "ctc_posteriors",
+    "decoded_spans",
     "diagnose",
     "forced_align",
     "greedy_decode",

@@ -9,7 +9,7 @@ from torch import Tensor
 from bridge import _autograd, _programs
 from bridge._arguments import Call, Lengths, canonical
 from bridge._batch import Batch, Spec
-from jaxctc._api.alignment import check_feasible
+from jaxctc._api.alignment import TokenSpan, check_feasible, merge_tokens
 from jaxctc._api.decoding import ScoreFunction, check_score_function
 from jaxctc._inputs import checks
 
@@ -246,6 +246,57 @@ def beam_search_decode(
     labels, lengths, values = _programs.beams(_batch(call), call.scores.detach(), width, score_function)
     found = Beams(labels.long(), lengths.long(), values)
     return found if call.batched else Beams(*(x[0] for x in found))
+
+
+def decoded_spans(
+    log_probs: Tensor,
+    decoded: Decoded | Beams,
+    input_lengths: Lengths,
+    blank: int = 0,
+    *,
+    batch_first: bool = False,
+) -> list[TokenSpan] | list[list[TokenSpan]]:
+    """Return the frames of decoded labels: the spans on the best of all paths that spell them.
+
+    Args:
+        log_probs: The log probabilities that were decoded, (T, N, C), or (T, C) for one sequence.
+        decoded: What `greedy_decode` or `beam_search_decode` returned for them. Of several labellings of a beam the
+            first is taken, which is the most probable one.
+        input_lengths: Frames of each sequence: a tensor, an array, a sequence of ints, or one int.
+        blank: Index of the blank class.
+        batch_first: `log_probs` is (N, T, C).
+
+    Returns:
+        A list of `jaxctc.TokenSpan` for each sequence, in the order of time; for one sequence its list alone.
+
+    Raises:
+        RuntimeError: A shape, a length or `blank` is illegal, or the labels do not belong to these scores.
+        NotImplementedError: `log_probs` is not of a floating-point type.
+        TypeError: An argument is of the wrong type.
+
+    Example:
+        >>> import torch, bridge
+        >>> path = torch.tensor([0, 1, 1, 0, 1, 2])  # 0 is the blank
+        >>> log_probs = (9.0 * torch.nn.functional.one_hot(path, 3)).log_softmax(1)
+        >>> decoded = bridge.greedy_decode(log_probs, 6)
+        >>> [(span.token, span.start, span.end) for span in bridge.decoded_spans(log_probs, decoded, 6)]
+        [(1, 1, 3), (1, 4, 5), (2, 5, 6)]
+
+    Reference:
+        See `jaxctc.decoded_spans`.
+    """
+    if not isinstance(decoded, Decoded | Beams):
+        raise TypeError(
+            "decoded must be what bridge.greedy_decode or bridge.beam_search_decode returns; got "
+            f"{type(decoded).__module__.split('.')[0]}.{type(decoded).__name__}."
+        )
+    labels, lengths = decoded.labels, decoded.lengths
+    if isinstance(decoded, Beams):
+        labels, lengths = labels[..., 0, :], lengths[..., 0]
+    # No wider than it has to be, which the alignment pays for.
+    width = max(int(lengths.max()), 1) if lengths.numel() else 1
+    found = forced_align(log_probs, labels[..., :width], input_lengths, lengths, blank, batch_first=batch_first)
+    return merge_tokens(*found, blank)
 
 
 def _canonical(

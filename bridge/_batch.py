@@ -225,7 +225,10 @@ class Batch:
             )
 
         def explain_labels() -> tuple[str, str]:
-            return slots(), "A target length counts the labels of a target, without its padding."
+            fits = bool(counts.max() <= self.frames and frames.max() <= stop)
+            return slots(), "A target length counts the labels of a target, without its padding." + (
+                advice.swapped_lengths(fits)
+            )
 
         checks.length_values("input_lengths", frames, self.frames, explain_frames, True)
         checks.length_values("target_lengths", counts, stop, explain_labels, True)

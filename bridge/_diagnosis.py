@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import torch
 from torch import Tensor
 
+from bridge import _fork
 from jaxctc.diagnose import Diagnosis
 from jaxctc.diagnose import diagnose as _diagnose
 
@@ -43,6 +44,7 @@ def diagnose(
     Raises:
         TypeError: A tensor has no values to look at: it is on the meta device, or a transform of `torch.func` or
             `torch.export` traces it.
+        RuntimeError: The process was forked after JAX had started, and JAX would wait for ever.
 
     Example:
         >>> import torch, bridge
@@ -51,6 +53,7 @@ def diagnose(
         >>> found.codes, found.findings[0].rows, found.ok
         (('infeasible',), (1,), False)
     """
+    _fork.check()
     return _diagnose(
         *(_numpy(x) for x in (log_probs, targets, input_lengths, target_lengths, blank)),
         batch_first=batch_first,

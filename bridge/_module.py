@@ -1,10 +1,10 @@
-"""Provide the loss as a module."""
+"""Provide the losses as modules."""
 
 import torch
 from torch import Tensor, nn
 
-from bridge import _script  # noqa: F401, registers the operator that a scripted module calls
-from bridge._functional import ctc_loss
+from bridge import _script  # noqa: F401, registers the operators that scripted modules call
+from bridge._functional import ctc_loss, ctc_loss_with_logits
 from jaxctc._types import Implementation
 
 
@@ -85,5 +85,81 @@ class CTCLoss(nn.CTCLoss):
         return (
             f"blank={self.blank}, reduction={self.reduction!r}, zero_infinity={self.zero_infinity}, "
             f"normalized={self.normalized}, batch_first={self.batch_first}"
+            + (f", implementation={self.implementation!r}" if self.implementation else "")
+        )
+
+
+class CTCWithLogitsLoss(nn.Module):
+    """Compute `ctc_loss_with_logits` as a module: `CTCLoss` for logits, with the log-softmax included.
+
+    Args:
+        blank: Index of the blank class.
+        reduction: ``"none"``, ``"mean"``, ``"sum"``, ``"batchmean"`` or ``"mean_volume"``, as for `ctc_loss`.
+        zero_infinity: Count infinite losses as 0.
+        batch_first: `logits` is (N, T, C).
+        implementation: ``"reference"``, ``"xla"``, ``"pallas"`` or None, as for `ctc_loss`.
+
+    Shapes:
+        Those of `ctc_loss_with_logits`: logits (T, N, C) or (T, C), targets (N, S), (S,) or end to end, lengths (N,) or
+        (); the loss is (N,) or () with ``reduction="none"``, () otherwise.
+
+    Raises:
+        RuntimeError: When called, if a value or a shape is illegal, as `ctc_loss_with_logits` does.
+        ValueError: When called, if `reduction` is unknown.
+
+    Example:
+        >>> import torch, bridge
+        >>> loss = bridge.CTCWithLogitsLoss(zero_infinity=True)
+        >>> round(loss(torch.zeros(4, 1, 3), torch.tensor([[1, 2]]), [4], [2]).item(), 4)
+        0.8432
+    """
+
+    def __init__(
+        self,
+        blank: int = 0,
+        reduction: str = "mean",
+        zero_infinity: bool = False,
+        *,
+        batch_first: bool = False,
+        implementation: Implementation | None = None,
+    ) -> None:
+        super().__init__()
+        self.blank = blank
+        self.reduction = reduction
+        self.zero_infinity = zero_infinity
+        self.batch_first = batch_first
+        self.implementation = implementation
+
+    def forward(self, logits: Tensor, targets: Tensor, input_lengths: Tensor, target_lengths: Tensor) -> Tensor:
+        """Return the loss; shapes, and unless the module is scripted types, are those of `ctc_loss_with_logits`."""
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return torch.ops.jaxctc.ctc_loss_with_logits(
+                logits,
+                targets,
+                input_lengths,
+                target_lengths,
+                self.blank,
+                self.reduction,
+                self.zero_infinity,
+                self.batch_first,
+                self.implementation,
+            )
+        return ctc_loss_with_logits(
+            logits,
+            targets,
+            input_lengths,
+            target_lengths,
+            self.blank,
+            self.reduction,
+            self.zero_infinity,
+            batch_first=self.batch_first,
+            implementation=self.implementation,
+        )
+
+    def extra_repr(self) -> str:
+        """Return what `print` shows between the parentheses."""
+        return (
+            f"blank={self.blank}, reduction={self.reduction!r}, zero_infinity={self.zero_infinity}, "
+            f"batch_first={self.batch_first}"
             + (f", implementation={self.implementation!r}" if self.implementation else "")
         )

@@ -161,6 +161,32 @@ def broken():
         ("a negative length", "input-length-range", edited("input_lengths", put(1, value=-1))),
         ("lengths in samples", "lengths-before-subsampling", changed(input_lengths=frames * 160)),
         ("lengths before subsampling", "lengths-before-subsampling", changed(input_lengths=frames * 4 - 1)),
+        (
+            "lengths before subsampling, T is padded",
+            "lengths-before-subsampling",
+            changed(log_probs=np.concatenate([x, x[:16]]), input_lengths=frames * 4 - 1),
+        ),
+        (
+            "lengths before subsampling by 2, T is padded",
+            "lengths-before-subsampling",
+            changed(log_probs=np.concatenate([x, x[:8]]), input_lengths=frames * 2 - 1),
+        ),
+        ("lengths swapped", "lengths-swapped", changed(input_lengths=counts, target_lengths=frames)),
+        (
+            "lengths swapped, wide targets",
+            "lengths-swapped",
+            changed(targets=np.pad(targets, ((0, 0), (0, T))), input_lengths=counts, target_lengths=frames),
+        ),
+        (
+            "lengths swapped, labels end to end",
+            "lengths-swapped",
+            changed(
+                targets=np.concatenate([row[:count] for row, count in zip(targets, counts, strict=True)]),
+                input_lengths=counts,
+                target_lengths=frames,
+            ),
+        ),
+        ("lengths divided twice", "lengths-too-short", changed(input_lengths=frames // 2)),
         ("a mask as lengths", "lengths-are-masks", changed(input_lengths=np.arange(T) < frames[:, None])),
         ("optax's paddings", "lengths-are-masks", changed(target_lengths=(np.arange(S) >= counts[:, None]) * 1.0)),
         ("lengths as fractions", "lengths-are-fractions", changed(input_lengths=(frames / T).astype(np.float32))),
@@ -181,6 +207,7 @@ def broken():
         ("padded with C", "padding-counted", padded_targets(C)),
         ("padded with a legal 0", "padding-counted", without_zeros(padded_targets(0, blank=C - 1))),
         ("the blank of another model", "wrong-blank", other_blank()),
+        ("targets in another order", "targets-shuffled", in_another_order()),
         ("classes that never occur", "classes-unseen", many_labels(np.arange(1, C - 2))),
         ("NaN", "nan", edited("log_probs", put(2, 1, value=np.nan))),
         ("+inf", "positive-infinity", edited("log_probs", put(2, 1, 3, value=np.inf))),
@@ -222,6 +249,13 @@ def without_zeros(batch):
     targets = np.where(inside & (batch["targets"] == 0), 2, batch["targets"])
     targets[1, -1], targets[3, -1] = 0, 0
     return {**batch, "targets": targets}
+
+
+def in_another_order():
+    """Each target is that of the sequence before, and all are long."""
+    rng = np.random.default_rng(2)
+    batch = without_padding(rng.integers(1, C, (N, S)))
+    return {**batch, "targets": np.roll(batch["targets"], 1, axis=0)}
 
 
 def other_blank():

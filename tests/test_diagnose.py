@@ -20,7 +20,7 @@ from jaxctc._tools.conformance import oracle
 from jaxctc.diagnose import Row
 from jaxctc.diagnose.__main__ import main
 from jaxctc.diagnose._catalogue import CODES, GROUPS
-from jaxctc.diagnose._labels import edit_distance
+from jaxctc.diagnose._edit_distance import edit_distance
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(jaxctc.__file__).parents[1]
@@ -117,9 +117,15 @@ def test_the_evidence_is_in_numbers():
 
     rows, numbers, remedy = evidence("too few frames for a repeat")
     assert (rows, numbers) == ((0,), {"frames": [4], "frames_needed": [5], "labels": [4], "repeats": [1]})
-    assert "Row 0 has 0.80 frames for each that it needs: if the model now subsamples by 2, 4 or 8" in remedy
-    assert "it may by 1, 3 or 6 at most." in remedy
-    assert evidence("lengths in samples")[1]["factor"] == 160
+    assert "Row 0 has 4 frames and needs 5. Enough would be to subsample by 1 instead of 2, or by 3 in" in remedy
+    rows, numbers, remedy = evidence("lengths in samples")
+    assert (rows, numbers["factor"]) == (tuple(range(6)), 160)
+    assert remedy.endswith("divided by 160, they are 24, 22, 19, 24, 21, 16.")
+    remedy = evidence("lengths before subsampling, T is padded")[2]
+    assert remedy.endswith("by more if T is padded. Divided by 4, for instance, they are 24, 22, 19, 24, 21, 16.")
+    rows, numbers, _ = evidence("targets in another order")
+    assert numbers["spells_the_target_of_row"] == [(n + 1) % 6 for n in rows]
+    assert evidence("lengths divided twice")[1]["with_all_frames"] == [0] * 6
     assert evidence("the blank of another model")[2].endswith("It seems to be 7.")
     assert evidence("a masked label")[1]["classes_masked_in_every_frame"] == [3]
     assert evidence("NaN")[:2] == ((1,), {"scores": [8], "first_frame_of_the_first_row": 2, "its_classes": [*range(8)]})

@@ -13,10 +13,18 @@ BATCH_FIRST = np.zeros((2, 5, 4), np.float32)
 TARGETS = np.array([[1, 2], [3, 3]])
 LEGAL = {"scores": SCORES, "targets": TARGETS, "input_lengths": [5, 5], "target_lengths": [2, 2]}
 
+
+class Tracked:
+    """Stands for a PyTorch tensor."""
+
+    requires_grad = True
+
+
 ILLEGAL = [
     ({"input_lengths": [6, 1]}, ValueError, r"input_lengths\[0\] is 6, .* T = 5 frames: .* \[0, 5\]"),
     ({"input_lengths": [1, -1]}, ValueError, r"input_lengths\[1\] is -1, .* \[0, 5\]"),
     ({"target_lengths": [2, 3]}, ValueError, r"target_lengths\[1\] is 3, .* S = 2 slots: .* \[0, 2\]"),
+    ({"input_lengths": [2, 2], "target_lengths": [5, 5]}, ValueError, r"S = 2 .* and target_lengths swapped\?"),
     ({"max_target_length": 1}, ValueError, r"target_lengths\[0\] is 2, but max_target_length is 1"),
     ({"max_target_length": -1}, ValueError, r"max_target_length is -1: it must be at least 0"),
     ({"input_lengths": [1, 2, 3]}, ValueError, r"input_lengths has shape \(3,\), .* N = 2 .* \(2,\)"),
@@ -53,6 +61,7 @@ ILLEGAL = [
     ({"targets": TARGETS - 1}, ValueError, r"targets\[0, 0\] is 0, which is the blank"),
     ({"targets": TARGETS + 1}, ValueError, r"targets\[1, 0\] is 4, .* \[0, 4\)"),
     ({"targets": [1, 2, 3, 9]}, ValueError, r"targets\[3\] \(label 1 of sequence 1\) is 9"),
+    ({"scores": Tracked()}, TypeError, r"is a PyTorch tensor .* the package bridge, .* (log_probs|logits).detach\(\)"),
     ({"scores": SCORES.astype(int)}, TypeError, r"(log_probs|logits) must be of a floating-point type"),
     ({"scores": SCORES[0, 0]}, ValueError, r"must have shape \(T, N, C\).* got \(4,\)"),
     ({"scores": SCORES[..., :0]}, ValueError, r"has no classes"),

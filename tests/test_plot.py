@@ -175,7 +175,7 @@ def test_neighbours_differ_in_colour():
 
 def test_without_matplotlib_the_error_names_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r'pip install "jaxctc\[plot\]"'):
+    with pytest.raises(ImportError, match="pip install matplotlib"):
         jaxctc.plot_alignment(LOG_PROBS, SPANS, blank=BLANK)
 
 
@@ -238,6 +238,24 @@ def test_a_row_of_a_batch_is_drawn_as_that_sequence_alone():
             np.testing.assert_array_equal(patch.get_path().vertices, expected.get_path().vertices)
 
 
+def test_a_batch_first():
+    log_probs, aligned, posteriors = batch()
+    turned = log_probs.swapaxes(0, 1), aligned, posteriors.classes.swapaxes(0, 1)
+    first = jaxctc.plot_alignment(*turned, row=1, frames=9, batch_first=True, blank=BLANK)
+    other = jaxctc.plot_alignment(log_probs, aligned, posteriors, row=1, frames=9, blank=BLANK)
+    for ours, theirs in zip(first.axes, other.axes, strict=True):
+        for image, expected in zip(ours.images, theirs.images, strict=True):
+            np.testing.assert_array_equal(image.get_array(), expected.get_array())
+        for patch, expected in zip(ours.patches, theirs.patches, strict=True):
+            np.testing.assert_array_equal(patch.get_path().vertices, expected.get_path().vertices)
+    square = log_probs[:2], jaxctc.Alignment(aligned.labels[:, :2], aligned.scores[:, :2])
+    with pytest.raises(ValueError, match=r"of 20 frames, and log_probs has T = 2: .* pass batch_first=True"):
+        jaxctc.plot_alignment(*turned, row=1, blank=BLANK)
+    with pytest.raises(ValueError, match=r"frames is 9: it must lie in \[1, 2\].* pass batch_first=True"):
+        jaxctc.plot_alignment(turned[0], SPANS, row=1, frames=9, blank=BLANK)
+    jaxctc.plot_alignment(*square, row=1, blank=BLANK)
+
+
 def test_words_stand_beneath_their_spans():
     words = jaxctc.merge_words(SPANS, NAMES)
     axes = jaxctc.plot_alignment(LOG_PROBS, SPANS, blank=BLANK, words=words, seconds_per_frame=0.5).axes[-1]
@@ -269,6 +287,7 @@ def test_the_source_has_a_panel_above_as_long_as_the_frames(above):
         ({"row": 2}, r"row is 2, and log_probs has the shape \(20, 2, 5\): row must lie in \[0, N\)"),
         ({}, r"Of a batch draw one: row=n|say which row"),
         ({"row": 0, "frames": 21}, r"frames is 21: it must lie in \[1, 20\]"),
+        ({"row": 0, "above": np.zeros((20, 3))}, r"above has the shape \(20, 3\) over 20 frames: .* Transpose"),
         ({"row": 0, "above": np.zeros((2, 2, 2))}, r"above must be samples, .*got \(2, 2, 2\)"),
     ],
 )

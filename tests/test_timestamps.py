@@ -67,8 +67,13 @@ def test_what_could_not_be_decoded_has_no_spans():
 
 def test_illegal_decoded():
     log_probs = scores()
-    with pytest.raises(TypeError, match=r"decoded must be what greedy_decode or beam_search_decode returns; got list"):
+    with pytest.raises(TypeError, match=r"decoded must be what jaxctc.greedy_decode or .* got builtins.list"):
         jaxctc.decoded_spans(log_probs, [1], LENGTHS, BLANK)
+    turned, decoded = log_probs.swapaxes(0, 1), jaxctc.greedy_decode(log_probs, LENGTHS, BLANK)
+    with pytest.raises(ValueError, match=r"decoded is of 3 sequences.* pass batch_first=True"):
+        jaxctc.decoded_spans(turned, decoded, LENGTHS, BLANK)
+    with pytest.raises(ValueError, match=r"decoded is of 3 sequences.* pass batch_first=False"):
+        jaxctc.decoded_spans(log_probs, decoded, LENGTHS, BLANK, batch_first=True)
     with pytest.raises(TypeError, match=r"decoded is traced.* outside of jax.jit"):
         jax.jit(lambda x: jaxctc.decoded_spans(x, jaxctc.greedy_decode(x, 6), 6))(log_probs[:, 0])
 
@@ -108,6 +113,7 @@ def test_words(tokens, names, separator, want):
     ("change", "exception", "message"),
     [
         ({"spans": spans_of(1, 3)}, ValueError, r"spans\[1\].token is 3, which label_names has no name for"),
+        ({"spans": [spans_of(1)]}, TypeError, r"spans\[0\] is of type list: .* of a batch, call merge_words for each"),
         ({"separator": ""}, ValueError, r"separator is empty"),
         ({"separator": None}, TypeError, r"separator must be a string; got None"),
         ({"label_names": [" ", b"a"]}, TypeError, r"label_names holds b'a' of type bytes"),

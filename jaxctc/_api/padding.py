@@ -56,14 +56,16 @@ def pad_to_sizes(
         targets: (N, S), or a list of N targets of different lengths.
         input_lengths: Frames of each sequence. None: those of the list, or T.
         target_lengths: Labels of each target. None: those of the list, or S.
-        frames: Sizes of T, ascending. Beyond the largest, sizes double.
-        labels: Sizes of S, likewise.
+        frames: Sizes of T, ascending: by default 64, 128, 256, 512, 1,024 and 2,048. Beyond the largest, sizes double.
+        labels: Sizes of S, likewise: by default 30, 62, 94, 126, 190, 254 and so on, by 64 and then by 128, to 1,022.
         sequences: Sizes of N, likewise; None leaves N as it is. Sequences that are added have no frame, no label and a
             loss of 0: with them, use ``reduction="sum"`` and divide by your own count, for ``"mean"`` counts them.
         batch_first: `inputs` is, and will be, (N, T, ...).
 
     Returns:
-        The padded batch: numpy arrays, or JAX arrays of what was one. Lengths are int32, dtypes else stay.
+        The padded batch: numpy arrays, or JAX arrays of what was one. Lengths are int32, dtypes else stay. The input
+        lengths are those of `inputs`: if a model makes fewer frames of these, compute them from its input lengths as it
+        does, for instance ``-(-batch.input_lengths // 4)`` behind two layers of stride 2.
 
     Raises:
         TypeError: A size is no whole number.

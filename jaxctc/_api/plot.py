@@ -43,6 +43,7 @@ def plot_alignment(
     *,
     row: int | None = None,
     frames: int | None = None,
+    batch_first: bool = False,
     words: Sequence[WordSpan] = (),
     above: FloatsLike | None = None,
     blank: int = 0,
@@ -65,15 +66,18 @@ def plot_alignment(
     Shapes: T frames, N sequences, C classes with the blank.
 
     Args:
-        log_probs: Log probabilities of one sequence, (T, C), or with `row` those of a batch, (T, N, C).
+        log_probs: Log probabilities of one sequence, (T, C), or with `row` those of a batch, (T, N, C) or as
+            `batch_first` says.
         spans: The frames of each label, as `merge_tokens` returns them, or what `forced_align` returns.
         posteriors: The probability of each class at each frame, given the target: what `ctc_posteriors` returns, or its
             `classes`, of the shape of `log_probs`. None leaves that panel out.
         row: The sequence of the batch to draw. Spans are those of that row.
         frames: The sequence's length; the frames from there on are padding, and not drawn. None: T.
+        batch_first: `log_probs` and `posteriors` of a batch are (N, T, C).
         words: The words and their frames, as `merge_words` returns them.
         above: What the frames were computed from: the samples of a recording, one-dimensional, or an image or
-            spectrogram, (height, width), the first row on top. It must be as long as the frames drawn.
+            spectrogram, (height, width), the first row on top: transpose features (time, bands). It is stretched to the
+            frames drawn, however finely it is sampled, so cut off what belongs to padding.
         blank: Index of the blank class.
         label_names: The name of each class, in a sequence or a mapping, or a tokenizer's vocabulary, which is a mapping
             from name to class. A number is a name too. Classes without a name, or with None, show their index. All text
@@ -103,12 +107,14 @@ def plot_alignment(
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('plot_alignment draws with matplotlib: pip install "jaxctc[plot]"') from error
+        raise ImportError("plot_alignment draws with matplotlib: pip install matplotlib") from error
 
-    scores = np.asarray(checks.scores("log_probs", log_probs), np.float64)
+    scores = np.asarray(checks.scores("log_probs", checks.numbers(log_probs)), np.float64)
     probabilities = getattr(posteriors, "classes", posteriors)  # the bridge's posteriors have the same field
     gamma = None if probabilities is None else checks.numbers(probabilities).astype(np.float64)
-    scores, gamma, spans = _one_sequence(scores, gamma, spans, row, frames, blank)
+    if batch_first:
+        scores, gamma = (x.swapaxes(0, 1) if x is not None and x.ndim == 3 else x for x in (scores, gamma))
+    scores, gamma, spans = _one_sequence(scores, gamma, spans, row, frames, blank, batch_first=batch_first)
     _check(scores, spans, gamma, seconds_per_frame)
     blank = checks.blank(blank, scores.shape[1])
     named = names_by_class(label_names, scores.shape[1])
@@ -117,7 +123,7 @@ def plot_alignment(
     colours = _colours(spans, names)
     scale = 1.0 if seconds_per_frame is None else seconds_per_frame
 
-    source = None if above is None else _source(above)
+    source = None if above is None else _source(above, len(scores))
     heights = [0.4 + 0.13 * (len(classes) + 1), *([] if gamma is None else [1.3]), 1.1]
     heights = [*([] if source is None else [0.9]), *heights]
     if figure is None:
@@ -150,10 +156,13 @@ def _one_sequence(
     row: int | None,
     frames: int | None,
     blank: int,
+    *,
+    batch_first: bool,
 ) -> tuple[np.ndarray, np.ndarray | None, Sequence[TokenSpan]]:
     """Return one sequence of a batch, without its padding."""
     found: Any = spans  # perhaps an alignment, of this package or of the bridge
     path = [checks.numbers(x) for x in (found.labels, found.scores)] if hasattr(found, "labels") else None
+    hint = "" if scores.ndim != 3 or batch_first else " If log_probs is (N, T, C), pass batch_first=True."
     if row is not None:
         if scores.ndim != 3 or not 0 <= checks.integer("row", row, "a sequence of the batch") < scores.shape[1]:
             raise ValueError(
@@ -163,11 +172,20 @@ def _one_sequence(
         if gamma is not None and gamma.ndim == 3:
             gamma = gamma[:, row]
         if path is not None:
+            if path[0].ndim != 2 or row >= len(path[0]):
+                raise ValueError(
+                    f"row is {row}, and spans is the alignment of {path[0].shape}: it must be that of the whole batch."
+                )
             path = [x[row] for x in path]
         scores = scores[:, row]
+    if path is not None and path[0].ndim == 1 and len(path[0]) != len(scores):
+        raise ValueError(
+            f"spans is an alignment of {len(path[0])} frames, and log_probs has T = {len(scores)}: they must be of the "
+            f"same frames.{hint}"
+        )
     if frames is not None:
         if not 1 <= frames <= len(scores):
-            raise ValueError(f"frames is {frames}: it must lie in [1, {len(scores)}], as T = {len(scores)}.")
+            raise ValueError(f"frames is {frames}: it must lie in [1, {len(scores)}], as T = {len(scores)}.{hint}")
         scores, gamma = scores[:frames], None if gamma is None else gamma[:frames]
     if path is None:
         return scores, gamma, found
@@ -177,10 +195,15 @@ def _one_sequence(
     return scores, gamma, cast("Sequence[TokenSpan]", merge_tokens(labels, values, blank))
 
 
-def _source(above: FloatsLike) -> np.ndarray:
+def _source(above: FloatsLike, frames: int) -> np.ndarray:
     source = checks.numbers(above).astype(np.float64)
     if source.ndim not in (1, 2) or not source.size:
         raise ValueError(f"above must be samples, (length,), or an image, (height, width); got {source.shape}.")
+    if source.ndim == 2 and source.shape[1] < frames <= len(source):
+        raise ValueError(
+            f"above has the shape {source.shape} over {frames} frames: an image is (height, width). Transpose features "
+            "(time, bands)."
+        )
     return source
 
 

@@ -67,8 +67,11 @@ def decoded_spans(
         [(1, 1, 3), (1, 4, 5), (2, 5, 6)]
     """
     if not isinstance(decoded, Decoded | Beams):
+        module = type(decoded).__module__.split(".")[0]
+        remedy = " For the bridge's results there is bridge.decoded_spans." if module == "bridge" else ""
         raise TypeError(
-            f"decoded must be what greedy_decode or beam_search_decode returns; got {type(decoded).__name__}."
+            f"decoded must be what jaxctc.greedy_decode or jaxctc.beam_search_decode returns; got {module}."
+            f"{type(decoded).__name__}.{remedy}"
         )
     if any(isinstance(x, jax.core.Tracer) for x in decoded):
         raise TypeError("decoded is traced: spans are made of values. Call decoded_spans outside of jax.jit.")
@@ -77,6 +80,13 @@ def decoded_spans(
         labels, lengths = labels[..., 0, :], lengths[..., 0]
     # No wider than it has to be, which the alignment pays for, and of few widths, each of which it is compiled for.
     width = 1 << int(lengths.max(initial=1) - 1).bit_length()
+    shape = np.shape(log_probs)
+    if labels.ndim == 2 and len(shape) == 3 and shape[0 if batch_first else 1] != len(labels):
+        layout, other = ("(N, T, C)", "False") if batch_first else ("(T, N, C)", "True")
+        raise ValueError(
+            f"log_probs has the shape {shape}, {layout}, and decoded is of {len(labels)} sequences. They must belong "
+            f"together; for the other layout pass batch_first={other}."
+        )
     found = forced_align(log_probs, labels[..., :width], input_lengths, lengths, blank, batch_first=batch_first)
     return merge_tokens(*found, blank)
 
@@ -98,7 +108,7 @@ def merge_words(spans: Sequence[TokenSpan], label_names: LabelNames, separator: 
         last; its score is the mean over the frames of its labels.
 
     Raises:
-        TypeError: A name is no name, or `separator` is not a string.
+        TypeError: A span is no `TokenSpan`, a name is no name, or `separator` is not a string.
         ValueError: A label has no name, or `separator` is empty.
 
     Example:
@@ -116,6 +126,11 @@ def merge_words(spans: Sequence[TokenSpan], label_names: LabelNames, separator: 
         raise ValueError("separator is empty: it must be the text between two words, for instance a space.")
     names = names_by_class(label_names)
     for i, span in enumerate(spans):
+        if not hasattr(span, "token"):
+            raise TypeError(
+                f"spans[{i}] is of type {type(span).__name__}: it must be a TokenSpan. Pass the spans of one sequence; "
+                "of a batch, call merge_words for each."
+            )
         if span.token not in names:
             raise ValueError(f"spans[{i}].token is {span.token}, which label_names has no name for.")
     return [_word(pieces) for pieces in _words(spans, names, separator)]

@@ -64,6 +64,11 @@ def reduce_lengths(name: str, values: np.ndarray | None, dialect: Dialect = JAX)
     return ""
 
 
+def swapped_lengths(fits: bool) -> str:
+    """Return a question whether frames and labels are swapped, if both lengths `fit` with them swapped."""
+    return " Or are input_lengths and target_lengths swapped?" if fits else ""
+
+
 def order_of_axes(scores: str, batch_first: bool | None, fits: bool) -> str:
     """Return a sentence on frames and sequences that are swapped, if the value `fits` with them swapped.
 

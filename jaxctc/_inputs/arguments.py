@@ -72,13 +72,16 @@ def canonical_batch(
         slots = f"{names.targets} holds {checks.plural(longest, 'label')} end to end"
     if bound is not None and not is_at_most(longest, bound):
         longest, slots = bound, f"max_target_length is {bound}"
-    checks.length_values(
-        names.target_lengths,
-        counts,
-        longest,
-        lambda: (slots, "A target length counts the labels of a target, without its padding."),
-        batched,
-    )
+
+    def explain() -> tuple[str, str]:
+        inputs = checks.host_values(input_lengths)
+        fits = counts is not None and inputs is not None and counts.max() <= frames and inputs.max() <= longest
+        # Functions with other names for their arguments have them in another order.
+        return slots, "A target length counts the labels of a target, without its padding." + advice.swapped_lengths(
+            bool(fits) and names in (checks.LOG_PROBS, checks.LOGITS)
+        )
+
+    checks.length_values(names.target_lengths, counts, longest, explain, batched)
     if counts is not None:  # legal, so that they fit; of uint64 and int64 numpy would make float64
         counts = counts.astype(np.int64)
     if form is Form.END_TO_END:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxctc._inputs import advice
+from jaxctc._inputs import advice, fork
 from jaxctc._sizes import Size, is_at_most, is_known
 from jaxctc._types import IMPLEMENTATIONS, REDUCTIONS, REGISTERED
 
@@ -105,6 +105,12 @@ def _kind(x: Any, made: np.ndarray) -> str:
 
 
 def scores(name: str, x: Any) -> jax.Array:
+    fork.check()
+    if getattr(x, "requires_grad", False):
+        raise TypeError(
+            f"{name} is a PyTorch tensor that requires a gradient, which JAX would not compute. For tensors there is "
+            f"the package bridge, with functions of the same names; or pass {name}.detach()."
+        )
     made = x if isinstance(x, jax.Array) else numbers(x)
     if made.dtype.name not in _FLOATS:
         raise TypeError(
@@ -254,7 +260,7 @@ def label_values(
         (
             targets == blank,
             "which is the blank: a target holds labels only, and the loss puts blanks between them "
-            f"itself. If the blank is another class, say so with {names.blank}=...",
+            f"itself. If the blank is not class {blank}, pass its index as {names.blank}.",
         ),
     ):
         where = _first(inside & bad)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxctc._inputs import fork
 from jaxctc.diagnose import _labels, _lengths, _normalization, _numbers, _rows, _training
 from jaxctc.diagnose._batch import Batch
 from jaxctc.diagnose._diagnosis import Diagnosis as Diagnosis
@@ -19,7 +20,7 @@ from jaxctc.diagnose._reading import read
 _GRAVEST_FIRST = ("error", "warning", "note")
 _MISREAD = {
     *("probabilities", "logits", "wrong-axis", "double-softmax", "wrong-blank", "label-is-blank", "label-range"),
-    *("targets-zero-based", "targets-one-based", "padding-counted", "padded-frames-counted"),
+    *("targets-zero-based", "targets-one-based", "padding-counted", "padded-frames-counted", "lengths-too-short"),
 }
 """With one of these, the losses are not those that were meant, and say nothing about the training."""
 
@@ -38,7 +39,7 @@ def diagnose(
     """Return what is wrong with a batch, what to do about it, and a table of its sequences.
 
     It takes whatever `ctc_loss` takes, legal or not, and does not raise on a bad batch: it says what is bad. Print the
-    result. All codes that it knows are on the page `docs/diagnosis.md`.
+    result. The documentation lists all codes that it knows ("Why is my loss inf?").
 
     Args:
         log_probs: The scores, (T, N, C), or (T, C) for one sequence.
@@ -57,6 +58,7 @@ def diagnose(
 
     Raises:
         TypeError: An argument is traced: its values are not known, so that there is nothing to look at.
+        RuntimeError: The process was forked after JAX had started, and JAX would wait for ever.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxctc
@@ -73,6 +75,7 @@ def diagnose(
             "diagnose looks at values, and an argument is traced. Call it outside of jax.jit, jax.grad and jax.vmap, "
             "with the arrays that the traced function receives; inside, jaxctc.check_batch reports illegal rows."
         )
+    fork.check()
     with np.errstate(all="ignore"):
         batch, found = read(*arguments, batch_first=bool(batch_first), names=labels, from_logits=from_logits)
         if batch is None:

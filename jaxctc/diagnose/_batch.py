@@ -116,9 +116,12 @@ class Batch:
 
     def read(self, row: int, blank: int) -> list[int]:
         """What the best path spells: repeats merged, then blanks removed."""
-        best = self.facts[row].best
-        starts = np.append(True, best[1:] != best[:-1])[: len(best)]
-        return [int(k) for k in best[starts] if k != blank]
+        return _spelled(self.facts[row].best, blank)
+
+    def read_to_the_end(self, row: int) -> list[int]:
+        """What the best path over all T frames spells, those beyond the input length included."""
+        scores = self.scores[:, row].astype(np.float64)
+        return _spelled(np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1), self.blank)
 
     def spell(self, labels: Sequence[int] | np.ndarray) -> str:
         """Labels in the caller's own names, where there are."""
@@ -128,6 +131,11 @@ class Batch:
         words = [names[k] if 0 <= k < len(names) else f"<{int(k)}>" for k in labels]
         letters = all(len(name) <= 1 for k, name in enumerate(names) if k != self.blank)
         return ("" if letters else " ").join(words)
+
+
+def _spelled(best: np.ndarray, blank: int) -> list[int]:
+    starts = np.append(True, best[1:] != best[:-1])[: len(best)]
+    return [int(k) for k in best[starts] if k != blank]
 
 
 def _facts(x: np.ndarray) -> FrameFacts:

@@ -93,7 +93,7 @@ GROUPS: dict[str, dict[str, Entry]] = {
         "input-length-range": Entry(
             "error",
             "An input length is negative, or greater than the number of frames.",
-            "Compute input lengths as the model computes its frames, with the same rounding.",
+            "Compute input lengths as the model computes its frames, with the same rounding, after any subsampling.",
             f"{_GITHUB}/openspeech-team/openspeech/issues/76",
         ),
         "lengths-before-subsampling": Entry(
@@ -101,6 +101,14 @@ GROUPS: dict[str, dict[str, Entry]] = {
             "The input lengths count samples, or frames before the model's subsampling.",
             "Divide them as the model does, by the formula for the lengths of its convolutions.",
             f"{_GITHUB}/thu-spmi/CAT/issues/22",
+        ),
+        "lengths-swapped": Entry(
+            "error",
+            "Input lengths and target lengths are swapped: every target would have more labels than frames, and the "
+            "other way round all of them fit. With zero_infinity=True such a loss is 0.",
+            "Pass the frames first and the labels second, as PyTorch does. Keras's ctc_loss and tf.nn.ctc_loss take "
+            "them the other way round.",
+            "",
         ),
         "lengths-are-masks": Entry(
             "error",
@@ -120,6 +128,13 @@ GROUPS: dict[str, dict[str, Entry]] = {
             "they are padding. The model is made to spell its labels there too.",
             "Pass the lengths without padding.",
             f"{_GITHUB}/clementfarabet/lua---nnx/pull/61",
+        ),
+        "lengths-too-short": Entry(
+            "warning",
+            "Beyond the input lengths the best paths go on to spell the targets: the lengths leave out frames that "
+            "belong to the sequences.",
+            "Divide lengths by the model's subsampling once, and not again where they were computed.",
+            "",
         ),
         "target-length-range": Entry(
             "error",
@@ -177,6 +192,12 @@ GROUPS: dict[str, dict[str, Entry]] = {
             "best paths are much nearer to the targets. The blank is the best in hardly any frame.",
             "Pass the index of the blank that the model was trained with.",
             f"{_GITHUB}/SeanNaren/deepspeech.pytorch/pull/603",
+        ),
+        "targets-shuffled": Entry(
+            "warning",
+            "The best paths spell the targets of other rows, and not their own.",
+            "Put inputs, lengths and targets into the same order: look where one of them is sorted or shuffled alone.",
+            "",
         ),
         "classes-unseen": Entry(
             "note",
@@ -255,7 +276,7 @@ GROUPS: dict[str, dict[str, Entry]] = {
             "negative, and adding a constant to all of them changes it.",
             "Pass them to ctc_loss_with_logits (and from_logits=True here), or take log_softmax over the classes "
             "first. Scores that are not normalized on purpose, such as those with label priors, are no fault.",
-            f"{_GITHUB}/gwx314/STARS/issues/9",
+            f"{_GITHUB}/SeanNaren/deepspeech.pytorch/issues/488",
         ),
         "wrong-axis": Entry(
             "error",

@@ -10,7 +10,7 @@ class Finding(NamedTuple):
     """Say one thing that is wrong with a batch, or worth knowing about it."""
 
     severity: Severity
-    """error, warning or note: see `docs/diagnosis.md`."""
+    """error, warning or note. The documentation says what each means ("Why is my loss inf?")."""
     code: str
     """Stable, for machines."""
     what: str

@@ -1,14 +1,17 @@
 """Check blank and labels: those that the loss refuses, and those that mean something else."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 from jaxctc.diagnose._batch import Batch
+from jaxctc.diagnose._edit_distance import edit_distance
 from jaxctc.diagnose._findings import Finding, finding
 
 _PADDING = (0, -1, -100)
 """What people pad targets with, besides the blank and C."""
+_COMPARED = 32
+"""Sequences whose best paths are compared with targets."""
 _MANY = 20
 """Labels for each class, from which on a class that never occurs is worth a word."""
 
@@ -25,6 +28,7 @@ def check(batch: Batch) -> Iterator[Finding]:
         )
     yield from _illegal(batch, np.isin(np.arange(batch.sequences), padding), value)
     yield from _wrong_blank(batch)
+    yield from _shuffled(batch)
     if len(batch.used) >= _MANY * batch.classes:
         unseen = np.setdiff1d(np.arange(batch.classes), np.append(batch.used, batch.blank))
         if len(unseen):
@@ -116,19 +120,27 @@ def _wrong_blank(batch: Batch) -> Iterator[Finding]:
 
 
 def _error_rate(batch: Batch, blank: int) -> float:
-    """Return the label errors of the best paths, a label, with this class as the blank; of 32 sequences at most."""
-    rows = range(min(batch.sequences, 32))
+    """Return the label errors of the best paths, a label, with this class as the blank, in the first sequences."""
+    rows = range(min(batch.sequences, _COMPARED))
     errors = sum(edit_distance(batch.read(n, blank), batch.labels(n)) for n in rows)
     return errors / max(sum(int(batch.counts[n]) for n in rows), 1)
 
 
-def edit_distance(found: Sequence[int], truth: Sequence[int] | np.ndarray) -> int:
-    """Return the fewest insertions, deletions and substitutions that turn one into the other."""
-    truth = np.asarray(truth)
-    places = np.arange(len(truth) + 1)
-    before = places
-    for k, label in enumerate(found, 1):
-        after = np.append(k, np.minimum(before[1:] + 1, before[:-1] + (truth != label)))
-        # Insertions run along the row: the least of all ways to come from the left.
-        before = np.minimum.accumulate(after - places) + places
-    return int(before[-1])
+def _shuffled(batch: Batch) -> Iterator[Finding]:
+    """Look for best paths that spell another sequence's target, and not their own."""
+    compared = [n for n in range(min(batch.sequences, _COMPARED)) if batch.counts[n]]
+    if len(compared) < 2 or _error_rate(batch, batch.blank) < 0.5:
+        return
+    paths = [batch.read(n, batch.blank) for n in compared]
+    errors = np.array([[edit_distance(path, batch.labels(n)) / batch.counts[n] for n in compared] for path in paths])
+    other = errors.argmin(axis=1)
+    found = (errors.min(axis=1) <= 0.3) & (errors.diagonal() >= 0.5)
+    if 2 * found.sum() >= len(compared):
+        rows = np.array(compared)
+        yield finding(
+            "targets-shuffled",
+            rows[found],
+            spells_the_target_of_row=rows[other[found]],
+            label_error_rate=np.round(errors.diagonal()[found], 3),
+            with_the_other_target=np.round(errors.min(axis=1)[found], 3),
+        )

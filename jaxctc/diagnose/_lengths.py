@@ -5,22 +5,28 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxctc.diagnose._batch import MASK, Batch
+from jaxctc.diagnose._edit_distance import edit_distance
 from jaxctc.diagnose._findings import Finding, finding
 
 TIGHT = 1.2
 """Frames for each frame that a target needs, below which it is tight."""
+_SUBSAMPLED = 1.3
+"""The longest input length over T, from which on lengths count what was there before subsampling."""
+_ROUNDING = 0.03
+"""What the rounding of lengths may change in this ratio."""
 _SAME = 1e-5
 """Two frames whose scores differ by no more are the same."""
 _LEAST_END = 3
 """Frames at the end that must be the same before they are called padding."""
 _COMPARED = 64
-"""Sequences whose ends are compared with one another."""
+"""Sequences that are compared with one another, or with their targets."""
 
 
 def check(batch: Batch) -> Iterator[Finding]:
     yield from _ranges(batch)
     yield from _feasibility(batch)
     yield from _padded_frames(batch)
+    yield from _too_short(batch)
     empty = np.flatnonzero(batch.target_lengths == 0)
     if len(empty):
         yield finding("empty-target", empty, empty_targets=len(empty), sequences=batch.sequences)
@@ -31,14 +37,13 @@ def _ranges(batch: Batch) -> Iterator[Finding]:
     wrong = np.flatnonzero(lengths != batch.frames)
     if len(wrong):
         factor = lengths.max() / frames
-        # The longest sequence of a batch has about T frames. Rounding does not double it, nor one wrong length.
-        if lengths.min() >= 0 and factor >= 1.9 and 2 * len(wrong) >= len(lengths):
+        # Rounding does not make a length so much greater than T, and half of all lengths are not wrong by mistake.
+        if lengths.min() >= 0 and factor >= _SUBSAMPLED and 2 * len(wrong) >= len(lengths):
             yield finding(
                 "lengths-before-subsampling",
-                wrong,
-                f"The longest is {factor:.4g} times T = {frames}: divided by that, they are "
-                f"{_some(np.ceil(lengths / factor).astype(int))}.",
-                input_lengths=lengths[wrong],
+                np.arange(len(lengths)),
+                _subsampled(lengths, frames),
+                input_lengths=lengths,
                 frames=frames,
                 factor=round(float(factor), 3),
             )
@@ -60,7 +65,7 @@ def _feasibility(batch: Batch) -> Iterator[Finding]:
         yield finding(
             "infeasible",
             rows,
-            f"Row {worst} has {ratio:.2f} frames for each that it needs: {_factors(ratio)}",
+            f"Row {worst} has {batch.frames[worst]} frames and needs {batch.needed[worst]}. {_factors(ratio)}",
             frames=batch.frames[rows],
             frames_needed=batch.needed[rows],
             labels=batch.counts[rows],
@@ -74,11 +79,27 @@ def _feasibility(batch: Batch) -> Iterator[Finding]:
 def _factors(ratio: float) -> str:
     """Say by how much a model may subsample that has so few frames for each that it needs."""
     may = [(today, int(today * ratio)) for today in (2, 4, 8)]
-    may = [(today, most) for today, most in may if most >= 1]
+    may = [f"by {most} instead of {today}" for today, most in may if most >= 1]
     if not may:
-        return "no model that subsamples by 8 or less could make enough by subsampling less."
-    today, most = (" or ".join(", ".join(map(str, x)).rsplit(", ", 1)) for x in zip(*may, strict=True))
-    return f"if the model now subsamples by {today}, it may by {most} at most."
+        return "No model that subsamples by 8 or less could make enough by subsampling less."
+    return f"Enough would be to subsample {', or '.join(may)}."
+
+
+def _subsampled(lengths: np.ndarray, frames: int) -> str:
+    """Say what lengths before subsampling are after it, if T has no padding, and if it has."""
+    factor = lengths.max() / frames
+    nearest = max(round(factor), 1)
+    if abs(factor / nearest - 1) <= _ROUNDING:
+        return f"The longest is {factor:.4g} times T = {frames}: divided by {nearest}, {_divided(lengths, nearest)}."
+    power = 1 << int(np.ceil(np.log2(factor)))
+    return (
+        f"The longest is {factor:.4g} times T = {frames}: the model subsamples by at least that much, and by more if T "
+        f"is padded. Divided by {power}, for instance, {_divided(lengths, power)}."
+    )
+
+
+def _divided(lengths: np.ndarray, factor: int) -> str:
+    return f"they are {_some(-(-lengths // factor))}"
 
 
 def _padded_frames(batch: Batch) -> Iterator[Finding]:
@@ -101,6 +122,26 @@ def _padded_frames(batch: Batch) -> Iterator[Finding]:
             ends.append(end)
     if len(rows) >= 2 or max(ends, default=0) >= frames / 10:
         yield finding("padded-frames-counted", rows, input_length=frames, frames_before_the_end=frames - np.array(ends))
+
+
+def _too_short(batch: Batch) -> Iterator[Finding]:
+    """Look for labels beyond the input lengths: for targets that the frames there go on to spell."""
+    shorter = (batch.input_lengths >= 0) & (batch.input_lengths < batch.scores.shape[0])
+    rows = [n for n in np.flatnonzero(shorter)[:_COMPARED] if batch.counts[n]]
+    if not rows:
+        return
+    within = np.array([edit_distance(batch.read(n, batch.blank), batch.labels(n)) for n in rows])
+    to_the_end = np.array([edit_distance(batch.read_to_the_end(n), batch.labels(n)) for n in rows])
+    if within.sum() - to_the_end.sum() >= 0.3 * batch.counts[rows].sum() and 2 * to_the_end.sum() <= within.sum():
+        short = to_the_end < within
+        yield finding(
+            "lengths-too-short",
+            np.array(rows)[short],
+            input_lengths=batch.input_lengths[rows][short],
+            frames=batch.scores.shape[0],
+            label_errors=within[short],
+            with_all_frames=to_the_end[short],
+        )
 
 
 def _finite(batch: Batch, row: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxctc._inputs import checks
 from jaxctc.diagnose._batch import Batch
 from jaxctc.diagnose._findings import Finding, finding
 
@@ -82,6 +83,15 @@ class _Reader:
         lengths = self._lengths("input_lengths", input_lengths, sequences, frames)
         many = labels.shape[-1]
         sizes = self._lengths("target_lengths", target_lengths, sequences, many)
+        if _swapped(lengths, sizes, labels, frames, end_to_end=batched and labels.ndim == 1):
+            self.say(
+                "lengths-swapped",
+                "This report reads them the other way round.",
+                input_lengths=lengths,
+                target_lengths=sizes,
+                frames=frames,
+            )
+            lengths, sizes = sizes, lengths
         labels = self._padded(labels, sizes, sequences, batched)
         if names is not None and len(names) != classes:
             self.say("class-names", names=len(names), classes=classes)
@@ -91,7 +101,7 @@ class _Reader:
 
     def _array(self, name: str, x: Any) -> np.ndarray:
         try:
-            made = np.asarray(x)
+            made = checks.numbers(x)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise self.refuse("unreadable", argument=name, type=type(x).__name__, reason=str(error)[:120]) from None
         if made.dtype.kind == "V" and made.dtype.names is None and made.dtype.itemsize == 2:
@@ -220,3 +230,19 @@ class _Reader:
         if not 0 <= made < classes:
             self.say("blank-range", blank=int(made), classes=classes)
         return int(made) % classes
+
+
+def _swapped(lengths: np.ndarray, sizes: np.ndarray, labels: np.ndarray, frames: int, *, end_to_end: bool) -> bool:
+    """Return whether every sequence has more labels than frames, and with both exchanged everything fits."""
+    if not len(lengths) or (sizes <= lengths).any() or lengths.min() < 0 or sizes.max() > frames:
+        return False
+    width = labels.shape[-1]
+    if end_to_end:
+        return bool(lengths.sum() == width)
+    if lengths.max() > width:
+        return False
+    if sizes.max() <= width and len(sizes) == 1:
+        return False  # one target that is too long for its frames
+    labels = np.atleast_2d(labels)
+    repeats = (labels[:, 1:] == labels[:, :-1]) & (np.arange(1, width) < lengths[:, None])
+    return bool((lengths + repeats.sum(axis=1) <= sizes).all())

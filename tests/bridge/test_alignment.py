@@ -151,6 +151,19 @@ def test_spans_of_tensors():
     want = jaxctc.decoded_spans(arrays[0], jaxctc.beam_search_decode(*arrays), *arrays[1:])
     for ours, theirs in zip(jaxctc.merge_tokens(*best, BLANK), want, strict=True):
         assert [(x.token, x.start, x.end) for x in ours] == [(x.token, x.start, x.end) for x in theirs]
+    found = bridge.decoded_spans(log_probs(), beams, FRAMES, BLANK)
+    assert found == jaxctc.merge_tokens(*best, BLANK)
+    turned = log_probs().transpose(0, 1)
+    assert bridge.decoded_spans(turned, beams, FRAMES, BLANK, batch_first=True) == found
+    alone = log_probs()[:, 0]
+    assert bridge.decoded_spans(alone, bridge.beam_search_decode(alone, T, BLANK), T, BLANK) == found[0]
+    greedy = bridge.greedy_decode(alone, T, BLANK)
+    spans = bridge.decoded_spans(alone, greedy, T, BLANK)
+    assert [x.token for x in spans] == greedy.labels[: greedy.lengths].tolist()
+    with pytest.raises(TypeError, match=r"decoded must be what bridge.greedy_decode .* got jaxctc.Beams"):
+        bridge.decoded_spans(log_probs(), jaxctc.beam_search_decode(*arrays), FRAMES, BLANK)
+    with pytest.raises(TypeError, match=r"got bridge.Beams. For the bridge's results there is bridge.decoded_spans"):
+        jaxctc.decoded_spans(arrays[0], beams, *arrays[1:])
 
 
 def test_memory_is_shared_where_nothing_is_padded(monkeypatch):

@@ -15,6 +15,7 @@ ILLEGAL = [
     ({"input_lengths": [6, 1]}, RuntimeError, r"input_lengths\[0\] is 6, .* T = 5 frames: .* \[0, 5\]"),
     ({"input_lengths": [1, -1]}, RuntimeError, r"input_lengths\[1\] is -1, .* \[0, 5\]"),
     ({"target_lengths": [2, 3]}, RuntimeError, r"target_lengths\[1\] is 3, .* S = 2 slots: .* \[0, 2\]"),
+    ({"input_lengths": [2, 2], "target_lengths": [5, 5]}, RuntimeError, r"S = 2 .* and target_lengths swapped\?"),
     ({"input_lengths": [1, 2, 3]}, RuntimeError, r"input_lengths has shape \(3,\), .* N = 2 .* \(2,\)"),
     ({"input_lengths": torch.tensor([1.0, 2])}, RuntimeError, r"input_lengths must be integral, .*float32.*long"),
     ({"target_lengths": torch.tensor([True, True])}, RuntimeError, r"target_lengths must be integral, .*bool"),

@@ -445,6 +445,17 @@ def test_the_reference_agrees_with_the_default(dtype, normalized):
     assert found[0].isinf().tolist() == [False, False, True, False]
 
 
+def test_the_module_for_logits():
+    args = torch.randn(*log_probs().shape), TARGETS, INPUT_LENGTHS, TARGET_LENGTHS
+    module = bridge.CTCWithLogitsLoss(0, "none", zero_infinity=True)
+    torch.testing.assert_close(module(*args), bridge.ctc_loss_with_logits(*args, 0, "none", zero_infinity=True))
+    assert repr(module) == "CTCWithLogitsLoss(blank=0, reduction='none', zero_infinity=True, batch_first=False)"
+    turned = bridge.CTCWithLogitsLoss(reduction="sum", batch_first=True, implementation="reference")
+    assert "implementation='reference'" in repr(turned)
+    expected = bridge.ctc_loss_with_logits(*args, reduction="sum")
+    torch.testing.assert_close(turned(args[0].transpose(0, 1), *args[1:]), expected)
+
+
 def test_the_module_runs_the_reference():
     args = log_probs(), TARGETS, INPUT_LENGTHS, TARGET_LENGTHS
     module = bridge.CTCLoss(implementation="reference")

@@ -98,6 +98,43 @@ def test_a_forked_data_loader_does_not_hang_and_a_loss_inside_says_what_to_do():
     assert "JAX is multithreaded" not in finished.stderr, "JAX's warning of what the bridge reports where it happens"
 
 
+FORKED = """
+import multiprocessing, sys
+import numpy as np, torch
+import bridge, jaxctc
+batch = torch.zeros(9, 2, 4), torch.ones(2, 2, dtype=torch.long), [9, 9], [2, 2]
+arrays = [np.asarray(x) for x in batch]
+calls = {
+    "bridge.diagnose": lambda: bridge.diagnose(*batch),
+    "jaxctc.diagnose": lambda: jaxctc.diagnose(*arrays),
+    "jaxctc.ctc_loss": lambda: jaxctc.ctc_loss(*arrays),
+    "jaxctc.forced_align": lambda: jaxctc.forced_align(*arrays),
+    "jaxctc.greedy_decode": lambda: jaxctc.greedy_decode(arrays[0], arrays[2]),
+    "bridge.decoded_spans": lambda: bridge.decoded_spans(batch[0], bridge.greedy_decode(batch[0], 9), 9),
+}
+for name, call in calls.items():
+    call()
+def child(name):
+    try:
+        calls[name]()
+    except RuntimeError as error:
+        sys.exit(0 if "was forked after JAX had started" in str(error) else 2)
+    sys.exit(1)
+for name in calls:
+    process = multiprocessing.get_context("fork").Process(target=child, args=(name,))
+    process.start()
+    process.join(20)
+    print(name, process.exitcode)
+    process.kill()
+"""
+
+
+def test_what_jax_computes_raises_in_a_forked_process():
+    finished = run(FORKED)
+    codes = [line.split()[1] for line in finished.stdout.splitlines()]
+    assert codes == ["0"] * 6, finished.stdout + finished.stderr
+
+
 WARNED = """
 import jax, torch, bridge, warnings
 jax.devices()  # started by somebody else, who may call it in the children

@@ -155,11 +155,26 @@ def saved_and_loaded(program):
     return torch.jit.load(file)
 
 
+class ModelOfLogits(torch.nn.Module):
+    def __init__(self, **options) -> None:
+        super().__init__()
+        self.criterion = bridge.CTCWithLogitsLoss(**options)
+
+    def forward(self, x, targets, input_lengths, target_lengths):
+        return self.criterion(x, targets, input_lengths, target_lengths)
+
+
 @pytest.mark.parametrize(
-    "options", [{}, {"reduction": "none", "zero_infinity": True}, {"reduction": "sum", "normalized": False}]
+    ("model_of", "options"),
+    [
+        (Model, {}),
+        (Model, {"reduction": "none", "zero_infinity": True}),
+        (Model, {"reduction": "sum", "normalized": False}),
+        (ModelOfLogits, {"reduction": "sum", "zero_infinity": True}),
+    ],
 )
-def test_torchscript(options):
-    x, model = leaf(torch.float32), Model(**options)
+def test_torchscript(model_of, options):
+    x, model = leaf(torch.float32), model_of(**options)
     arguments = TARGETS, *LENGTHS
     traced = torch.jit.trace(model, (torch.zeros_like(x), *arguments))
     scripted = torch.jit.script(model)
