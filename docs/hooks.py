@@ -6,11 +6,12 @@ MkDocs calls the functions whose names begin with `on_`.
 import html
 import json
 import re
+import textwrap
 from pathlib import Path
 
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 
 ROOT = Path(__file__).parents[1]
 TUTORIALS = ("equinox", "flax_nnx", "huggingface", "keras")
@@ -26,6 +27,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     }
     for path, content in pages.items():
         files.append(File.generated(config, path, content=content))
+    scripts = dict.fromkeys(script for name in TUTORIALS for script in scripts_of(name))
+    for script in scripts:  # for readers who have no checkout
+        path, source = f"tutorials/{script}", str(ROOT / "examples" / script)
+        files.append(File.generated(config, path, abs_src_path=source, inclusion=InclusionLevel.INCLUDED))
     for picture in sorted((ROOT / "benchmarks/results").glob("cpu*.png")):
         files.append(File.generated(config, f"results/{picture.name}", abs_src_path=str(picture)))
     return files
@@ -63,7 +68,12 @@ def tutorial(script: str, name: str) -> str:
     """Return the page of a script: what follows `# %%` in comments is prose, all else code."""
     title, _, cells = script.partition("\n# %%\n")
     heading = title.splitlines()[0].strip('"').rstrip(".")
-    page = [f"# {heading}\n", f"The script is `examples/tutorial_{name}.py`; this page is made from it.\n"]
+    own, *imported = scripts_of(name)
+    links = ", ".join(f"[`{x}`]({x})" for x in imported)
+    page = [
+        f"# {heading}\n",
+        f"This page is made from the script [`{own}`]({own}). To run it, save it beside what it imports: {links}.\n",
+    ]
     for cell in cells.split("\n# %%\n"):
         lines = cell.splitlines()
         end = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
@@ -71,7 +81,20 @@ def tutorial(script: str, name: str) -> str:
         if code := "\n".join(lines[end:]).strip():
             code = re.sub("  # noqa.*", "", code)
             page.append(f"```python\n{code}\n```\n")
+    page.append("## What the script imports\n")
+    for file in imported:
+        code = textwrap.indent(f"```python\n{_read(f'examples/{file}').strip()}\n```", "    ")
+        page.append(f'??? note "{file}"\n\n{code}\n')
     return "\n".join(page)
+
+
+def scripts_of(name: str) -> list[str]:
+    """Return the file of a tutorial's script, and those of the modules beside it that it imports."""
+    files = [f"tutorial_{name}.py"]
+    for file in files:  # which grows on the way
+        found = re.findall(r"^(?:from|import) (_\w+)", _read(f"examples/{file}"), re.MULTILINE)
+        files += [f"{x}.py" for x in found if f"{x}.py" not in files]
+    return files
 
 
 def benchmarks(page: str) -> str:
