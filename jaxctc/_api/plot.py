@@ -112,8 +112,10 @@ def plot_alignment(
     scores = np.asarray(checks.scores("log_probs", checks.numbers(log_probs)), np.float64)
     probabilities = getattr(posteriors, "classes", posteriors)  # the bridge's posteriors have the same field
     gamma = None if probabilities is None else checks.numbers(probabilities).astype(np.float64)
-    if batch_first:
-        scores, gamma = (x.swapaxes(0, 1) if x is not None and x.ndim == 3 else x for x in (scores, gamma))
+    if batch_first and scores.ndim == 3:
+        scores = scores.swapaxes(0, 1)
+    if batch_first and gamma is not None and gamma.ndim == 3:
+        gamma = gamma.swapaxes(0, 1)
     scores, gamma, spans = _one_sequence(scores, gamma, spans, row, frames, blank, batch_first=batch_first)
     _check(scores, spans, gamma, seconds_per_frame)
     blank = checks.blank(blank, scores.shape[1])

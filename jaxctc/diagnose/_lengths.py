@@ -78,8 +78,8 @@ def _feasibility(batch: Batch) -> Iterator[Finding]:
 
 def _factors(ratio: float) -> str:
     """Say by how much a model may subsample that has so few frames for each that it needs."""
-    may = [(today, int(today * ratio)) for today in (2, 4, 8)]
-    may = [f"by {most} instead of {today}" for today, most in may if most >= 1]
+    most = [(today, int(today * ratio)) for today in (2, 4, 8)]
+    may = [f"by {then} instead of {today}" for today, then in most if then >= 1]
     if not may:
         return "No model that subsamples by 8 or less could make enough by subsampling less."
     return f"Enough would be to subsample {', or '.join(may)}."
