@@ -11,8 +11,6 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 import jaxctc
-from benchmarks import gpu_loops as counting
-from benchmarks._shapes import Shape
 from jaxctc._autodiff import loss_rule
 from jaxctc._forward_backward import bidirectional, gpu_loops, scaled_emissions, segments
 from jaxctc._lattice import frame_map, lattices
@@ -128,7 +126,13 @@ def test_gpus_and_other_platforms_read_the_same_frames():
 
 
 @pytest.fixture(scope="module")
-def compile_for():
+def counting():
+    """Return the module that counts what XLA compiles; a wheel is tested without it."""
+    return pytest.importorskip("benchmarks.gpu_loops", reason="the benchmarks are in the checkout alone")
+
+
+@pytest.fixture(scope="module")
+def compile_for(counting):
     """Return a function that compiles a job for a GPU of some compute capability."""
     cudas.devices(1)
     compilers = {}
@@ -152,9 +156,9 @@ def compile_for():
         ("9.0", "bfloat16", "80,64,6000,20", "gradient"),
     ],
 )
-def test_a_gpu_has_few_launches_and_never_waits_for_the_host(compile_for, capability, dtype, sizes, job):
+def test_a_gpu_has_few_launches_and_never_waits_for_the_host(compile_for, counting, capability, dtype, sizes, job):
     """A command buffer can hold a program of kernels, copies, and loops of known length."""
-    shape = Shape.parse(sizes)
+    shape = counting.Shape.parse(sizes)
     counted, temporary = compile_for(capability, job, shape, dtype)
     assert counted.unknown == 0
     assert counted.in_loops <= {"loss": 0.55, "gradient": 1.1}[job] * shape.T
@@ -164,7 +168,7 @@ def test_a_gpu_has_few_launches_and_never_waits_for_the_host(compile_for, capabi
 
 
 @pytest.mark.cuda_aot
-def test_the_program_of_the_bridge_has_no_loop_of_unknown_length_either():
+def test_the_program_of_the_bridge_has_no_loop_of_unknown_length_either(counting):
     sharding = SingleDeviceSharding(cudas.devices(1)[0])
     shapes = ((256, 32, 32), jnp.float32), ((32, 62), jnp.int32), ((32,), jnp.int32), ((32,), jnp.int32)
 
@@ -179,7 +183,7 @@ def test_the_program_of_the_bridge_has_no_loop_of_unknown_length_either():
     assert counted.kinds <= {"fusion", "copy"}
 
 
-def test_a_loop_of_unknown_length_is_counted():
+def test_a_loop_of_unknown_length_is_counted(counting):
     """XLA's text of a program with two loops, of which it knows the length of one."""
     text = """HloModule m
 
