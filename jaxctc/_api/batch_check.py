@@ -72,19 +72,19 @@ def check_batch(
         checkify.check(legal.all(), message, row=row, **at_row)
 
     check(
-        lattices.within(input_lengths, frames),
+        lattices.in_range(input_lengths, frames),
         f"input_lengths[{{row}}] is {{value}}: an input length must lie in [0, {frames}]",
         value=input_lengths,
     )
     check(
-        lattices.within(target_lengths, longest),
+        lattices.in_range(target_lengths, longest),
         f"target_lengths[{{row}}] is {{value}}: a target length must lie in [0, {longest}], and end-to-end "
         "targets must be sum(target_lengths) long",
         value=target_lengths,
     )
     if longest == 0:
         return
-    within_slots = lattices.narrow(target_lengths, lattices.within(target_lengths, longest))
+    within_slots = lattices.legal_int32(target_lengths, lattices.in_range(target_lengths, longest))
     legal = lattices.legal_labels(targets, within_slots, request.blank, classes)
     position = jnp.argmin(legal, axis=1)
     check(

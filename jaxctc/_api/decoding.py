@@ -17,7 +17,7 @@ from jaxctc._api.prefix_tree import PADDING, Tree
 from jaxctc._inputs import checks
 from jaxctc._inputs.arguments import canonical_frames, canonical_scores
 from jaxctc._lattice import indexing
-from jaxctc._lattice.lattices import accumulation_dtype, frames_of, narrow, row_of_indices, wide, within
+from jaxctc._lattice.lattices import accumulation_dtype, frames_of, in_range, legal_int32, row_of_indices, wide
 from jaxctc._lattice.outcome import nan_where
 from jaxctc._mesh import sharded_like_scores, varying_like
 from jaxctc._reference.log_space import logaddexp
@@ -216,8 +216,8 @@ def best_paths(
 
     def one(scores: Float[Array, "T C"], input_length: Integer[Array, ""]) -> Decoded:
         frames = scores.shape[0]
-        legal = within(wide(input_length), frames)
-        frame_mask = jnp.arange(frames, dtype=jnp.int32) < narrow(input_length, legal)
+        legal = in_range(wide(input_length), frames)
+        frame_mask = jnp.arange(frames, dtype=jnp.int32) < legal_int32(input_length, legal)
         best = jax.lax.argmax(scores, 1, jnp.int32)
         before = jnp.concatenate([jnp.full_like(best[:1], PADDING), best[:-1]])
         new_label = frame_mask & (best != request.blank)
@@ -245,8 +245,8 @@ def _beams(
     score_function: ScoreFunction | None,
 ) -> Beams:
     frames, dtype = frames_of(scores, request), accumulation_dtype(scores.dtype)
-    legal = within(wide(input_lengths), frames)
-    counts = narrow(input_lengths, legal)
+    legal = in_range(wide(input_lengths), frames)
+    counts = legal_int32(input_lengths, legal)
     # It stands for padded frames: a frame that is certainly blank changes no prefix, no probability and no order.
     certainly_blank = jnp.full(scores.shape[2], LOG_ZERO, dtype).at[request.blank].set(0)
     advance = functools.partial(_advance, blank=request.blank, score_function=score_function)
@@ -268,11 +268,11 @@ def _beams(
             log_probs=nan_where(~legal, jnp.where(used, total, -jnp.inf)),
         )
 
-    begin = _empty(width, frames, dtype, score_function)
-    begin = varying_like(scores, jax.tree.map(lambda x: jnp.broadcast_to(x, (legal.shape[0], *x.shape)), begin))
+    initial = _empty(width, frames, dtype, score_function)
+    carry = varying_like(scores, jax.tree.map(lambda x: jnp.broadcast_to(x, (legal.shape[0], *x.shape)), initial))
     if frames > 0:
-        begin, _ = jax.lax.scan(step, begin, jnp.arange(frames, dtype=jnp.int32))
-    return jax.vmap(found)(*begin, legal)
+        carry, _ = jax.lax.scan(step, carry, jnp.arange(frames, dtype=jnp.int32))
+    return jax.vmap(found)(*carry, legal)
 
 
 def _empty(width: int, frames: Size, dtype: jnp.dtype, score_function: ScoreFunction | None) -> tuple[_Beam, Tree]:

@@ -129,7 +129,7 @@ def _by_frame(
 ) -> Float[Array, "A B states"]:
     """Return the posterior of the states in the order of the frames and of the target's labels."""
     columns = lattice.labels.shape[1]
-    each_label, each_blank = posterior.label, posterior.blanks
+    each_label, each_blank = posterior.label, posterior.each_blank
     assert each_blank is not None
 
     @functools.partial(jax.vmap, out_axes=0 if request.batch_first else 1)

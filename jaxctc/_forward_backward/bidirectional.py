@@ -117,7 +117,7 @@ class Posterior(NamedTuple):
     label: Float[Array, "N 2 M W"]
     """The posterior of the label of each column, in each direction's own order of labels."""
     blank: Float[Array, "N 2 M"]
-    blanks: Float[Array, "N 2 M W"] | None = None
+    each_blank: Float[Array, "N 2 M W"] | None = None
     """The posterior of each blank, if it was asked for."""
 
 
@@ -190,7 +190,7 @@ class _BackwardPass(NamedTuple):
 
         return lax.fori_loop(0, half - skipped, pair, self)
 
-    def blanks(self, *, every_blank: bool) -> tuple[Float[Array, "N 2 K"], Float[Array, "N 2 K W"] | None]:
+    def blank_posteriors(self, *, every_blank: bool) -> tuple[Float[Array, "N 2 K"], Float[Array, "N 2 K W"] | None]:
         """Return the posterior of all blanks after each step and, if `every_blank`, that of each blank."""
         sums = interleaved(self.odd.sum(axis=3), self.even.sum(axis=3)[:, :, 1:])
         return sums, interleaved(self.odd, self.even[:, :, 1:]) if every_blank else None
@@ -210,26 +210,26 @@ class _BackwardPass(NamedTuple):
 
 
 def likelihood(
-    emissions: ScaledEmissions, start: Index = 0, size: int | None = None, begin: StateBuffers | None = None
+    emissions: ScaledEmissions, start: Index = 0, size: int | None = None, initial: StateBuffers | None = None
 ) -> Scaled:
     """Return the likelihood of each target, (N,), from emissions that are relative to each frame's best score.
 
     No step before `start` reads a frame within its sequence's length. Scores that are not stored are computed in
-    segments of `size` steps. The number of steps is even, and so is `size`. `begin` is the state before the first step
-    that is run, if that is not the state before the first frame.
+    segments of `size` steps. The number of steps is even, and so is `size`. `initial` are the states before the
+    first step that is run, if those are not the ones before the first frame.
     """
     return _joined(
-        _last_states(emissions, initial_states(emissions) if begin is None else begin, start, size), emissions
+        _last_states(emissions, initial_states(emissions) if initial is None else initial, start, size), emissions
     ).likelihood
 
 
-def states_after(emissions: ScaledEmissions, begin: StateBuffers, start: Index, size: int) -> StateBuffers:
+def states_after(emissions: ScaledEmissions, initial: StateBuffers, start: Index, size: int) -> StateBuffers:
     """Return the states with which the recursion over the frames that come next begins."""
-    end = _last_states(emissions, begin, start, size)
+    end = _last_states(emissions, initial, start, size)
     return end.write("blank", 0, _with_emission(emissions, end.read("blank", 0), emissions.steps))
 
 
-def _last_states(emissions: ScaledEmissions, begin: StateBuffers, start: Index, size: int | None) -> StateBuffers:
+def _last_states(emissions: ScaledEmissions, initial: StateBuffers, start: Index, size: int | None) -> StateBuffers:
     """Return the states after the last step."""
     size = emissions.steps if emissions.scores is not None or size is None else size
 
@@ -243,7 +243,7 @@ def _last_states(emissions: ScaledEmissions, begin: StateBuffers, start: Index, 
 
         return lax.fori_loop(_skipped(start, s * size), size // 2, pair, states)
 
-    states = begin, empty_states(emissions, 1)
+    states = initial, empty_states(emissions, 1)
     if size == emissions.steps:
         return segment(0, states)[0]
     return lax.fori_loop(start // size, emissions.steps // size, segment, states)[0]
@@ -266,7 +266,7 @@ def posterior(
     emissions: ScaledEmissions,
     size: int,
     start: Index = 0,
-    begin: StateBuffers | None = None,
+    initial: StateBuffers | None = None,
     *,
     every_blank: bool = False,
     scatter: Scatter = lambda label: label,
@@ -274,29 +274,29 @@ def posterior(
     """Return the likelihoods, and the posterior, which is unspecified before step `start`.
 
     `size` is the number of steps in a segment; it is even and divides the number of all steps, and its choice changes
-    no result. `begin` is the state before the first step that is run, if that is not the state before the first frame.
-    `scatter` computes what the caller wants from the labels' posterior, if that is not the posterior itself.
+    no result. `initial` are the states before the first step that is run, if those are not the ones before the first
+    frame. `scatter` computes what the caller wants from the labels' posterior, if that is not the posterior itself.
     """
-    begin, half = initial_states(emissions) if begin is None else begin, size // 2
+    initial, half = initial_states(emissions) if initial is None else initial, size // 2
     segment = _Segment(*(empty_states(emissions, half + 1) for _ in range(2)))
     if size == emissions.steps:
         at, first = emissions.segment(0, size)
         skipped = _skipped(start, 0)
-        segment = segment.run_forward(begin, at, first, skipped)
+        segment = segment.run_forward(initial, at, first, skipped)
         join = _joined(segment.even.row(half), emissions)
         backward = _BackwardPass.initial(join, size, _with_last(at.stored_scores, join)).backward_steps(
             segment, at, first, skipped
         )
-        rows = Posterior(scatter(_with_last(backward.label, join)), *backward.blanks(every_blank=every_blank))
+        rows = Posterior(scatter(_with_last(backward.label, join)), *backward.blank_posteriors(every_blank=every_blank))
     else:
-        segment, checkpoints = _forward_pass(emissions, segment, begin, start, size)
+        segment, checkpoints = _forward_pass(emissions, segment, initial, start, size)
         join = _joined(checkpoints.row(emissions.steps // size), emissions)
         rows = _backward_pass(emissions, segment, checkpoints, join, start, size, scatter, every_blank=every_blank)
     return join.likelihood, rows
 
 
 def _forward_pass(
-    emissions: ScaledEmissions, segment: _Segment, begin: StateBuffers, start: Index, size: int
+    emissions: ScaledEmissions, segment: _Segment, initial: StateBuffers, start: Index, size: int
 ) -> tuple[_Segment, StateBuffers]:
     """Run the forward pass, and return the states before each segment and after the last one.
 
@@ -310,7 +310,7 @@ def _forward_pass(
         return segment, checkpoints.put(s + 1, segment.even.row(size // 2))
 
     first, count = start // size, emissions.steps // size
-    checkpoints = empty_states(emissions, count + 1).put(first, begin)
+    checkpoints = empty_states(emissions, count + 1).put(first, initial)
     return lax.fori_loop(first, count, segment_forward, (segment, checkpoints))
 
 
@@ -360,7 +360,7 @@ def _backward_pass(
             shape = (*backward.label.shape[:2], size, backward.label.shape[3])
             label = scatter(read(backward.label, (0, 0, first, 0), shape))
             backward = backward._replace(label=backward.label[:, :, :1])
-        new = label, *backward.blanks(every_blank=every_blank)
+        new = label, *backward.blank_posteriors(every_blank=every_blank)
         rows = jax.tree.map(lambda x, y: put(x, y, (0, 0, s * size, 0)[: x.ndim]), rows, new)
         return segment, backward.before_segment(), rows
 

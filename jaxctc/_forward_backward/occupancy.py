@@ -54,7 +54,7 @@ def class_scatter(lattice: Lattice, classes: Size, dtype: jnp.dtype, *, gpu: boo
         bin_of_class = _compared_bins(lattice, classes)
         first_column = indexing.own_values(bin_of_class, lattice.labels[None])[0]
     else:
-        first_column = _first(lattice)
+        first_column = _first_columns(lattice)
         bin_of_class = _bins_of_classes(lattice, first_column, classes)
     matrix = _scatter_matrix(lattice, first_column.astype(jnp.int32), columns)
     return ClassScatter(matrix.astype(dtype), bin_of_class, lattice.labels)
@@ -132,7 +132,7 @@ def _scatter_matrix(lattice: Lattice, first_column: Int[Array, "N W"], bins: Siz
     return has_label(lattice)[:, None, :, None] & products.one_hot(both, bins)
 
 
-def _first(lattice: Lattice) -> Int[Array, "N W"]:
+def _first_columns(lattice: Lattice) -> Int[Array, "N W"]:
     """Return, for each column, the first column that holds the same label."""
     same = lattice.labels[:, :, None] == lattice.labels[:, None, :]
     return jnp.argmax(same, axis=2).astype(jnp.int32)

@@ -78,7 +78,7 @@ class PreparedBatch(NamedTuple):
     """The number of steps in a segment (see `segments`)."""
     start: Index
     """The first step that reads a frame within the length of any sequence."""
-    begin: StateBuffers | None = None
+    initial: StateBuffers | None = None
     """The states before step `start`, if they are not those before the first frame."""
     of_middle_device: Callable[[Scaled], Scaled] | None = None
     """Returns on every device the likelihood that the one in the middle has, if the frames are on several devices."""

@@ -13,7 +13,7 @@ from jaxctc._inputs import advice, checks
 from jaxctc._inputs.checks import LOG_PROBS, Form, Names
 from jaxctc._inputs.default_implementation import served_by
 from jaxctc._inputs.mesh_axis import mesh_axis_of_frames
-from jaxctc._lattice.lattices import row_of_indices, wide, within
+from jaxctc._lattice.lattices import in_range, row_of_indices, wide
 from jaxctc._sizes import Size, is_at_most, is_known, smaller
 from jaxctc._types import ArrayLike, Implementation, Problem, Request
 
@@ -218,7 +218,7 @@ def _pad_traced(
     """Return padded targets and their lengths, which become -1, an illegal length, if they cannot be the targets'."""
     total = targets.shape[0]
     lengths = wide(target_lengths)
-    lengths = jnp.where(within(lengths, total), lengths, -1).astype(jnp.int32)
+    lengths = jnp.where(in_range(lengths, total), lengths, -1).astype(jnp.int32)
     belongs = (lengths >= 0).all() & (lengths.sum(dtype=jnp.int32) == total)
     index = (jnp.cumsum(lengths, dtype=jnp.int32) - lengths)[:, None] + row_of_indices(width)
     padded = targets.at[index].get(mode="fill", fill_value=0)

@@ -37,13 +37,13 @@ class Loops:
     """The loops that XLA compiles for every platform, as a CPU runs them fastest."""
 
     def likelihood(self, batch: PreparedBatch) -> Scaled:
-        return bidirectional.likelihood(batch.emissions, batch.start, batch.segment, batch.begin)
+        return bidirectional.likelihood(batch.emissions, batch.start, batch.segment, batch.initial)
 
     def posterior(
         self, batch: PreparedBatch, *, every_blank: bool = False, scatter: Scatter = unchanged
     ) -> tuple[Scaled, Posterior]:
         return bidirectional.posterior(
-            batch.emissions, batch.segment, batch.start, batch.begin, every_blank=every_blank, scatter=scatter
+            batch.emissions, batch.segment, batch.start, batch.initial, every_blank=every_blank, scatter=scatter
         )
 
 

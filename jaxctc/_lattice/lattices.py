@@ -41,7 +41,8 @@ def wide(x: Integer[Array, "..."]) -> Integer[Array, "..."]:
     return x.astype(jnp.int32) if x.dtype.itemsize < 4 else x
 
 
-def narrow(x: Integer[Array, "..."], legal: Bool[Array, "..."]) -> Int[Array, "..."]:
+def legal_int32(x: Integer[Array, "..."], legal: Bool[Array, "..."]) -> Int[Array, "..."]:
+    """Return the legal integers as int32, and 0 for the others."""
     return jnp.where(legal, x, 0).astype(jnp.int32)
 
 
@@ -49,7 +50,7 @@ def row_of_indices(count: Size) -> Int[Array, "1 count"]:
     return jnp.arange(count, dtype=jnp.int32)[None]
 
 
-def within(x: Integer[Array, "..."], stop: Size) -> Bool[Array, "..."]:
+def in_range(x: Integer[Array, "..."], stop: Size) -> Bool[Array, "..."]:
     """Return whether 0 <= x <= stop, for any integer type."""
     return (x >= 0) & (x <= stop)
 
@@ -59,7 +60,7 @@ def legal_labels(
 ) -> Bool[Array, "N S"]:
     """Return which labels are legal; padding always is."""
     padding = row_of_indices(targets.shape[1]) >= target_lengths[:, None]
-    return padding | (within(targets, classes - 1) & (targets != blank))
+    return padding | (in_range(targets, classes - 1) & (targets != blank))
 
 
 def build_lattice(problem: Problem, request: Request) -> Lattice:
@@ -67,9 +68,9 @@ def build_lattice(problem: Problem, request: Request) -> Lattice:
     targets, input_lengths, target_lengths = (wide(x) for x in problem[1:])
     longest = targets.shape[1]
 
-    in_range = within(input_lengths, frames) & within(target_lengths, longest)
-    input_lengths = narrow(input_lengths, in_range)
-    target_lengths = narrow(target_lengths, in_range)
+    legal_lengths = in_range(input_lengths, frames) & in_range(target_lengths, longest)
+    input_lengths = legal_int32(input_lengths, legal_lengths)
+    target_lengths = legal_int32(target_lengths, legal_lengths)
     allowed = legal_labels(targets, target_lengths, request.blank, classes)
 
     inside = row_of_indices(longest) < target_lengths[:, None]
@@ -85,7 +86,7 @@ def build_lattice(problem: Problem, request: Request) -> Lattice:
         labels=labels,
         input_lengths=input_lengths,
         target_lengths=jnp.minimum(target_lengths, reachable),
-        legal=in_range & allowed.all(axis=1),
+        legal=legal_lengths & allowed.all(axis=1),
         feasible=input_lengths >= needed,
     )
 

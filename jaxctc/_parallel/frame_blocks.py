@@ -75,21 +75,21 @@ def _prepare_block(
     frame_map = frame_map.moved(half).until(lattice.input_lengths - index * frames)
     far = scaled_emissions.build_emissions(scores, near.lattice, request, frame_map, size, near.start, keep=keep)
 
-    def through_block(begin: StateBuffers, start: Index) -> StateBuffers:
+    def through_block(initial: StateBuffers, start: Index) -> StateBuffers:
         """Return the states that the next device begins with, from those that this one begins with."""
         for emissions in (near.emissions, far):
-            begin = bidirectional.states_after(emissions, begin, start, size)
-        return begin
+            initial = bidirectional.states_after(emissions, initial, start, size)
+        return initial
 
     devices = lax.axis_size(axis)
-    begin = _passed_on(through_block, near, index, axis, devices - 1 if backward else devices // 2)
+    initial = _passed_on(through_block, near, index, axis, devices - 1 if backward else devices // 2)
     total = functools.partial(lax.psum, axis_name=axis)
     return near._replace(
         log_scale=tuple(map(total, near.log_scale)),
         invalid=total(near.invalid.astype(jnp.int32)) > 0,
         infeasible=total(near.infeasible.astype(jnp.int32)) > 0,
         frames=devices * frames,
-        begin=begin,
+        initial=initial,
         of_middle_device=lambda x: jax.tree.map(lambda y: total(jnp.where(index == devices // 2, y, 0)), x),
     )
 
@@ -107,10 +107,10 @@ def _passed_on(
     back = [(d + 1, d) for d in range(devices - 1)]
     mirrored = devices - 1 - index
 
-    def turn(k: Int[Array, ""], begin: StateBuffers) -> StateBuffers:
+    def turn(k: Int[Array, ""], initial: StateBuffers) -> StateBuffers:
         at_work = (k == index) | (k == mirrored)
-        end = jnp.stack(through_block(begin, jnp.where(at_work, near.start, near.emissions.steps)))
-        had = jnp.stack(begin)
+        end = jnp.stack(through_block(initial, jnp.where(at_work, near.start, near.emissions.steps)))
+        had = jnp.stack(initial)
         forward = jnp.where(k + 1 == index, lax.ppermute(end[..., 0, :], axis, ahead), had[..., 0, :])
         backward = jnp.where(k + 1 == mirrored, lax.ppermute(end[..., 1, :], axis, back), had[..., 1, :])
         return StateBuffers(*jnp.stack([forward, backward], axis=-2))

@@ -47,9 +47,9 @@ def ctc_loss(
         return jnp.where(t < input_length, after, alpha), None
 
     # Before the first frame every path is in the first blank.
-    start = jnp.full(states.shape, LOG_ZERO, log_probs.dtype).at[0].set(0)
-    start = varying_like(emissions, start)  # from device to device, within jax.shard_map
-    alpha, _ = lax.scan(frame, start, (jnp.arange(log_probs.shape[0], dtype=jnp.int32), emissions))
+    initial = jnp.full(states.shape, LOG_ZERO, log_probs.dtype).at[0].set(0)
+    initial = varying_like(emissions, initial)  # from device to device, within jax.shard_map
+    alpha, _ = lax.scan(frame, initial, (jnp.arange(log_probs.shape[0], dtype=jnp.int32), emissions))
     last_blank, last_label = alpha[2 * target_length], shifted(alpha, 1)[2 * target_length]
     return -logaddexp(last_blank, last_label)
 

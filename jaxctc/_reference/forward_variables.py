@@ -64,7 +64,7 @@ def _with_padding_labels(problem: Problem, request: Request) -> Lattice:
     """Return a lattice with a column for every label, those of the padding and those beyond T frames included."""
     lattice = lattices.build_lattice(problem, request)
     targets = lattices.wide(problem.targets)
-    labels = jnp.where(lattices.within(targets, problem.scores.shape[2] - 1), targets, request.blank)
+    labels = jnp.where(lattices.in_range(targets, problem.scores.shape[2] - 1), targets, request.blank)
     labels = jnp.pad(labels.astype(jnp.int32), ((0, 0), (0, 1)), constant_values=request.blank)
-    counts = lattices.narrow(lattices.wide(problem.target_lengths), lattice.legal)
+    counts = lattices.legal_int32(lattices.wide(problem.target_lengths), lattice.legal)
     return lattice._replace(labels=labels, target_lengths=counts)

@@ -58,7 +58,7 @@ class Topology(NamedTuple):
     """A path may end at any frame, not only at the last; the frames after it cost nothing."""
 
 
-def start(topology: Topology, dtype: jnp.dtype) -> LogStates:
+def initial_states(topology: Topology, dtype: jnp.dtype) -> LogStates:
     """Return alpha before the first frame."""
     nowhere = jnp.full(topology.skip.shape, LOG_ZERO, dtype)
     return LogStates(nowhere if topology.begins_anywhere else nowhere.at[:, 0].set(0), nowhere)
@@ -92,8 +92,8 @@ def log_likelihood(emissions: LogStates, topology: Topology) -> Float[Array, " N
 def forward(emissions: LogStates, topology: Topology) -> LogStates:
     """Return alpha before the first frame and after each: (T + 1, N, W)."""
     _, alpha = _scan(emissions, topology, keep=True)
-    begin = start(topology, emissions.label.dtype)
-    return LogStates(*(jnp.concatenate([x[None], y]) for x, y in zip(begin, alpha, strict=True)))
+    initial = initial_states(topology, emissions.label.dtype)
+    return LogStates(*(jnp.concatenate([x[None], y]) for x, y in zip(initial, alpha, strict=True)))
 
 
 def _scan(emissions: LogStates, topology: Topology, *, keep: bool) -> tuple[tuple[LogStates, Array], Any]:
@@ -117,8 +117,8 @@ def _scan(emissions: LogStates, topology: Topology, *, keep: bool) -> tuple[tupl
 
     count = emissions.label.shape[0]
     self_loop_score = jnp.broadcast_to(jnp.asarray(topology.self_loop_score, dtype), emissions.label.shape[:2])
-    begin = varying_like((emissions, topology.skip), (start(topology, dtype), ended))
-    return lax.scan(frame, begin, (jnp.arange(count, dtype=jnp.int32), self_loop_score, *emissions))
+    initial = varying_like((emissions, topology.skip), (initial_states(topology, dtype), ended))
+    return lax.scan(frame, initial, (jnp.arange(count, dtype=jnp.int32), self_loop_score, *emissions))
 
 
 def from_left(x: Float[Array, "N W"]) -> Float[Array, "N W"]:

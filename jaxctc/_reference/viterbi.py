@@ -71,12 +71,12 @@ def best_path(
     def trace(state, backpointers):
         return lax.scan(back, state, backpointers, reverse=True)
 
-    begin = recursion.start(topology, dtype), jnp.zeros(sequences, dtype)
-    begin = varying_like((log_probs, lattice), begin)
+    initial = recursion.initial_states(topology, dtype), jnp.zeros(sequences, dtype)
+    initial = varying_like((log_probs, lattice), initial)
     if frames == 0:
-        return jnp.zeros((0, sequences), jnp.int32), recursion.last(jnp.maximum, begin[0], topology)
+        return jnp.zeros((0, sequences), jnp.int32), recursion.last(jnp.maximum, initial[0], topology)
     if count == 1:
-        (alpha, score), backpointers = lax.scan(frame, begin, segments[0])
+        (alpha, score), backpointers = lax.scan(frame, initial, segments[0])
         _, path = trace(_end(alpha, topology), backpointers)
     else:
 
@@ -89,7 +89,7 @@ def best_path(
             _, backpointers = lax.scan(frame, carry, time)
             return trace(state, backpointers)
 
-        (alpha, score), stored = lax.scan(advance, begin, segments)
+        (alpha, score), stored = lax.scan(advance, initial, segments)
         _, path = lax.scan(recompute_and_trace, _end(alpha, topology), (stored, segments), reverse=True)
     return path.reshape(count * size, sequences)[:frames], score + recursion.last(jnp.maximum, alpha, topology)
 
