@@ -444,7 +444,7 @@ ILLEGAL = [
     (_keras, {"target_length": COUNTS + S}, ValueError, r"target_length\[0\] is 8, but target has S = 4 .* \[0, 4\]"),
     (_keras, {"output_length": FRAMES - T}, ValueError, r"output_length\[0\] is -6, but output has T = 9 .* \[0, 9\]"),
     (_keras, {"output_length": FRAMES[:2]}, ValueError, r"output_length has shape \(2,\).* must have shape \(12,\)"),
-    (_keras, {"target": LABELS * 0}, ValueError, r"target\[0, 0\] is 0.* mask_index=.* target_length\[0\] = 4 is too"),
+    (_keras, {"target": LABELS * 0}, ValueError, r"target\[0, 0\] is 0.* mask_index.* target_length\[0\] = 4 is too"),
     (_keras, {"mask_index": -6}, ValueError, r"mask_index is -6, .* in \[-5, 5\)"),
     (_tensorflow, {"blank_index": -6}, ValueError, r"blank_index is -6, .* in \[-5, 5\)"),
     (_tensorflow, {"blank_index": 5}, ValueError, r"blank_index is 5, .* in \[-5, 5\)"),

@@ -14,7 +14,7 @@ import pytest
 import jaxctc.conformance
 from jaxctc._tools.conformance.judge import judge
 
-ROOT = Path(jaxctc.__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 NEEDS = {"torch": "import torch", "matplotlib": "plot_alignment", "optax": "import optax"}
 

@@ -15,6 +15,8 @@ import pytest
 import jaxctc
 
 ROOT = Path(jaxctc.__file__).parents[1]
+"""Where the package is imported from: the checkout, or a wheel."""
+CHECKOUT = Path(__file__).parents[1]
 FILES = sorted(path for package in ("jaxctc", "bridge") for path in (ROOT / package).rglob("*.py"))
 MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES]
 
@@ -73,18 +75,18 @@ def test_the_readme_shows_the_reference_whole():
     """All of the file but its docstring, whose formula the README has in its own mathematics."""
     source = (ROOT / "jaxctc/_reference/ctc.py").read_text(encoding="utf-8")
     code = "\n".join(source.splitlines()[ast.parse(source).body[0].end_lineno :]).strip()
-    assert f"```python\n{code}\n```" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"```python\n{code}\n```" in (CHECKOUT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_page_on_the_architecture_names_what_exists():
     """`name` in `path`, and every path alone."""
-    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    page = (CHECKOUT / "docs/architecture.md").read_text(encoding="utf-8")
     paths = re.findall(r"`((?:jaxctc|bridge|tests)/[\w/]*(?:\.py|/))`", page)
     assert len(paths) > 50
-    assert [path for path in paths if not (ROOT / path).exists()] == []
+    assert [path for path in paths if not (CHECKOUT / path).exists()] == []
     for name, path in re.findall(r"`(\w+)` in `([\w/]+\.py)`", page):
         defined = rf"^\s*(?:(?:def|class) {name}\b|{name}\s*[:=])"
-        assert re.search(defined, (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), f"{name} in {path}"
+        assert re.search(defined, (CHECKOUT / path).read_text(encoding="utf-8"), re.MULTILINE), f"{name} in {path}"
 
 
 def test_the_version_is_in_one_place():
@@ -94,4 +96,4 @@ def test_the_version_is_in_one_place():
     except metadata.PackageNotFoundError:
         pytest.skip("not installed, only on the path")
     assert installed == jaxctc.__version__
-    assert jaxctc.__version__ in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert jaxctc.__version__ in (CHECKOUT / "CHANGELOG.md").read_text(encoding="utf-8")

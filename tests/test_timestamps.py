@@ -14,7 +14,7 @@ from jaxctc._tools.conformance.oracle import log_softmax, paths_by_target
 
 T, N, C, BLANK = 6, 3, 4, 2
 LENGTHS = np.array([6, 0, 4])
-PAGE = Path(jaxctc.__file__).parents[1] / "docs/alignment.md"
+PAGE = Path(__file__).parents[1] / "docs/alignment.md"
 
 
 def scores():

@@ -145,7 +145,7 @@ class _Kernel(NamedTuple):
 
         return pl.kernel(
             block,
-            out_type=out,
+            out,
             mesh=mesh,
             compiler_params=warpgroup.COMPILER,
             interpret=interpret or False,
