@@ -40,6 +40,8 @@ PRECISION = lax.DotAlgorithmPreset.BF16_BF16_F32_X6
 a float, and tensor cores multiply them.
 """
 
+_OLDEST_JAX = (0, 10, 2)
+"""Earlier ones cannot lower a shift in a kernel of a warpgroup."""
 _GENERATIONS = ("9", "10")
 """Major compute capabilities: Hopper and Blackwell, without Blackwell for desktops, which is 12."""
 
@@ -53,6 +55,9 @@ def objection(dtype: jnp.dtype, *, varies: bool = False) -> str | None:
         return "Pallas knows no values that vary from device to device: call jax.shard_map with check_vma=False"
     if dtype != jnp.float32:
         return f"they compute in float32, and the scores are {dtype}"
+    if jax.__version_info__ < _OLDEST_JAX:
+        oldest = ".".join(map(str, _OLDEST_JAX))
+        return f"those for GPUs need JAX {oldest} or later, and this is {jax.__version__}"
     for version in _capabilities():
         if version.split(".")[0] not in _GENERATIONS:
             return f"they are for GPUs of compute capability 9 and 10, and that of this one is {version}"
