@@ -269,7 +269,9 @@ def _beams(
         )
 
     initial = _empty(width, frames, dtype, score_function)
-    carry = varying_like(scores, jax.tree.map(lambda x: jnp.broadcast_to(x, (legal.shape[0], *x.shape)), initial))
+    carry: tuple[_Beam, Tree] = varying_like(
+        scores, jax.tree.map(lambda x: jnp.broadcast_to(x, (legal.shape[0], *x.shape)), initial)
+    )
     if frames > 0:
         carry, _ = jax.lax.scan(step, carry, jnp.arange(frames, dtype=jnp.int32))
     return jax.vmap(found)(*carry, legal)
