@@ -1,17 +1,19 @@
-"""Measure the bridge on one core, on all of them, and beside a neighbour that keeps one of them busy.
+"""Measure losses on one core, on all of them, and beside a neighbour that keeps one of them busy.
 
 python -m benchmarks.cores [--seconds N] [--real-time]
 
-A step is loss and gradient, called from PyTorch, as the bridge and as PyTorch compute them. Each setting is measured in
-a process of its own, which is bound to its cores before anything has computed; the bridge and PyTorch take turns in it.
-The neighbour is a process that does nothing but run on the first core. On a machine that others use, `--real-time`
-keeps their processes off the cores while the settings without a neighbour are measured (it needs the right to set
-priorities). Figures are written to `benchmarks/results/cores-cpu.json`: medians, 95th percentiles and the least, in
-milliseconds.
+A step is loss and gradient, called from PyTorch, as the bridge and as PyTorch compute them; the same of logits called
+from JAX, as jaxctc and optax compute them; or a training step in PyTorch: a convolutional model, its loss and its
+optimizer. Each setting is measured in a process of its own, which is bound to its cores before anything has computed;
+all take turns in it. The neighbour is a process that does nothing but run on the first core. On a machine that others
+use, `--real-time` keeps their processes off the cores while the settings without a neighbour are measured (it needs the
+right to set priorities). Figures are written to `benchmarks/results/cores-cpu.json`: medians, 95th percentiles and the
+least, in milliseconds. A second table extrapolates one core and two to more by Amdahl's law.
 """
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -21,19 +23,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+import optax
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional
 
 import bridge
+import jaxctc
 from benchmarks import _machine
 from benchmarks._shapes import SHAPES, Shape, draw
 
 RESULTS = Path(__file__).parent / "results" / "cores-cpu.json"
 CROWD = Shape("crowd", 500, 64, 32, 100)
 MEASURED = (*(shape for shape in SHAPES if shape.name != "ocr"), CROWD)
+TRAINED = ("char", "bpe")
+FEATURES, CHANNELS = 80, 256
+MORE = (8, 32, 64)
+"""Cores that none of our machines has."""
 LEAST = 9
 """Steps of each kind, however long they take."""
 NEIGHBOUR = "import os\nos.sched_setaffinity(0, {%d})\nwhile True: pass"
@@ -78,6 +87,9 @@ def measured(cores: int, busy: bool, seconds: float, real_time: bool) -> list[di
 
 def of_shape(shape: Shape, seconds: float, real_time: bool) -> list[dict[str, Any]]:
     steps = {f"{peer}, {scores}": step for scores, pair in both(shape).items() for peer, step in pair.items()}
+    steps |= from_jax(shape)
+    if shape.name in TRAINED:
+        steps |= training(shape)
     for step in steps.values():
         step()
         step()
@@ -140,6 +152,60 @@ def both(shape: Shape) -> dict[str, dict[str, Callable[[], None]]]:
     }
 
 
+def from_jax(shape: Shape) -> dict[str, Callable[[], None]]:
+    batch = draw(shape)
+    logits = jax.device_put(batch.logits)
+    rest = [jax.device_put(x) for x in (batch.targets, batch.input_lengths, batch.target_lengths)]
+    masks = [np.float32(np.arange(n) >= x[:, None]) for n, x in ((shape.T, rest[1]), (shape.S, rest[2]))]
+    paddings = [jax.device_put(x) for x in masks]
+    rows_first = jax.device_put(np.ascontiguousarray(batch.logits.swapaxes(0, 1)))
+
+    def by_optax(x: jax.Array) -> jax.Array:
+        return optax.ctc_loss(x, paddings[0], rest[0], paddings[1]).sum()
+
+    def by_jaxctc(x: jax.Array) -> jax.Array:
+        return jaxctc.ctc_loss_with_logits(x, *rest, reduction="sum")
+
+    def step(loss: Callable[[jax.Array], jax.Array], scores: jax.Array) -> Callable[[], None]:
+        compiled = jax.jit(jax.value_and_grad(loss))
+        return lambda: jax.block_until_ready(compiled(scores)) and None
+
+    return {
+        "jaxctc from JAX, logits": step(by_jaxctc, logits),
+        "optax from JAX, logits": step(by_optax, rows_first),
+    }
+
+
+def training(shape: Shape) -> dict[str, Callable[[], None]]:
+    batch = draw(shape)
+    rest = [torch.from_numpy(x).long() for x in (batch.targets, batch.input_lengths, batch.target_lengths)]
+    features = torch.randn(shape.N, FEATURES, shape.T, generator=torch.Generator().manual_seed(0))
+
+    def step(loss: Callable[..., torch.Tensor]) -> Callable[[], None]:
+        torch.manual_seed(0)
+        convolution = torch.nn.Conv1d(FEATURES, CHANNELS, 5, padding=2)
+        model = torch.nn.Sequential(convolution, torch.nn.ReLU(), torch.nn.Conv1d(CHANNELS, shape.C, 1))
+        optimizer = torch.optim.AdamW(model.parameters())
+
+        def run() -> None:
+            optimizer.zero_grad()
+            loss(model(features).permute(2, 0, 1).log_softmax(2), *rest).backward()
+            optimizer.step()
+
+        return run
+
+    return {
+        "training, bridge": step(functools.partial(bridge.ctc_loss, zero_infinity=True)),
+        "training, torch": step(functools.partial(functional.ctc_loss, zero_infinity=True)),
+    }
+
+
+def extrapolated(one: float, two: float, cores: int) -> float:
+    """Return the time on so many cores, from those on one and on two, by Amdahl's law."""
+    parallel = min(max(2 * (1 - two / one), 0.0), 1.0)
+    return one * (1 - parallel + parallel / cores)
+
+
 def show(rows: list[dict[str, Any]]) -> None:
     """Print a line for each shape and kind of step, and a column for each setting."""
     settings = sorted({(row["cores"], row["neighbour"]) for row in rows}, key=lambda x: (x[0], x[1] == "busy"))
@@ -148,7 +214,18 @@ def show(rows: list[dict[str, Any]]) -> None:
     for sizes, step in dict.fromkeys((row["sizes"], row["step"]) for row in rows):
         found = [cells[sizes, step, *setting] for setting in settings]
         table.add_row(sizes, step, *(f"{row['median_ms']:.1f}, {row['p95_ms']:.1f}" for row in found))
-    Console(width=120).print("Milliseconds a step: median, 95th percentile", table)
+    console = Console(width=120)
+    console.print("Milliseconds a step: median, 95th percentile", table)
+    if not {(1, "quiet"), (2, "quiet")} <= {*settings}:
+        return
+    table = Table("T, N, C, S", "step", "1", "2", *map(str, MORE))
+    for sizes, step in dict.fromkeys((row["sizes"], row["step"]) for row in rows):
+        one, two = (cells[sizes, step, cores, "quiet"]["median_ms"] for cores in (1, 2))
+        more = [extrapolated(one, two, cores) for cores in MORE]
+        table.add_row(sizes, step, *(f"{x:.1f}" for x in (one, two, *more)))
+    console.print(
+        "Milliseconds a step by number of cores: measured up to 2, extrapolated by Amdahl's law beyond", table
+    )
 
 
 if __name__ == "__main__":
