@@ -66,9 +66,9 @@ def test_as_exact_as_torch_or_more_so(dtype, noise):
             loss, gradient = (np.asarray(x, np.float64) for x in ours(rounded, targets))
             loss_by_torch, slope_by_torch = by_torch(rounded, targets, torch.float32)
             context = f"gap {gap}, offset {offset}"
-            # Two roundings of the loss itself, and what a sum of small parts to one loses of them.
-            allowed = 2**-22 * largest(exact) + min(2e-6, 1e-2 * largest(exact)) + 1e-15
-            assert largest(loss - exact) <= max(largest(loss_by_torch - exact) / 2, allowed), context
+            # Two roundings of the loss itself; of what is next to nothing, float64 knows no more.
+            allowed = 2**-22 * largest(exact) + min(1e-6, 1e-6 * largest(exact)) + 1e-15
+            assert largest(loss - exact) <= max(largest(loss_by_torch - exact) / 10, allowed), context
             if dtype == "float32":
                 # What is less than 2^-42 counts as nothing.
                 allowed = max(largest(slope_by_torch - slope), 2**-20 * largest(slope) + 2**-42)
@@ -90,7 +90,7 @@ def test_the_example_that_showed_it():
     for offset in (0, 100, 1000, -1000):
         for function in (plain_loss, optax_loss, keras_loss, tensorflow_loss):
             loss = float(function(jnp.asarray(logits + np.float32(offset)), targets, 100, 3))
-            assert abs(loss - exact) < 5e-7, (function, offset)
+            assert abs(loss / exact - 1) < 1e-6, (function, offset)
 
 
 def plain_loss(*problem):
@@ -114,7 +114,7 @@ def test_nearly_nothing_is_not_nothing_and_has_no_sign():
     logits = jnp.array([[0.0, 17.0], [0.0, 17.0]])
     loss = np.asarray(jaxctc.ctc_loss_with_logits(logits, jnp.array([1]), 2, 1))
     # Of four paths the two blanks in a row alone are another target's: e^-34 is missing from one.
-    assert 0 <= loss < 2e-7
+    assert 0 <= loss < 1e-13
     assert not np.signbit(loss)
     for certain in (jnp.array([[-jnp.inf, 0.0]]), jnp.array([[0.0, 200.0]]), jnp.array([[-1e9, 1e9]])):
         loss = np.asarray(jaxctc.ctc_loss_with_logits(certain, jnp.array([1]), 1, 1))

@@ -23,11 +23,11 @@ def number(mantissa, exponent, dtype) -> Scaled:
 
 
 def exact(a: Scaled) -> Fraction:
-    return Fraction(float(a.mantissa)) * Fraction(2) ** int(a.exponent)
+    return (1 + Fraction(float(a.mantissa))) * Fraction(2) ** int(a.exponent)
 
 
-ZERO = (1.0, LOG_ZERO)
-PAIRS = [((1.5, 0), (1.25, -3)), ((1.0, -7000), (1.75, -7001)), ((1.9, 40), (1.1, -2000)), ((1.0, 12), (1.0, 12))]
+ZERO = (0.0, LOG_ZERO)
+PAIRS = [((0.5, 0), (0.25, -3)), ((0.0, -7000), (0.75, -7001)), ((0.9, 40), (0.1, -2000)), ((0.0, 12), (0.0, 12))]
 
 
 @pytest.mark.parametrize(("a", "b"), PAIRS)
@@ -36,9 +36,9 @@ def test_finite_operands(a, b, dtype):
     x, y = number(*a, dtype), number(*b, dtype)
     for got, want in ((x + y, exact(x) + exact(y)), (y + x, exact(x) + exact(y)), (x * y, exact(x) * exact(y))):
         for form in (got, scaled.renormalized(got)):
-            assert float(form.mantissa) >= 1
+            assert float(form.mantissa) >= 0
             assert abs(exact(form) / want - 1) <= 2 * tolerance
-        assert float(scaled.renormalized(got).mantissa) < 2
+        assert float(scaled.renormalized(got).mantissa) < 1
     share = float(exact(x) / (exact(x) + exact(y)))
     parts = scaled.split(jnp.ones((), dtype), scaled.smaller_fraction(x, y))
     for found in (scaled.fraction(x, x + y), parts[0]):
@@ -56,9 +56,9 @@ def share(a, b):
 
 @pytest.mark.parametrize("exponent", [3.0, -9000.0])
 def test_zero(exponent, dtype):
-    a, zero = number(1.5, exponent, dtype), number(*ZERO, dtype)
+    a, zero = number(0.5, exponent, dtype), number(*ZERO, dtype)
     for total in (a + zero, zero + a):
-        assert (float(total.mantissa), float(total.exponent)) == (1.5, exponent)
+        assert (float(total.mantissa), float(total.exponent)) == (0.5, exponent)
     assert float(scaled.fraction(a, a + zero)) == 1 == float(share(a, zero))
     assert float(scaled.fraction(zero, a + zero)) < scaled.negligible(dtype)
     assert float(share(zero, a)) < scaled.negligible(dtype)
@@ -78,22 +78,55 @@ def test_exp2(dtype):
     x = np.asarray(jnp.asarray(x, dtype), np.float64)
     assert (np.asarray(got.exponent) == np.floor(x)).all()
     want = np.exp2(x - np.floor(x))
-    np.testing.assert_allclose(got.mantissa, want, rtol=2e-7 if dtype == jnp.float32 else 1e-15)
-    assert tuple(map(float, scaled.exp2(jnp.asarray(LOG_ZERO, dtype)))) == (1, np.asarray(LOG_ZERO, dtype))
+    np.testing.assert_allclose(
+        1 + np.asarray(got.mantissa, np.float64), want, rtol=2e-7 if dtype == jnp.float32 else 1e-15
+    )
+    assert tuple(map(float, scaled.exp2(jnp.asarray(LOG_ZERO, dtype)))) == (0, np.asarray(LOG_ZERO, dtype))
 
 
 def test_total(dtype):
-    a = number([[1.5, 1.0], [1.0, 1.0]], [[-5000.0, LOG_ZERO], [LOG_ZERO] * 2], dtype)
-    b = number([[1.0, 1.0], [1.0, 1.0]], [[LOG_ZERO, -5001.0], [LOG_ZERO] * 2], dtype)
+    a = number([[0.5, 0.0], [0.0, 0.0]], [[-5000.0, LOG_ZERO], [LOG_ZERO] * 2], dtype)
+    b = number([[0.0, 0.0], [0.0, 0.0]], [[LOG_ZERO, -5001.0], [LOG_ZERO] * 2], dtype)
     got = scaled.total(a, b, axis=1)
     assert got.mantissa.shape == (2, 1)
-    assert (float(got.mantissa[0, 0]), float(got.exponent[0, 0])) == (1.0, -4999.0)
+    assert (float(got.mantissa[0, 0]), float(got.exponent[0, 0])) == (0.0, -4999.0)
     assert float(got.exponent[1, 0]) < LOG_ZERO / 2
+
+
+def test_what_is_next_to_one_keeps_its_digits(dtype):
+    """However little it has beyond one: in sums, in products with something like it, and in a total."""
+    tolerance = 4 * float(jnp.finfo(dtype).eps)
+    beyond = number([3e-9, 2e-20], [0, 0], dtype)
+    small = number([0.5, 0.75], [-31, -67], dtype)
+    one, zero = (number([x, x], [y, y], dtype) for x, y in ((0, 0), ZERO))
+    size = 2.0**-31 * 1.5, 2.0**-67 * 1.75
+    for found, want in (
+        (beyond + small, np.add([3e-9, 2e-20], size)),
+        (small + beyond, np.add([3e-9, 2e-20], size)),
+        (beyond * beyond, [6e-9 + 9e-18, 4e-20]),
+        (beyond * one, [3e-9, 2e-20]),
+        (one * beyond, [3e-9, 2e-20]),
+    ):
+        for form in (found, scaled.renormalized(found)):
+            np.testing.assert_allclose(form.mantissa, want, rtol=tolerance)
+            np.testing.assert_array_equal(form.exponent, 0)
+    total = scaled.total(*(Scaled(*(x[None] for x in y)) for y in (one, zero)), axis=0)
+    np.testing.assert_array_equal(total.mantissa, [[0, 0]])
+    rows = [Scaled(*(jnp.stack(x) for x in zip(*pair, strict=True))) for pair in ((beyond, small), (zero, small))]
+    total = scaled.total(*rows, axis=0)
+    np.testing.assert_allclose(total.mantissa[0], np.add([3e-9, 2e-20], 2 * np.asarray(size)), rtol=tolerance)
+
+
+def test_a_number_that_rounds_up_to_two_is_still_the_same(dtype):
+    a = number(1 - float(jnp.finfo(dtype).epsneg), 5, dtype)
+    for _ in range(3):
+        a = scaled.renormalized(a)
+        assert abs(float(exact(a) / 2**6) - 1) <= 2 * float(jnp.finfo(dtype).eps)
 
 
 def test_two_visible_probabilities_have_a_normal_product(dtype):
     """Whatever is not counted as zero, times the least of portions."""
     for fraction in (scaled.fraction, share):
-        floor = float(fraction(number(*ZERO, dtype), number(1.0, 0, dtype)))
+        floor = float(fraction(number(*ZERO, dtype), number(0.0, 0, dtype)))
         assert scaled.negligible(dtype) * floor > float(jnp.finfo(dtype).tiny)
         assert floor * 2**20 < scaled.negligible(dtype)

@@ -63,7 +63,7 @@ def _step(
 ) -> StateBuffers:
     """Run step i from row k of `source`, and return `target` with its row j written.
 
-    A mantissa becomes at most eight times as large in one step.
+    A number becomes at most eight times as large in one step.
     """
     prev_blank = _with_emission(emissions, source.read("blank", k), i)
     into_blank = equations.into_blank(prev_blank, source.read("label", k, -1))

@@ -58,7 +58,7 @@ def initial_states(emissions: ScaledEmissions) -> StateBuffers:
     """Return one row, with the state before the first frame, in which every path is in blank 0."""
     empty = empty_states(emissions, 1)
     here = lax.broadcasted_iota(jnp.int32, empty.blank.shape, 3) == MARGIN
-    return empty._replace(blank=jnp.where(here, 1, empty.blank))
+    return empty._replace(blank=jnp.where(here, 0, empty.blank))
 
 
 def row_of(x: Float[Array, "N 2 M W"], i: Index) -> Float[Array, "N 2 W"]:

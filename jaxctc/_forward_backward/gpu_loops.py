@@ -119,8 +119,8 @@ def _initial_states(emissions: ScaledEmissions) -> _States:
     # The blank's emission before the first frame is one, so that its exponent is 0. XLA makes one kernel of all that is
     # computed from it, but one of each constant, and a copy of an array that is wanted twice.
     nothing = jnp.broadcast_to(emissions.blank.exponent[:, :, :1], shape)
-    blank = Scaled(1 + nothing, jnp.where(here, nothing, LOG_ZERO))
-    return _States(blank, Scaled(1 - nothing, nothing + LOG_ZERO))
+    blank = Scaled(nothing, jnp.where(here, nothing, LOG_ZERO))
+    return _States(blank, Scaled(-nothing, nothing + LOG_ZERO))
 
 
 def _forward_steps(

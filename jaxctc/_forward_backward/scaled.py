@@ -5,16 +5,21 @@ whenever it becomes ten times as large. Here the mantissa keeps every digit howe
 has to align its two numbers, as it does in hardware. The exponent is itself a float that holds a whole number, so that
 it neither wraps around nor overflows.
 
-Zero has the mantissa 1 and the exponent `LOG_ZERO`:
+The leading one of a number is not part of its mantissa, as in the bits of a float. But here the mantissa is a float of
+its own, which has more digits the nearer it is to 0: 1 + 1e-10 is a number, and not 1. With emissions relative to each
+frame's best, the likelihood of a confident model is such a number, whose loss is what it has beyond one.
+
+Zero has the mantissa 0 and the exponent `LOG_ZERO`:
 
 | a      | b      | a + b                  | a b                     | fraction a / (a + b) |
 | ------ | ------ | ---------------------- | ----------------------- | -------------------- |
-| finite | finite | rounded once           | rounded once            | a / (a + b)          |
+| finite | finite | rounded twice          | rounded twice           | a / (a + b)          |
 | finite | 0      | a                      | below any finite number | 1                    |
 | 0      | finite | b                      | below any finite number | 0                    |
-| 0      | 0      | 0, but with mantissa 2 | 0                       | 1/2; has no effect   |
+| 0      | 0      | 0, but with mantissa 1 | 0                       | 1/2; has no effect   |
 """
 
+import math
 import operator
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
@@ -29,10 +34,9 @@ from jaxctc._types import LOG_ZERO
 Ratio: TypeAlias = Callable[[Array, Array], Array]
 """A function that returns a / b of floats: at most 1 if a <= b, and exactly 1 if a == b."""
 
-# The minimax polynomial of 2^f over 0 <= f < 1, with a relative error of at most 2e-9: errors that are alike from frame
-# to frame add up, so that they must be smaller than those of rounding.
+# The minimax polynomial of 2^f - 1 over 0 <= f < 1, with an error of at most 2e-9 of 2^f: errors that are alike from
+# frame to frame add up, so that they must be smaller than those of rounding.
 _EXP2 = (
-    1.0,
     0.6931470632553101,
     0.24022908508777618,
     0.05548618361353874,
@@ -43,21 +47,22 @@ _EXP2 = (
 
 
 class Scaled(NamedTuple):
-    """mantissa * 2**exponent; the mantissa is at least 1."""
+    """(1 + mantissa) * 2**exponent; the mantissa is at least 0, but for its rounding."""
 
     mantissa: Float[Array, "..."]
     exponent: Float[Array, "..."]
 
     def __add__(self, other: "Scaled") -> "Scaled":  # type: ignore[override]
-        exponent, mine, others = _aligned(self, other)
-        return Scaled(mine + others, exponent)
+        return _sum(self, other, *_powers(self, other))
 
     def __mul__(self, other: "Scaled") -> "Scaled":  # type: ignore[override]
-        return Scaled(self.mantissa * other.mantissa, self.exponent + other.exponent)
+        # Of the second, 1 + mantissa may be rounded: that changes the product by as much, relative to what it adds. If
+        # the first mantissa were read twice, XLA would no longer compute the product where it is wanted.
+        return Scaled(self.mantissa * (1 + other.mantissa) + other.mantissa, self.exponent + other.exponent)
 
 
 def zeros(shape: tuple[Size, ...], dtype: jnp.dtype) -> Scaled:
-    return Scaled(jnp.ones(shape, dtype), jnp.full(shape, LOG_ZERO, dtype))
+    return Scaled(jnp.zeros(shape, dtype), jnp.full(shape, LOG_ZERO, dtype))
 
 
 def exp2(x: Float[Array, "..."], floor: Callable[[Array], Array] = jnp.floor) -> Scaled:
@@ -65,25 +70,25 @@ def exp2(x: Float[Array, "..."], floor: Callable[[Array], Array] = jnp.floor) ->
     whole = floor(x)
     f = x - whole
     if x.dtype == jnp.float64:
-        return Scaled(jnp.exp2(f), whole)
-    c0, c1, c2, c3, c4, c5, c6 = (jnp.asarray(c, x.dtype) for c in _EXP2)
+        return Scaled(jnp.expm1(f * math.log(2)), whole)
+    c1, c2, c3, c4, c5, c6 = (jnp.asarray(c, x.dtype) for c in _EXP2)
     square = f * f
-    return Scaled((c0 + c1 * f) + square * ((c2 + c3 * f) + square * (c4 + c5 * f + square * c6)), whole)
+    return Scaled(c1 * f + square * ((c2 + c3 * f) + square * (c4 + c5 * f + square * c6)), whole)
 
 
 def renormalized(a: Scaled) -> Scaled:
-    """Return the same number with its mantissa in [1, 2)."""
+    """Return the same number with its mantissa in [0, 1), but for its rounding; one that is there already stays."""
     digits, bias, integer = _float_format(a.mantissa.dtype)
-    bits = lax.bitcast_convert_type(a.mantissa, integer)
-    mantissa = (bits & ((1 << digits) - 1)) | (bias << digits)
-    shift = (bits >> digits) - bias
-    return Scaled(lax.bitcast_convert_type(mantissa, a.mantissa.dtype), a.exponent + shift.astype(a.exponent.dtype))
+    power = lax.bitcast_convert_type(1 + a.mantissa, integer) & ~((1 << digits) - 1)
+    scale = lax.bitcast_convert_type((2 * bias << digits) - power, a.mantissa.dtype)  # 1 over the power
+    shift = (power >> digits) - bias
+    return Scaled(a.mantissa * scale + (scale - 1), a.exponent + shift.astype(a.exponent.dtype))
 
 
 def fraction(part: Scaled, whole: Scaled) -> Float[Array, "..."]:
     """Return part / whole, for a part no larger than the whole; it is too large for a part too small to matter."""
     floor = _min_exponent(part)
-    return part.mantissa / whole.mantissa * _power_of_two(part.exponent - whole.exponent, least=floor)
+    return (1 + part.mantissa) / (1 + whole.mantissa) * _power_of_two(part.exponent - whole.exponent, least=floor)
 
 
 def smaller_fraction(a: Scaled, b: Scaled) -> Float[Array, "..."]:
@@ -91,7 +96,8 @@ def smaller_fraction(a: Scaled, b: Scaled) -> Float[Array, "..."]:
 
     The fraction of the larger one follows from it. A fraction of nearly one has too few digits to give the smaller one.
     """
-    _, part, other = _aligned(a, b, least=_min_exponent(a))
+    _, mine, others = _powers(a, b, least=_min_exponent(a))
+    part, other = (1 + a.mantissa) * mine, (1 + b.mantissa) * others
     return jnp.where(other < part, -other, part) / (part + other)
 
 
@@ -106,8 +112,9 @@ def split(amount: Float[Array, "..."], smaller_part: Float[Array, "..."]) -> tup
 
 def sum_with_fraction(a: Scaled, b: Scaled, ratio: Ratio = operator.truediv) -> tuple[Scaled, Float[Array, "..."]]:
     """Return a + b, and the fraction of it that a is: exactly 0 or 1 where one of the two is too small to matter."""
-    exponent, part, other = _aligned(a, b, jnp.maximum)
-    return Scaled(part + other, exponent), ratio(part, part + other)
+    exponent, mine, others = _powers(a, b, jnp.maximum)
+    part, other = (1 + a.mantissa) * mine, (1 + b.mantissa) * others
+    return _sum(a, b, exponent, mine, others, jnp.minimum), ratio(part, part + other)
 
 
 def negligible(dtype: jnp.dtype) -> float:
@@ -129,14 +136,21 @@ def from_left(a: Scaled) -> Scaled:
     def shifted(x: Array, zero: float) -> Array:
         return lax.pad(x, jnp.asarray(zero, x.dtype), [*[(0, 0, 0)] * (x.ndim - 1), (1, -1, 0)])
 
-    return Scaled(shifted(a.mantissa, 1.0), shifted(a.exponent, LOG_ZERO))
+    return Scaled(shifted(a.mantissa, 0.0), shifted(a.exponent, LOG_ZERO))
 
 
 def total(a: Scaled, b: Scaled, axis: int) -> Scaled:
     """Return the sum over an axis of both, which stays in the result with size 1."""
     exponent = _max(a.exponent, b.exponent).max(axis=axis, keepdims=True)
-    aligned, other = (x.mantissa * _power_of_two(x.exponent - exponent) for x in (a, b))
-    return renormalized(Scaled((aligned + other).sum(axis=axis, keepdims=True), exponent))
+    power_of_a, power_of_b = (_power_of_two(x.exponent - exponent) for x in (a, b))
+
+    def rest(x: Scaled, power: Float[Array, "..."]) -> Float[Array, "..."]:
+        return jnp.where(power < 1, (1 + x.mantissa) * power, x.mantissa)
+
+    # Leading ones of the largest power are counted, and all else is added up apart: one of them is not in the mantissa.
+    ones = (jnp.floor(power_of_a) + jnp.floor(power_of_b)).sum(axis=axis, keepdims=True)
+    mantissa = (rest(a, power_of_a) + rest(b, power_of_b)).sum(axis=axis, keepdims=True)
+    return renormalized(Scaled(mantissa + (ones - 1), exponent))
 
 
 def pack(a: Scaled) -> Complex[Array, "..."]:
@@ -171,13 +185,30 @@ def _min_exponent(a: Scaled) -> int:
     return -_float_format(a.exponent.dtype).bias // 2
 
 
-def _aligned(
+def _min(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+    return lax.select(a < b, a, b)
+
+
+def _powers(
     a: Scaled, b: Scaled, maximum: Callable[[Array, Array], Array] = _max, least: int | None = None
 ) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
-    """Return the larger of two exponents, and both numbers in units of its power of two."""
+    """Return the larger of two exponents, and the power of two of each number in units of that of the larger one."""
     exponent = maximum(a.exponent, b.exponent)
-    part, other = (x.mantissa * _power_of_two(x.exponent - exponent, maximum, least) for x in (a, b))
-    return exponent, part, other
+    mine, others = (_power_of_two(x.exponent - exponent, maximum, least) for x in (a, b))
+    return exponent, mine, others
+
+
+def _sum(
+    a: Scaled,
+    b: Scaled,
+    exponent: Float[Array, "..."],
+    power_of_a: Float[Array, "..."],
+    power_of_b: Float[Array, "..."],
+    minimum: Callable[[Array, Array], Array] = _min,
+) -> Scaled:
+    """Return a + b. Of their two powers the larger one is 1, which is the leading one of the sum."""
+    smaller = b.mantissa * power_of_b + minimum(power_of_a, power_of_b)
+    return Scaled(a.mantissa * power_of_a + smaller, exponent)
 
 
 def _power_of_two(

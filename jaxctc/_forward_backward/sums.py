@@ -32,11 +32,11 @@ def log_likelihood(likelihood: Scaled, log_scale: tuple[Float[Array, " N"], Floa
     Up to 65,536 nats the large parts are added without rounding, and the result is rounded once.
     """
     offset, rest = log_scale
-    # The logarithm of a mantissa near one is small, and keeps its digits.
-    halved = likelihood.mantissa > math.sqrt(2)
-    mantissa = jnp.where(halved, likelihood.mantissa / 2, likelihood.mantissa)
+    # The logarithm of a number near one is small, and keeps its digits.
+    halved = likelihood.mantissa > math.sqrt(2) - 1
+    mantissa = jnp.where(halved, (likelihood.mantissa - 1) / 2, likelihood.mantissa)
     exponent = likelihood.exponent + jnp.where(halved, 1, 0)
-    return (offset + exponent * _LOG_2) + (rest + exponent * (math.log(2) - _LOG_2) + jnp.log(mantissa))
+    return (offset + exponent * _LOG_2) + (rest + exponent * (math.log(2) - _LOG_2) + jnp.log1p(mantissa))
 
 
 def together(arrays: tuple[Float[Array, "..."], ...], axis: int) -> tuple[Array, ...]:

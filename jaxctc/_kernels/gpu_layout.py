@@ -120,7 +120,8 @@ class KernelInputs(NamedTuple):
 
 def kernel_inputs(cut: Cut, emissions: ScaledEmissions, start: Index) -> KernelInputs:
     """Return the inputs of all strips, with zeros for what arrives from other strips."""
-    scores = [cut.pad_steps(x[:, :, :-1], one) for x, one in zip(emissions.blank, (1, 0), strict=True)]
+    # The blank's emission in the added steps is one, whose mantissa and exponent are 0.
+    scores = [cut.pad_steps(x[:, :, :-1]) for x in emissions.blank]
     blank = jnp.stack([x.reshape(*x.shape[:2], cut.segments, cut.segment_size) for x in scores], axis=3)
     added = (0, 2 * cut.has_edges), (0, COPIED - cut.segment_size)
     first_column = lax.broadcasted_iota(jnp.int32, (cut.strips, *emissions.first.shape), 0)

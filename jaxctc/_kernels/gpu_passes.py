@@ -47,7 +47,7 @@ def forward_pass(
     """
     threads, count = direction.threads, direction.cut.segments
     shift_right = Shift(threads, right, written=1, read=0)
-    shift_right.prepare((1.0, LOG_ZERO))
+    shift_right.prepare((0.0, LOG_ZERO))
     stream = Stream(direction.segment_inputs, [scores, per_step], arrived)
     pl.when(direction.first_segment < count)(lambda: stream.start(direction.first_segment))
 
@@ -137,7 +137,7 @@ def _recompute(
 ) -> None:
     threads, count = direction.threads, direction.cut.segments
     shift_right = Shift(threads, right, written=1, read=0)
-    shift_right.prepare((1.0, LOG_ZERO))
+    shift_right.prepare((0.0, LOG_ZERO))
 
     def sources(s: Array) -> list[Ref]:
         return [*direction.segment_inputs(s), checkpoints.at[s, :, :, pl.ds(0, threads.tiles)]]

@@ -32,7 +32,7 @@ from jaxctc._forward_backward import equations, scaled
 from jaxctc._forward_backward.scaled import Ratio, Scaled
 
 RENORMALIZE_EVERY = 16
-"""The most steps between two calls of `renormalized`: in one step a mantissa grows no more than eightfold."""
+"""The most steps between two calls of `renormalized`: in one step a number grows no more than eightfold."""
 
 
 class States(NamedTuple):
@@ -86,7 +86,7 @@ def step(
 
 
 def renormalized(states: States) -> States:
-    """Return the same states with mantissas in [1, 2)."""
+    """Return the same states with mantissas in [0, 1)."""
     return States(*map(scaled.renormalized, states))
 
 
