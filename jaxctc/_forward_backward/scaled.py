@@ -13,7 +13,7 @@ Zero has the mantissa 0 and the exponent `LOG_ZERO`:
 
 | a      | b      | a + b                  | a b                     | fraction a / (a + b) |
 | ------ | ------ | ---------------------- | ----------------------- | -------------------- |
-| finite | finite | rounded twice          | rounded twice           | a / (a + b)          |
+| finite | finite | rounded                | rounded                 | a / (a + b)          |
 | finite | 0      | a                      | below any finite number | 1                    |
 | 0      | finite | b                      | below any finite number | 0                    |
 | 0      | 0      | 0, but with mantissa 1 | 0                       | 1/2; has no effect   |
