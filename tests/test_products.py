@@ -109,7 +109,7 @@ def test_some_are_above_what_the_matrix_unit_takes_apart():
     scores = jnp.array([[[np.finfo(np.float32).max, np.nextafter(np.float32(products._HUGE), 0), -jnp.inf]]])
     lattice = lattices.build_lattice(Problem(scores, *(jnp.array(x) for x in ([[1]], [1], [1]))), Request())
     labels = jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32), (1, 2, 3))
-    found = products.emitted(scores, labels, lattice, lambda x: jnp.stack([x, x], axis=1))
+    found = products.emitted(scores, labels, lattice, lambda x: jnp.stack([x, x], axis=1), select_first=False)
     np.testing.assert_array_equal(found[0, 0, 0], [jnp.inf, scores[0, 0, 1], -products._HUGE])
 
 

@@ -6,6 +6,7 @@ the CPU). Every message names the argument, the value, what is legal and what to
 """
 
 import operator
+import warnings
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
@@ -107,9 +108,10 @@ def _kind(x: Any, made: np.ndarray) -> str:
 def scores(name: str, x: Any) -> jax.Array:
     fork.check()
     if getattr(x, "requires_grad", False):
-        raise TypeError(
-            f"{name} is a PyTorch tensor that requires a gradient, which JAX would not compute. For tensors there is "
-            f"the package bridge, with functions of the same names; or pass {name}.detach()."
+        warnings.warn(
+            f"{name} is a PyTorch tensor that requires a gradient, which JAX does not compute: the result is detached. "
+            f"For tensors there is the package bridge, with functions of the same names; or pass {name}.detach().",
+            stacklevel=5,
         )
     made = x if isinstance(x, jax.Array) else numbers(x)
     if made.dtype.name not in _FLOATS:

@@ -103,7 +103,7 @@ def emitted(
     lattice: Lattice,
     steps: Callable[[Float[Array, "N T X"]], Float[Array, "N 2 K X"]],
     *,
-    select_first: bool = True,
+    select_first: bool,
 ) -> Float[Array, "N 2 K W"]:
     """Return the scores of the labels in the frames that `steps` takes, which it may take of the labels' scores alone.
 
