@@ -45,7 +45,7 @@ MORE = (8, 32, 64)
 """Cores that none of our machines has."""
 LEAST = 9
 """Steps of each kind, however long they take."""
-NEIGHBOUR = "import os\nos.sched_setaffinity(0, {%d})\nwhile True: pass"
+NEIGHBOUR = "import os\nparent = os.getppid()\nos.sched_setaffinity(0, {%d})\nwhile os.getppid() == parent: pass"
 
 
 def main() -> None:
