@@ -82,11 +82,7 @@ class CTCLoss(nn.CTCLoss):
 
     def extra_repr(self) -> str:
         """Return what `print` shows between the parentheses."""
-        return (
-            f"blank={self.blank}, reduction={self.reduction!r}, zero_infinity={self.zero_infinity}, "
-            f"normalized={self.normalized}, batch_first={self.batch_first}"
-            + (f", implementation={self.implementation!r}" if self.implementation else "")
-        )
+        return _settings(self, "blank", "reduction", "zero_infinity", "normalized", "batch_first")
 
 
 class CTCWithLogitsLoss(nn.Module):
@@ -158,8 +154,10 @@ class CTCWithLogitsLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Return what `print` shows between the parentheses."""
-        return (
-            f"blank={self.blank}, reduction={self.reduction!r}, zero_infinity={self.zero_infinity}, "
-            f"batch_first={self.batch_first}"
-            + (f", implementation={self.implementation!r}" if self.implementation else "")
-        )
+        return _settings(self, "blank", "reduction", "zero_infinity", "batch_first")
+
+
+def _settings(module: nn.Module, *names: str) -> str:
+    """Return these attributes of a module as `name=value`, and its implementation if one was asked for."""
+    shown = [*names, *["implementation"] * bool(module.implementation)]
+    return ", ".join(f"{name}={getattr(module, name)!r}" for name in shown)

@@ -81,8 +81,7 @@ class Batch:
     @functools.cached_property
     def needed(self) -> np.ndarray:
         """(N,): the frames that each target needs."""
-        repeats = (self.targets[:, 1:] == self.targets[:, :-1]) & self.counted[:, 1:]
-        return self.counts + repeats.sum(axis=1)
+        return frames_needed(self.targets, self.counts)
 
     @functools.cached_property
     def feasible(self) -> np.ndarray:
@@ -131,6 +130,12 @@ class Batch:
         words = [names[k] if 0 <= k < len(names) else f"<{int(k)}>" for k in labels]
         letters = all(len(name) <= 1 for k, name in enumerate(names) if k != self.blank)
         return ("" if letters else " ").join(words)
+
+
+def frames_needed(targets: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the frames that so many labels of each target (N, S) need: one a label, and one between two equal ones."""
+    counted = np.arange(1, targets.shape[1]) < counts[:, None]
+    return counts + ((targets[:, 1:] == targets[:, :-1]) & counted).sum(axis=1)
 
 
 def _spelled(best: np.ndarray, blank: int) -> list[int]:

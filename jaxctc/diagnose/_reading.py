@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxctc._inputs import checks
-from jaxctc.diagnose._batch import Batch
+from jaxctc.diagnose._batch import Batch, frames_needed
 from jaxctc.diagnose._findings import Finding, finding
 
 
@@ -243,6 +243,4 @@ def _swapped(lengths: np.ndarray, sizes: np.ndarray, labels: np.ndarray, frames:
         return False
     if sizes.max() <= width and len(sizes) == 1:
         return False  # one target that is too long for its frames
-    labels = np.atleast_2d(labels)
-    repeats = (labels[:, 1:] == labels[:, :-1]) & (np.arange(1, width) < lengths[:, None])
-    return bool((lengths + repeats.sum(axis=1) <= sizes).all())
+    return bool((frames_needed(np.atleast_2d(labels), lengths) <= sizes).all())
