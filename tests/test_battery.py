@@ -172,3 +172,20 @@ def test_a_target_all_of_whose_paths_are_masked_by_so_much_is_infeasible(mask):
         loss, pull_back = jax.vjp(lambda x, f=function: f(x, *problem, reduction="none"), scores)
         np.testing.assert_array_equal(np.isposinf(loss), [False, True, False, False])
         assert (pull_back(jnp.ones_like(loss))[0][:, 1] == 0).all()
+
+
+@pytest.mark.parametrize("others", [-1000.0, -1e29, 1e37])
+@pytest.mark.parametrize("implementation", [None, "reference"])
+def test_a_frame_that_rules_out_blank_and_labels_is_infeasible_wherever_its_other_logits_are(implementation, others):
+    """The log-sum-exp must not overflow because it is relative to a class that has no probability."""
+    scores = jnp.pad(jnp.asarray(BASE.log_probs, jnp.float32), ((0, 0), (0, 0), (0, 1)), constant_values=-jnp.inf)
+    scores = scores.at[2, 1].set(-jnp.inf).at[2, 1, -1].set(others)
+
+    def losses(scores):
+        problem = BASE.targets, BASE.input_lengths, BASE.target_lengths
+        return LOGITS(scores, *problem, reduction="none", implementation=implementation)
+
+    loss, pull_back = jax.vjp(losses, scores)
+    np.testing.assert_array_equal(np.isposinf(loss), [False, True, False, False])
+    assert not jnp.isnan(loss).any()
+    assert (pull_back(jnp.ones_like(loss))[0][:, 1] == 0).all()

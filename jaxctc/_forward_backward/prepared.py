@@ -41,7 +41,8 @@ def _normalizer(
     """Return the normalizer of each frame, where `best` is some class of the frame and `score` is its logit.
 
     The log-sum-exp is right whatever `best` is. Where `best` has the largest logit, its exponential is 1, and the sum
-    of all others' exponentials keeps all its digits, however small it is.
+    of all others' exponentials keeps all its digits, however small it is. Where `score` is no more than `LOG_ZERO`, it
+    is not: there the excess is only a finite number, or a NaN if any logit of the frame is NaN or +inf.
     """
     peak = logits.max(axis=2).astype(score.dtype)
     # The barrier has XLA compute once what all classes have in common: on a CPU it would do so for each class.
@@ -52,7 +53,7 @@ def _normalizer(
     distance = jnp.arange(logits.shape[2], dtype=score.dtype)[None, None] - best[:, :, None]
     is_other = jnp.minimum(distance * distance, 1)
     others = (jnp.exp(logits.astype(score.dtype) - peak[:, :, None]) * is_other).sum(axis=2)
-    above_one = jnp.expm1(score - peak) + others
+    above_one = jnp.where(score <= LOG_ZERO, 0, jnp.expm1(score - peak)) + others
     return Normalizer(*lax.optimization_barrier((peak, jnp.log1p(above_one), best, others / (1 + above_one))))
 
 
@@ -131,13 +132,10 @@ def prepare(
             frames_first(indexing.to_frames(x, lattice, frames), request) for x in (emissions.peak, emissions.best)
         )
         counts = frame_mask & scaled_emissions.is_usable(peak)
-        peak, best = jnp.where(counts, peak, 0), jnp.where(counts, best, 0)
-        normalizer = _normalizer(scores, best, peak, gpu=request.layout.gpu)
-        frame_non_finite = frames_first(frame_mask & ~(normalizer.peak + normalizer.excess < jnp.inf), request)
-        normalized_peak = jnp.where(counts, (peak - normalizer.peak) - normalizer.excess, 0)
-        log_scale = frames_first(normalized_peak, request)
-        # The sum over frames says whether there is any: another reduction would be another kernel.
-        log_scale = outcome.nan_where(frame_non_finite, log_scale)
+        normalizer = _normalizer(scores, best, jnp.where(counts, peak, LOG_ZERO), gpu=request.layout.gpu)
+        # Zero times a NaN is one: the sum over frames says whether there is any, and no other reduction is needed.
+        normalized_peak = jnp.where(counts, (peak - normalizer.peak) - normalizer.excess, 0 * normalizer.excess)
+        log_scale = frames_first(jnp.where(frame_mask, normalized_peak, 0), request)
     parts = sums.in_parts(log_scale, gpu=request.layout.gpu)
     if request.from_logits:
         non_finite = non_finite | jnp.isnan(parts[1])

@@ -203,3 +203,14 @@ def test_logits_keep_their_digits(gathered, gap, offset):
     expected.sum().backward()
     torch.testing.assert_close(scores.grad.double(), wide.grad, rtol=1e-5, atol=1e-9)
     assert gathered
+
+
+@pytest.mark.parametrize("others", [-1000.0, 1e37])
+def test_a_frame_that_rules_out_blank_and_label_is_infeasible_wherever_its_other_logits_are(others):
+    logits = torch.full((1, 1, 3), others)
+    logits[..., [0, 2]] = -torch.inf
+    logits.requires_grad_()
+    loss = bridge.ctc_loss_with_logits(logits, torch.tensor([[2]]), [1], [1], reduction="none")
+    loss.backward()
+    assert loss.item() == torch.inf
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
