@@ -10,7 +10,8 @@ from bridge import _autograd, _programs
 from bridge._arguments import Call, Lengths, canonical
 from bridge._batch import Batch, Spec
 from jaxctc._api.alignment import TokenSpan, check_feasible, merge_tokens
-from jaxctc._api.decoding import ScoreFunction, check_score_function
+from jaxctc._api.beam_search import ScoreFunction
+from jaxctc._api.decoding import check_score_function
 from jaxctc._inputs import checks
 
 

@@ -14,7 +14,8 @@ from bridge import _memory, _threads
 from bridge._batch import Batch, Block
 from bridge._dlpack import jax_context, to_jax, to_torch
 from jaxctc._api.alignment import align
-from jaxctc._api.decoding import ScoreFunction, beam_search_decode
+from jaxctc._api.beam_search import ScoreFunction
+from jaxctc._api.decoding import beam_search_decode
 from jaxctc._autodiff.loss_rule import losses as core_losses
 from jaxctc._autodiff.loss_rule import losses_and_gradient as core_losses_and_gradient
 from jaxctc._autodiff.posterior_rule import posteriors as core_posteriors

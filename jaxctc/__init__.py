@@ -31,7 +31,7 @@ from jaxctc._api.alignment import TokenSpan as TokenSpan
 from jaxctc._api.alignment import forced_align as forced_align
 from jaxctc._api.alignment import merge_tokens as merge_tokens
 from jaxctc._api.batch_check import check_batch as check_batch
-from jaxctc._api.decoding import Beams as Beams
+from jaxctc._api.beam_search import Beams as Beams
 from jaxctc._api.decoding import Decoded as Decoded
 from jaxctc._api.decoding import beam_search_decode as beam_search_decode
 from jaxctc._api.decoding import greedy_decode as greedy_decode

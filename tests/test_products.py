@@ -14,7 +14,7 @@ from meshes import mesh_of
 import jaxctc
 from jaxctc._autodiff import loss_rule, posterior_rule
 from jaxctc._forward_backward import bidirectional, occupancy, scaled_emissions
-from jaxctc._lattice import frame_map, indexing, lattices, products
+from jaxctc._lattice import frame_map, indexing, label_scores, lattices
 from jaxctc._types import LOG_ZERO, Problem, Request
 
 LENGTHS = [(21, 4), (20, 0), (9, 3), (12, 4), (0, 0), (1, 1), (21, 2), (17, 3), (3, 4)]
@@ -105,12 +105,12 @@ def test_walks_of_other_types_are_too(dtype, both):
 
 def test_some_are_above_what_the_matrix_unit_takes_apart():
     """What counts as infinite is beyond any score, and the greatest that does not is kept."""
-    assert np.float32(products._HUGE) < np.finfo(np.float32).max
-    scores = jnp.array([[[np.finfo(np.float32).max, np.nextafter(np.float32(products._HUGE), 0), -jnp.inf]]])
+    assert np.float32(label_scores._HUGE) < np.finfo(np.float32).max
+    scores = jnp.array([[[np.finfo(np.float32).max, np.nextafter(np.float32(label_scores._HUGE), 0), -jnp.inf]]])
     lattice = lattices.build_lattice(Problem(scores, *(jnp.array(x) for x in ([[1]], [1], [1]))), Request())
     labels = jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32), (1, 2, 3))
-    found = products.emitted(scores, labels, lattice, lambda x: jnp.stack([x, x], axis=1), select_first=False)
-    np.testing.assert_array_equal(found[0, 0, 0], [jnp.inf, scores[0, 0, 1], -products._HUGE])
+    found = label_scores.emitted(scores, labels, lattice, lambda x: jnp.stack([x, x], axis=1), select_first=False)
+    np.testing.assert_array_equal(found[0, 0, 0], [jnp.inf, scores[0, 0, 1], -label_scores._HUGE])
 
 
 def posteriors_of(problem, options, keep):

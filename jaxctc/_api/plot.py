@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxctc._api.alignment import Alignment, TokenSpan, merge_tokens
 from jaxctc._api.label_names import LabelNames, names_by_class
+from jaxctc._api.name_places import AS_GIVEN, NAME, draw_names, text_width
 from jaxctc._api.posteriors import Posteriors
 from jaxctc._api.timestamps import WordSpan
 from jaxctc._inputs import checks
@@ -26,14 +27,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa3a86", "#e69f00", "#3d9fd6", "#7
 _RANGE = 12.0
 """Nats below the best score at which a colour has faded: 1 / 160,000 of the best probability."""
 
-_AWAY = 20.0
-"""The most points by which a name may be moved from the middle of its span."""
-
-_AS_GIVEN: dict[str, Any] = {"parse_math": False, "usetex": False}
-"""Properties of the caller's text: a dollar begins no formula, and a backslash no command."""
-
-_NAME: dict[str, Any] = {"fontsize": 8, "fontweight": "bold", **_AS_GIVEN}
-_TITLE: dict[str, Any] = {"fontsize": 10, "fontweight": "bold", **_AS_GIVEN}
+_TITLE: dict[str, Any] = {"fontsize": 10, "fontweight": "bold", **AS_GIVEN}
 
 
 def plot_alignment(
@@ -146,7 +140,7 @@ def plot_alignment(
     panels[-1].set_xlabel("frame" if seconds_per_frame is None else "seconds", color=INK, size=9)
     if title is not None:
         _draw_title(panels[0], title)
-    _draw_names(panels[-1], spans, names, colours, scale)
+    draw_names(panels[-1], spans, names, colours, scale)
     _draw_words(panels[-1], words, scale)
     return figure
 
@@ -224,7 +218,7 @@ def _draw_words(axes: "Axes", words: Sequence[WordSpan], scale: float) -> None:
         start, end = word.start * scale, word.end * scale
         place = axes.get_xaxis_transform()
         axes.plot([start, end], [-0.16, -0.16], color=INK, linewidth=1.5, transform=place, clip_on=False)
-        axes.text((start + end) / 2, -0.2, word.word, color=INK, ha="center", va="top", transform=place, **_NAME)
+        axes.text((start + end) / 2, -0.2, word.word, color=INK, ha="center", va="top", transform=place, **NAME)
     if words:
         axes.tick_params(axis="x", pad=22)
 
@@ -277,7 +271,7 @@ def _draw_title(axes: "Axes", title: str) -> None:
     if not wrap:  # matplotlib, which can break lines itself, looks for formulas when it does
         figure = axes.figure
         available = 0.85 * figure.bbox.width * 72 / figure.figure.dpi
-        most = int(len(title) * available / _width(axes, title, **_TITLE))
+        most = int(len(title) * available / text_width(axes, title, **_TITLE))
         title = textwrap.fill(title, most, replace_whitespace=False, drop_whitespace=False)
     axes.set_title(title, loc="left", color=INK, wrap=wrap, **_TITLE)
 
@@ -304,7 +298,7 @@ def _draw_scores(
     lines = axes.hlines([bottom[span.token] for span in spans], *edges.T, color=INK, linewidth=1.5, capstyle="butt")
     lines.set_in_layout(False)
     shown = [names[label] if names[label].strip() else "␣" for label in rows[:-1]]
-    axes.set_yticks(np.arange(len(rows)) + 0.5, [*shown, "blank"], **_AS_GIVEN)
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [*shown, "blank"], **AS_GIVEN)
     axes.tick_params(axis="y", length=0)
     for text, label in zip(axes.get_yticklabels(), rows, strict=True):
         text.set_color(colours.get(label, QUIET))
@@ -345,77 +339,3 @@ def _add(axes: "Axes", patch: "Patch") -> None:
     """Add a patch that changes neither the limits of the axes nor the layout of the figure."""
     patch.set_in_layout(False)
     axes.add_artist(patch)
-
-
-def _draw_names(
-    axes: "Axes", spans: Sequence[TokenSpan], names: dict[int, str], colours: dict[int, str], scale: float
-) -> None:
-    """Write the names above their spans, moved apart where they would overlap, and not where there is no room."""
-    figure = axes.figure.figure  # of a subfigure, the whole
-    figure.draw_without_rendering()  # only now the places of the spans are known, and next the widths of the names
-    widths = {label: _width(axes, name, **_NAME) for label, name in names.items()}
-    middles = np.array([(span.start + span.end) / 2 * scale for span in spans])
-    texts = []
-    for i in np.flatnonzero(~np.isnan(_moves(axes, middles, [widths[span.token] for span in spans]))).tolist():
-        text = axes.annotate(
-            names[spans[i].token],
-            (middles[i], 1),
-            (0, 2),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            **_NAME,
-        )
-        text.set_color(colours[spans[i].token])
-        texts.append((text, middles[i], widths[spans[i].token]))
-    if not texts:
-        return
-    figure.draw_without_rendering()  # the names at the ends may have narrowed the axes
-    moves = _moves(axes, np.array([middle for _, middle, _ in texts]), [width for *_, width in texts])
-    for (text, *_), move in zip(texts, moves, strict=True):
-        text.set(position=(np.nan_to_num(move), 2), visible=not np.isnan(move))
-
-
-def _width(axes: "Axes", shown: str, **properties: Any) -> float:
-    """Return the width of a text in points."""
-    text = axes.text(0, 0, shown, **properties)
-    width = text.get_window_extent().width * 72 / axes.figure.figure.dpi
-    text.remove()
-    return width
-
-
-def _moves(axes: "Axes", middles: np.ndarray, widths: Sequence[float]) -> np.ndarray:
-    """Return by how many points to move each name from the middle of its span; NaN: leave it out."""
-    pixels = axes.transData.transform(np.stack([middles, np.ones_like(middles)], axis=1))[:, 0]
-    centres = pixels * 72 / axes.figure.figure.dpi
-    return _apart(centres, np.asarray(widths), _AWAY) - centres
-
-
-def _apart(centres: np.ndarray, widths: np.ndarray, away: float = np.inf) -> np.ndarray:
-    """Return the centres that are nearest to the given ones in the mean square without overlap, in the same order.
-
-    One that could be there only if some centre were moved by more than `away` is left out: it is NaN.
-    """
-    # With the room that earlier names take subtracted, the centres need only be non-decreasing: isotonic regression. A
-    # block is a run of names that touch: their mean wish, their number, their least and their greatest wish.
-    blocks: list[tuple[float, int, float, float]] = []
-    shown: list[int] = []
-    offsets: list[float] = []
-    room = 0.0
-    for i, (centre, width) in enumerate(zip(centres.tolist(), widths.tolist(), strict=True)):
-        wish = centre - room - width / 2
-        mean, count, least, greatest = wish, 1, wish, wish
-        kept = len(blocks)
-        while kept and blocks[kept - 1][0] > mean:
-            kept -= 1
-            before, more, low, high = blocks[kept]
-            mean, count = (before * more + mean * count) / (more + count), more + count
-            least, greatest = min(least, low), max(greatest, high)
-        if max(mean - least, greatest - mean) <= away:
-            blocks[kept:] = [(mean, count, least, greatest)]
-            shown.append(i)
-            offsets.append(room + width / 2)
-            room += width
-    moved = np.full(len(centres), np.nan)
-    moved[shown] = np.repeat([block[0] for block in blocks], [block[1] for block in blocks]) + offsets
-    return moved

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from jaxctc._api.alignment import TokenSpan, forced_align, merge_tokens
-from jaxctc._api.decoding import Beams, Decoded
+from jaxctc._api.beam_search import Beams
+from jaxctc._api.decoding import Decoded
 from jaxctc._api.label_names import LabelNames, names_by_class
 from jaxctc._types import FloatsLike, IntegersLike
 

@@ -120,11 +120,11 @@ def _losses_and_gradient(
             class_scatter = occupancy.class_scatter(lattice, scores.shape[2], dtype, gpu=request.layout.gpu)
             passes = dispatch.implementation(request)
             likelihood, posterior = passes.posterior(batch, scatter=class_scatter.to_classes)
-            value = prepared.losses_of(likelihood, batch, scores.dtype, request)
             found = occupancy.class_posterior(posterior, class_scatter, batch.lattice, frames, request)
             top = None
             if request.from_logits:
                 top = occupancy.dominant(posterior, class_scatter, batch.lattice, frames, request)
+            value = prepared.losses_of(likelihood, batch, scores.dtype, request)
             return value, *_gradient(scores, found, top, value, batch, request)
 
         lattice = lattices.build_lattice(problem, request)

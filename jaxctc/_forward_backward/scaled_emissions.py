@@ -5,21 +5,20 @@ model's loss keeps its digits. In a frame that does not count, the blank has pro
 that a path in a blank stays there.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxctc._forward_backward import scaled
 from jaxctc._forward_backward.scaled import Scaled
-from jaxctc._lattice import indexing, lattices, products
-from jaxctc._lattice.frame_map import FrameMap, Index, halves
+from jaxctc._lattice import indexing, lattices
+from jaxctc._lattice.frame_map import FrameMap, Index
+from jaxctc._lattice.label_scores import Fetched, LabelScores
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, has_label
-from jaxctc._lattice.products import Fetch
-from jaxctc._mesh import varying_like
 from jaxctc._sizes import Size, is_at_most
 from jaxctc._types import LOG_ZERO, Request
 
@@ -112,46 +111,33 @@ def build_emissions(
     count, dtype = frame_map.frame.shape[2], accumulation_dtype(scores.dtype)
     labels = indexing.labels_with_reversed(lattice.labels, lattice)
     labelled = has_label(lattice)[:, None, None]
-    gathers = indexing.fetch_by_gathers(scores, labels, request)
-    multiplies = products.fetch(scores, labels, lattice, request)
-    either = gathers if request.layout.gpu else indexing.fetch_for_platform(multiplies, gathers)
+    label_scores = LabelScores(scores, labels, lattice, request)
 
-    def scaled_rows(frame_map: FrameMap, fetch: Fetch) -> tuple[Array, _PerFrame]:
-        return _scale_rows(fetch, labels, labelled, frame_map, request.blank, dtype)
-
-    def compute(frame_map: FrameMap, fetch: Fetch = either) -> tuple[Array | None, _PerFrame]:
-        log2_ratio, per_frame = scaled_rows(frame_map, fetch)
+    def compute(fetch: Callable[[FrameMap], Fetched], frame_map: FrameMap) -> tuple[Array | None, _PerFrame]:
+        log2_ratio, per_frame = _scale_rows(fetch(frame_map), labels, labelled, frame_map, request.blank, dtype)
         return (log2_ratio if keep else None), per_frame
 
-    def room(x: jax.ShapeDtypeStruct) -> Array:
-        return varying_like((scores, lattice), lax.full((*x.shape[:2], count, *x.shape[3:]), 0, x.dtype))
-
-    def in_blocks(block: int, fetch: Fetch = either) -> tuple[Array | None, _PerFrame]:
-        def fill(number: Int[Array, ""], per_frame: Any) -> Any:
-            first = number * block
-            piece = compute(frame_map.part(first, block), fetch)
-            return jax.tree.map(lambda x, y: lax.dynamic_update_slice_in_dim(x, y, first, axis=2), per_frame, piece)
-
-        shapes = jax.eval_shape(lambda: compute(frame_map, gathers))
-        return lax.fori_loop(start // block, count // block, fill, jax.tree.map(room, shapes))
-
     if block in (None, count) or is_at_most(frame_map.frame.size * labels.shape[2] * dtype.itemsize, _SMALL):
-        kept, per_frame = compute(frame_map)
+        kept, per_frame = compute(label_scores.fetch, frame_map)
     elif keep:
         # A TPU reads all frames at once, because it can then take slices.
-        kept, per_frame = indexing.on_tpu(lambda: compute(frame_map, multiplies), lambda: in_blocks(block, gathers))
+        kept, per_frame = indexing.on_tpu(
+            lambda: compute(label_scores.multiplied, frame_map),
+            lambda: frame_map.in_blocks(functools.partial(compute, label_scores.gathered), block, start),
+        )
     else:
-        kept, per_frame = in_blocks(block)
+        kept, per_frame = frame_map.in_blocks(functools.partial(compute, label_scores.fetch), block, start)
 
     def recomputed_scores(first: Index, size: int) -> Float[Array, "N 2 K W"]:
-        return scaled_rows(frame_map.part(first, size), either)[0]
+        part = frame_map.part(first, size)
+        return _scale_rows(label_scores.fetch(part), labels, labelled, part, request.blank, dtype)[0]
 
     return ScaledEmissions(
         scores=kept,
         blank=scaled.exp2(jnp.pad(per_frame.blank, ((0, 0), (0, 0), (1, 0)))),
         skip=lattices.skip(labels),
         target_lengths=lattice.target_lengths,
-        first=count - jnp.concatenate(halves(lattice), axis=1),
+        first=count - jnp.stack(lattice.halves, axis=1),
         peak=per_frame.peak,
         best=per_frame.best,
         # Outside of the frame mask the peak is 0; zero times anything that is not finite is a NaN.
@@ -162,14 +148,14 @@ def build_emissions(
 
 
 def _scale_rows(
-    fetch: Fetch,
+    fetched: Fetched,
     labels: Int[Array, "N 2 W"],
     labelled: Bool[Array, "N 1 1 W"],
     frame_map: FrameMap,
     blank_class: int,
     dtype: jnp.dtype,
 ) -> tuple[Float[Array, "N 2 K W"], _PerFrame]:
-    used, best, blank = (x.astype(dtype) for x in fetch(frame_map))
+    used, best, blank = (x.astype(dtype) for x in fetched)
 
     # A column without a label has a score too: that of another label of the target, or of the blank.
     top = jnp.maximum(best, blank)

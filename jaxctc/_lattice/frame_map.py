@@ -6,16 +6,20 @@ both directions are the same program. Both end at the last step, in the middle o
 short sequence starts late.
 """
 
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias, TypeVar
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from jaxctc._lattice.lattices import Lattice
+from jaxctc._mesh import varying_like
 from jaxctc._sizes import Size, larger
 
 Index: TypeAlias = Size | Int[Array, ""]
+_Steps = TypeVar("_Steps")
 
 
 class FrameMap(NamedTuple):
@@ -32,6 +36,24 @@ class FrameMap(NamedTuple):
         frame, in_length = (lax.dynamic_slice_in_dim(x, first, size, axis=2) for x in self[:2])
         return FrameMap(frame, in_length)
 
+    def in_blocks(self, function: Callable[["FrameMap"], _Steps], block: int, start: Index) -> _Steps:
+        """Return what `function` returns for this map, computed for `block` steps at a time.
+
+        The third axis of its results is that of the steps. Those of blocks before step `start` are 0.
+        """
+        count = self.frame.shape[2]
+
+        def fill(number: Int[Array, ""], found: _Steps) -> _Steps:
+            first = number * block
+            part = function(self.part(first, block))
+            return jax.tree.map(lambda x, y: lax.dynamic_update_slice_in_dim(x, y, first, axis=2), found, part)
+
+        def room(x: jax.ShapeDtypeStruct) -> Array:
+            return varying_like(self.frame, lax.full((*x.shape[:2], count, *x.shape[3:]), 0, x.dtype))
+
+        nothing = jax.tree.map(room, jax.eval_shape(function, self))
+        return lax.fori_loop(start // block, count // block, fill, nothing)
+
     def moved(self, by: Int[Array, "1 2 1"]) -> "FrameMap":
         """Return a map in which each direction reads frames that are `by` later."""
         return FrameMap(self.frame + by, self.in_length)
@@ -43,14 +65,14 @@ class FrameMap(NamedTuple):
 
 def build_frame_map(lattice: Lattice, frames: Size, count: Size) -> FrameMap:
     """Return the frame map of `count` steps."""
-    half, _ = halves(lattice)
+    half, _ = lattice.halves
     # All in one shape: XLA makes a kernel of its own of what is smaller.
     shape = half.shape[0], 2, count
-    half_of, length = (jnp.broadcast_to(x[:, None], shape) for x in (half, lattice.input_lengths[:, None]))
+    half_of, length = (jnp.broadcast_to(x[:, None, None], shape) for x in (half, lattice.input_lengths))
     forward = lax.broadcasted_iota(jnp.int32, shape, 1) == 0
     own = lax.broadcasted_iota(jnp.int32, shape, 2) - count + jnp.where(forward, half_of, length - half_of)
     frame = jnp.where(forward, own, length - 1 - own)
-    return FrameMap(jnp.clip(frame, 0, larger(frames - 1, 0)), own >= 0, half[:, 0])
+    return FrameMap(jnp.clip(frame, 0, larger(frames - 1, 0)), own >= 0, half)
 
 
 def steps_of_frames(lattice: Lattice, frames: Size, count: Size) -> tuple[Int[Array, "N T"], Int[Array, "N T"]]:
@@ -70,9 +92,3 @@ def places_of_frames(lattice: Lattice, frames: Size, count: Size) -> Int[Array, 
     half, frame = length // 2, lax.broadcasted_iota(jnp.int32, shape, 0)
     place = jnp.where(frame < half, frame + count - half, length - 1 - frame + 2 * count - (length - half))
     return jnp.clip(place, 0, larger(2 * count - 1, 0))
-
-
-def halves(lattice: Lattice) -> tuple[Int[Array, "N 1"], Int[Array, "N 1"]]:
-    """Return how many frames the forward direction reads, and how many the backward direction reads."""
-    half = lattice.input_lengths[:, None] // 2
-    return half, lattice.input_lengths[:, None] - half

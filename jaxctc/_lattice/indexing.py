@@ -5,7 +5,6 @@ other platform gathers. `on_tpu` makes that choice when a program is lowered, he
 of an operation of their own.
 """
 
-import functools
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -16,12 +15,10 @@ from jaxtyping import Array, Float, Int
 
 from jaxctc import _platforms
 from jaxctc._lattice import products
-from jaxctc._lattice.frame_map import FrameMap, places_of_frames
+from jaxctc._lattice.frame_map import places_of_frames
 from jaxctc._lattice.lattices import Lattice
-from jaxctc._lattice.products import Fetch
 from jaxctc._mesh import is_xlas_to_divide
 from jaxctc._sizes import Size
-from jaxctc._types import Request
 
 _T = TypeVar("_T")
 
@@ -101,65 +98,3 @@ def own_values(x: Array, place: Int[Array, "X N Y"]) -> Array:
     if is_xlas_to_divide(x) or is_xlas_to_divide(place):
         return by_row()
     return _platforms.form(by_row, cuda=flat, rocm=flat)
-
-
-def fetch_for_platform(multiplied: Fetch, gathered: Fetch) -> Fetch:
-    """Return a function that fetches by products on a TPU, and by gathers elsewhere."""
-    return lambda frame_map: on_tpu(lambda: multiplied(frame_map), lambda: gathered(frame_map))
-
-
-def fetch_by_gathers(
-    scores: Float[Array, "A B C"],
-    labels: Int[Array, "N 2 W"],
-    request: Request,
-) -> Fetch:
-    sequence_axis = 0 if request.batch_first else 1
-    frames = scores.shape[1 - sequence_axis]
-    gather = functools.partial(_gathered, request.blank, sequence_axis, request.layout.gpu)
-
-    def fetched(frame_map: FrameMap) -> tuple[Array, Array, Array]:
-        def gathered_once() -> tuple[Array, Array, Array]:
-            # What XLA fuses with a gather is no longer done eight at a time; the barrier prevents this.
-            used, blank = lax.optimization_barrier(gather(scores, frame_map.frame, labels))
-            return used, products.best(used), blank
-
-        def gathered_twice() -> tuple[Array, Array, Array]:
-            # On a GPU a second gather takes no longer than writing the result of the first to memory and reading it.
-            used, blank = gather(scores, frame_map.frame, labels)
-            again, _ = gather(scores, lax.optimization_barrier(frame_map.frame), labels)
-            return again, products.best(used), blank
-
-        if frames == 0:
-            none = jnp.zeros(frame_map.frame.shape, scores.dtype)
-            return jnp.zeros((*none.shape, labels.shape[2]), scores.dtype), none, none
-        # Where the classes are on several devices, a second gather would communicate a second time.
-        if is_xlas_to_divide(scores):
-            return gathered_once()
-        if request.layout.gpu:
-            return gathered_twice()
-        return _platforms.form(gathered_once, cuda=gathered_twice)
-
-    return fetched
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)  # traced once, however often it is called
-def _gathered(
-    blank: int,
-    sequence_axis: int,
-    gpu: bool,
-    scores: Float[Array, "A B C"],
-    frame: Int[Array, "N 2 K"],
-    labels: Int[Array, "N 2 W"],
-) -> tuple[Float[Array, "N 2 K W"], Float[Array, "N 2 K"]]:
-    @functools.partial(jax.vmap, in_axes=(sequence_axis, 0, 0))
-    def gather(scores: Array, frame: Array, labels: Array) -> tuple[Array, Array]:
-        # No index is negative; for one that might be, a GPU would run another kernel.
-        at = (scores.at[frame[:, :, None], labels[:, None, :]], scores[:, blank].at[frame])
-        used, blanks = (x.get(mode="promise_in_bounds", wrap_negative_indices=not gpu) for x in at)
-        return used, blanks
-
-    if gpu:  # which converts only what it takes
-        return gather(scores, frame, labels)
-    bits, frame = as_bits(scores, frame)
-    used, of_blank = gather(bits, frame, labels)
-    return from_bits(used, scores.dtype), from_bits(of_blank, scores.dtype)

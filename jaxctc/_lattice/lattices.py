@@ -27,6 +27,12 @@ class Lattice(NamedTuple):
     feasible: Bool[Array, " N"]
     """Whether there are enough frames: one for each label, and one for the blank between two equal labels."""
 
+    @property
+    def halves(self) -> tuple[Int[Array, " N"], Int[Array, " N"]]:
+        """Return how many frames the forward direction reads, and how many the backward direction reads."""
+        half = self.input_lengths // 2
+        return half, self.input_lengths - half
+
 
 def accumulation_dtype(dtype: jnp.dtype) -> jnp.dtype:
     """Return the type that is computed in: float64 for float64 scores, and float32 for all others."""
