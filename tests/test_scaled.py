@@ -22,6 +22,10 @@ def number(mantissa, exponent, dtype) -> Scaled:
     return Scaled(jnp.asarray(mantissa, dtype), jnp.asarray(exponent, dtype))
 
 
+def together(*rows: Scaled) -> Scaled:
+    return Scaled(*(jnp.stack(x) for x in zip(*rows, strict=True)))
+
+
 def exact(a: Scaled) -> Fraction:
     return (1 + Fraction(float(a.mantissa))) * Fraction(2) ** int(a.exponent)
 
@@ -85,9 +89,8 @@ def test_exp2(dtype):
 
 
 def test_total(dtype):
-    a = number([[0.5, 0.0], [0.0, 0.0]], [[-5000.0, LOG_ZERO], [LOG_ZERO] * 2], dtype)
-    b = number([[0.0, 0.0], [0.0, 0.0]], [[LOG_ZERO, -5001.0], [LOG_ZERO] * 2], dtype)
-    got = scaled.total(a, b, axis=1)
+    mantissas, exponents = [[0.5, 0.0, 0.0, 0.0], [0.0] * 4], [[-5000.0, LOG_ZERO, LOG_ZERO, -5001.0], [LOG_ZERO] * 4]
+    got = scaled.total(number(mantissas, exponents, dtype), axis=(1,))
     assert got.mantissa.shape == (2, 1)
     assert (float(got.mantissa[0, 0]), float(got.exponent[0, 0])) == (0.0, -4999.0)
     assert float(got.exponent[1, 0]) < LOG_ZERO / 2
@@ -110,10 +113,9 @@ def test_what_is_next_to_one_keeps_its_digits(dtype):
         for form in (found, scaled.renormalized(found)):
             np.testing.assert_allclose(form.mantissa, want, rtol=tolerance)
             np.testing.assert_array_equal(form.exponent, 0)
-    total = scaled.total(*(Scaled(*(x[None] for x in y)) for y in (one, zero)), axis=0)
+    total = scaled.total(together(one, zero), axis=(0,))
     np.testing.assert_array_equal(total.mantissa, [[0, 0]])
-    rows = [Scaled(*(jnp.stack(x) for x in zip(*pair, strict=True))) for pair in ((beyond, small), (zero, small))]
-    total = scaled.total(*rows, axis=0)
+    total = scaled.total(together(beyond, small, zero, small), axis=(0,))
     np.testing.assert_allclose(total.mantissa[0], np.add([3e-9, 2e-20], 2 * np.asarray(size)), rtol=tolerance)
 
 

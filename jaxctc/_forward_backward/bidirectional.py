@@ -250,15 +250,17 @@ def _last_states(emissions: ScaledEmissions, initial: StateBuffers, start: Index
 
 
 def _joined(end: StateBuffers, emissions: ScaledEmissions) -> Join:
-    return join_directions(end.read("blank", 0), end.read("label", 0), emissions)
+    return join_directions(end.read("blank", 0), end.read("label", 0), emissions, end.read("label", 0, -1))
 
 
 def _skipped(start: Index, first: Index) -> Index:
     """Return the number of pairs of steps from `first` on that come before `start`.
 
-    It is a Python number where that is possible, since `vmap` handles loops with known bounds well.
+    It is a Python number where that is possible: loops of known length compile faster, and `vmap` handles them well.
     """
-    pairs = (start - first) // 2
+    if isinstance(start, int) and start == 0:
+        return 0
+    pairs = (start - first) >> 1
     return max(0, pairs) if isinstance(pairs, int) else jnp.maximum(0, pairs)
 
 

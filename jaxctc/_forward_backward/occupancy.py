@@ -129,7 +129,7 @@ def dominant(
 def _scatter_matrix(lattice: Lattice, first_column: Int[Array, "N W"], bins: Size) -> Bool[Array, "N 2 W K"]:
     """Return which column is added to which bin."""
     both = indexing.labels_with_reversed(first_column, lattice)
-    return has_label(lattice)[:, None, :, None] & products.one_hot(both, bins)
+    return products.one_hot(jnp.where(has_label(lattice)[:, None], both, -1), bins)
 
 
 def _first_columns(lattice: Lattice) -> Int[Array, "N W"]:

@@ -18,9 +18,6 @@ from jaxctc._lattice.lattices import Lattice, accumulation_dtype, frames_first, 
 from jaxctc._sizes import Size, is_known
 from jaxctc._types import LOG_ZERO, Request
 
-_FORWARD_STEPS = 16
-"""The steps of a segment where no backward pass follows: their scores are fetched at once, and no state is stored."""
-
 
 class Normalizer(NamedTuple):
     """The log-sum-exp of each frame in two parts: their sum would lose digits where the peak is large."""
@@ -78,7 +75,7 @@ class PreparedBatch(NamedTuple):
     segment: int
     """The number of steps in a segment (see `segments`)."""
     start: Index
-    """The first step that reads a frame within the length of any sequence."""
+    """A step before which none reads a frame within the length of any sequence."""
     initial: StateBuffers | None = None
     """The states before step `start`, if they are not those before the first frame."""
     of_middle_device: Callable[[Scaled], Scaled] | None = None
@@ -88,7 +85,9 @@ class PreparedBatch(NamedTuple):
 def _start(
     steps: Size, scores: Float[Array, "A B C"], max_input_length: Int[Array, ""] | None, request: Request
 ) -> Index:
-    """Return the first step that reads a frame within the length of any sequence."""
+    """Return a step before which none reads a frame within the length of any sequence."""
+    if max_input_length is None and request.layout.runs == "loops":
+        return 0  # there is less than a segment to spare
     if max_input_length is None:
         start = steps - -(-frames_of(scores, request) // 2)
         return start if is_known(start) else jnp.asarray(start)
@@ -110,8 +109,7 @@ def prepare(
     from `first` on of longer sequences, and the recursion runs over all frames that they hold.
     """
     frames, dtype = frames_of(scores, request), accumulation_dtype(scores.dtype)
-    loops = segment_size(frames, lattice, dtype) if backward else _FORWARD_STEPS
-    size = request.layout.segment_steps or loops
+    size = request.layout.segment_steps or segment_size(frames, lattice, dtype, backward=backward)
     keep = request.layout.runs == "gpu_loops" or scaled_emissions.stores_scores(frames, lattice.labels.size, dtype)
     steps = step_count(frames, size)
     start = _start(steps, scores, max_input_length, request)
@@ -131,10 +129,15 @@ def prepare(
         peak, best = (
             frames_first(indexing.to_frames(x, lattice, frames), request) for x in (emissions.peak, emissions.best)
         )
-        counts = frame_mask & scaled_emissions.is_usable(peak)
-        normalizer = _normalizer(scores, best, jnp.where(counts, peak, LOG_ZERO), gpu=request.layout.gpu)
+        score = jnp.where(frame_mask & scaled_emissions.is_usable(peak), peak, LOG_ZERO)
+        if not request.layout.gpu:
+            # Without the barrier XLA would store the mask instead: for each kernel that reads one LLVM takes 0.2 s.
+            score = lax.optimization_barrier(score)
+        normalizer = _normalizer(scores, best, score, gpu=request.layout.gpu)
         # Zero times a NaN is one: the sum over frames says whether there is any, and no other reduction is needed.
-        normalized_peak = jnp.where(counts, (peak - normalizer.peak) - normalizer.excess, 0 * normalizer.excess)
+        normalized_peak = jnp.where(
+            score > LOG_ZERO, (score - normalizer.peak) - normalizer.excess, 0 * normalizer.excess
+        )
         log_scale = frames_first(jnp.where(frame_mask, normalized_peak, 0), request)
     parts = sums.in_parts(log_scale, gpu=request.layout.gpu)
     if request.from_logits:

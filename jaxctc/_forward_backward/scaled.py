@@ -139,18 +139,14 @@ def from_left(a: Scaled) -> Scaled:
     return Scaled(shifted(a.mantissa, 0.0), shifted(a.exponent, LOG_ZERO))
 
 
-def total(a: Scaled, b: Scaled, axis: int) -> Scaled:
-    """Return the sum over an axis of both, which stays in the result with size 1."""
-    exponent = _max(a.exponent, b.exponent).max(axis=axis, keepdims=True)
-    power_of_a, power_of_b = (_power_of_two(x.exponent - exponent) for x in (a, b))
-
-    def rest(x: Scaled, power: Float[Array, "..."]) -> Float[Array, "..."]:
-        return jnp.where(power < 1, (1 + x.mantissa) * power, x.mantissa)
-
+def total(a: Scaled, axis: tuple[int, ...]) -> Scaled:
+    """Return the sum over some axes, which stay in the result with size 1."""
+    exponent = a.exponent.max(axis=axis, keepdims=True)
+    power = _power_of_two(a.exponent - exponent)
+    rest = jnp.where(power < 1, (1 + a.mantissa) * power, a.mantissa)
     # Leading ones of the largest power are counted, and all else is added up apart: one of them is not in the mantissa.
-    ones = (jnp.floor(power_of_a) + jnp.floor(power_of_b)).sum(axis=axis, keepdims=True)
-    mantissa = (rest(a, power_of_a) + rest(b, power_of_b)).sum(axis=axis, keepdims=True)
-    return renormalized(Scaled(mantissa + (ones - 1), exponent))
+    rest, ones = (x.sum(axis=axis, keepdims=True) for x in (rest, jnp.floor(power)))
+    return renormalized(Scaled(rest + (ones - 1), exponent))
 
 
 def pack(a: Scaled) -> Complex[Array, "..."]:

@@ -110,11 +110,11 @@ def build_emissions(
     """
     count, dtype = frame_map.frame.shape[2], accumulation_dtype(scores.dtype)
     labels = indexing.labels_with_reversed(lattice.labels, lattice)
-    labelled = has_label(lattice)[:, None, None]
+    class_of_column = jnp.where(has_label(lattice)[:, None], labels, -1).astype(dtype)
     label_scores = LabelScores(scores, labels, lattice, request)
 
     def compute(fetch: Callable[[FrameMap], Fetched], frame_map: FrameMap) -> tuple[Array | None, _PerFrame]:
-        log2_ratio, per_frame = _scale_rows(fetch(frame_map), labels, labelled, frame_map, request.blank, dtype)
+        log2_ratio, per_frame = _scale_rows(fetch(frame_map), class_of_column, frame_map, request.blank)
         return (log2_ratio if keep else None), per_frame
 
     if block in (None, count) or is_at_most(frame_map.frame.size * labels.shape[2] * dtype.itemsize, _SMALL):
@@ -130,11 +130,11 @@ def build_emissions(
 
     def recomputed_scores(first: Index, size: int) -> Float[Array, "N 2 K W"]:
         part = frame_map.part(first, size)
-        return _scale_rows(label_scores.fetch(part), labels, labelled, part, request.blank, dtype)[0]
+        return _scale_rows(label_scores.fetch(part), class_of_column, part, request.blank)[0]
 
     return ScaledEmissions(
         scores=kept,
-        blank=scaled.exp2(jnp.pad(per_frame.blank, ((0, 0), (0, 0), (1, 0)))),
+        blank=Scaled(*(jnp.pad(x, ((0, 0), (0, 0), (1, 0))) for x in scaled.exp2(per_frame.blank))),
         skip=lattices.skip(labels),
         target_lengths=lattice.target_lengths,
         first=count - jnp.stack(lattice.halves, axis=1),
@@ -149,13 +149,13 @@ def build_emissions(
 
 def _scale_rows(
     fetched: Fetched,
-    labels: Int[Array, "N 2 W"],
-    labelled: Bool[Array, "N 1 1 W"],
+    class_of_column: Float[Array, "N 2 W"],
     frame_map: FrameMap,
     blank_class: int,
-    dtype: jnp.dtype,
 ) -> tuple[Float[Array, "N 2 K W"], _PerFrame]:
-    used, best, blank = (x.astype(dtype) for x in fetched)
+    """Return the scores of these steps; `class_of_column` is -1 where a column has no label."""
+    used, best, blank = (x.astype(class_of_column.dtype) for x in fetched)
+    class_of_column = lax.broadcast_in_dim(class_of_column, used.shape, (0, 1, 3))
 
     # A column without a label has a score too: that of another label of the target, or of the blank.
     top = jnp.maximum(best, blank)
@@ -167,9 +167,9 @@ def _scale_rows(
     log_ratio = used - peak[..., None]
     log_ratio = jnp.where(log_ratio < jnp.inf, jnp.maximum(log_ratio, LOG_ZERO), jnp.inf)
     # No path can enter a label in a frame that does not count, or in a column without a label.
-    log2_ratio = jnp.where(usable[..., None] & labelled, log_ratio * LOG2_E, LOG_ZERO)
+    log2_ratio = jnp.where(usable[..., None] & (class_of_column >= 0), log_ratio * LOG2_E, LOG_ZERO)
     # The class of the best label, without a comparison: a CPU adds eight numbers at a time, but selects one.
-    label = (labels[:, :, None].astype(dtype) + log_ratio * float(2.0**100)).max(axis=3)
+    label = (class_of_column + log_ratio * float(2.0**100)).max(axis=3)
     best_class = jnp.where(usable & (blank < peak), label, blank_class)
     # XLA on a CPU leaves NaN out of a maximum of many numbers: there is an infinity for each, which `label` becomes.
     peak = jnp.where(frame_map.in_length, jnp.where(label < jnp.inf, top, jnp.inf), 0)

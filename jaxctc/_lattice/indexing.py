@@ -76,10 +76,12 @@ def labels_with_reversed(labels: Int[Array, "N W"], lattice: Lattice) -> Int[Arr
     """Return the labels as they are, and with the target reversed; unspecified beyond its end."""
 
     def gathered() -> Array:
-        shape = 2, *labels.shape
-        forward, column = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 2))
-        turned = jnp.maximum(jnp.broadcast_to(lattice.target_lengths[None, :, None], shape) - 1 - column, 0)
-        return own_values(labels, jnp.where(forward == 0, column, turned)).swapaxes(0, 1)
+        sequences, columns = labels.shape
+        shape = sequences, 2, columns
+        direction, column = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (1, 2))
+        turned = jnp.maximum(jnp.broadcast_to(lattice.target_lengths[:, None, None], shape) - 1 - column, 0)
+        place = jnp.where(direction == 0, column, turned).reshape(1, sequences, 2 * columns)
+        return own_values(labels, place).reshape(shape)
 
     return on_tpu(lambda: products.with_reversed(labels, lattice), gathered)
 

@@ -104,9 +104,9 @@ def _gathered(
 ) -> tuple[Float[Array, "N 2 K W"], Float[Array, "N 2 K"]]:
     @functools.partial(jax.vmap, in_axes=(sequence_axis, 0, 0))
     def gather(scores: Array, frame: Array, labels: Array) -> tuple[Array, Array]:
-        # No index is negative; for one that might be, a GPU would run another kernel.
+        # No index is negative; for one that might be, there would be another kernel.
         at = (scores.at[frame[:, :, None], labels[:, None, :]], scores[:, blank].at[frame])
-        used, blanks = (x.get(mode="promise_in_bounds", wrap_negative_indices=not gpu) for x in at)
+        used, blanks = (x.get(mode="promise_in_bounds", wrap_negative_indices=False) for x in at)
         return used, blanks
 
     if gpu:  # which converts only what it takes

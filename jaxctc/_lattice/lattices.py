@@ -81,8 +81,9 @@ def build_lattice(problem: Problem, request: Request) -> Lattice:
 
     inside = row_of_indices(longest) < target_lengths[:, None]
     labels = jnp.where(inside & allowed, targets, request.blank).astype(jnp.int32)
-    repeats = inside[:, 1:] & (labels[:, 1:] == labels[:, :-1])
-    needed = target_lengths + repeats.sum(axis=1, dtype=jnp.int32)
+    # One sum says how many labels repeat the one before, and whether all are legal: every reduction has to be compiled.
+    repeats = (inside & ~skip(labels)).astype(jnp.float32)
+    repeats = jnp.where(allowed, repeats, jnp.inf).sum(axis=1)
 
     columns = column_count(longest, frames, request.layout)
     reachable = _reachable(longest, frames)
@@ -92,8 +93,8 @@ def build_lattice(problem: Problem, request: Request) -> Lattice:
         labels=labels,
         input_lengths=input_lengths,
         target_lengths=jnp.minimum(target_lengths, reachable),
-        legal=legal_lengths & allowed.all(axis=1),
-        feasible=input_lengths >= needed,
+        legal=legal_lengths & (repeats < jnp.inf),
+        feasible=(input_lengths - target_lengths).astype(jnp.float32) >= repeats,
     )
 
 
