@@ -8,7 +8,8 @@ optimizer. Each setting is measured in a process of its own, which is bound to i
 all take turns in it. The neighbour is a process that does nothing but run on the first core. On a machine that others
 use, `--real-time` keeps their processes off the cores while the settings without a neighbour are measured (it needs the
 right to set priorities). Figures are written to `benchmarks/results/cores-cpu.json`: medians, 95th percentiles and the
-least, in milliseconds. A second table extrapolates one core and two to more by Amdahl's law.
+least, in milliseconds; and to `cores-cpu.md` as tables, of which the second extrapolates one core and two to more by
+Amdahl's law.
 """
 
 import argparse
@@ -68,6 +69,7 @@ def main() -> None:
             rows += [{"cores": cores, "neighbour": neighbour, **row} for row in found]
     machine = {**_machine.describe(), "real_time": options.real_time}
     RESULTS.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    RESULTS.with_suffix(".md").write_text(page(machine, rows))
     show(rows)
 
 
@@ -206,26 +208,44 @@ def extrapolated(one: float, two: float, cores: int) -> float:
     return one * (1 - parallel + parallel / cores)
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """Print a line for each shape and kind of step, and a column for each setting."""
+def tables(rows: list[dict[str, Any]]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Return the caption, the headings and the lines of each table."""
     settings = sorted({(row["cores"], row["neighbour"]) for row in rows}, key=lambda x: (x[0], x[1] == "busy"))
-    table = Table("T, N, C, S", "step", *(f"cores: {cores}, {neighbour}" for cores, neighbour in settings))
     cells = {(row["sizes"], row["step"], row["cores"], row["neighbour"]): row for row in rows}
-    for sizes, step in dict.fromkeys((row["sizes"], row["step"]) for row in rows):
-        found = [cells[sizes, step, *setting] for setting in settings]
-        table.add_row(sizes, step, *(f"{row['median_ms']:.1f}, {row['p95_ms']:.1f}" for row in found))
+    steps = list(dict.fromkeys((row["sizes"], row["step"]) for row in rows))
+    lines = []
+    for step in steps:
+        found = [cells[*step, *setting] for setting in settings]
+        lines.append([*step, *(f"{row['median_ms']:.1f}, {row['p95_ms']:.1f}" for row in found)])
+    headings = ["T, N, C, S", "step", *(f"cores: {cores}, {neighbour}" for cores, neighbour in settings)]
+    made = [("Milliseconds a step: median, 95th percentile.", headings, lines)]
+    if {(1, "quiet"), (2, "quiet")} <= {*settings}:
+        lines = []
+        for step in steps:
+            one, two = (cells[*step, cores, "quiet"]["median_ms"] for cores in (1, 2))
+            more = [extrapolated(one, two, cores) for cores in MORE]
+            lines.append([*step, *(f"{x:.1f}" for x in (one, two, *more))])
+        caption = "Milliseconds a step by number of cores: measured up to 2, extrapolated by Amdahl's law beyond."
+        made.append((caption, ["T, N, C, S", "step", "1", "2", *map(str, MORE)], lines))
+    return made
+
+
+def show(rows: list[dict[str, Any]]) -> None:
     console = Console(width=120)
-    console.print("Milliseconds a step: median, 95th percentile", table)
-    if not {(1, "quiet"), (2, "quiet")} <= {*settings}:
-        return
-    table = Table("T, N, C, S", "step", "1", "2", *map(str, MORE))
-    for sizes, step in dict.fromkeys((row["sizes"], row["step"]) for row in rows):
-        one, two = (cells[sizes, step, cores, "quiet"]["median_ms"] for cores in (1, 2))
-        more = [extrapolated(one, two, cores) for cores in MORE]
-        table.add_row(sizes, step, *(f"{x:.1f}" for x in (one, two, *more)))
-    console.print(
-        "Milliseconds a step by number of cores: measured up to 2, extrapolated by Amdahl's law beyond", table
-    )
+    for caption, headings, lines in tables(rows):
+        table = Table(*headings)
+        for line in lines:
+            table.add_row(*line)
+        console.print(caption, table)
+
+
+def page(machine: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Return the tables in Markdown."""
+    parts = [f"{machine['threads']} threads of an {machine['cpu']}, {machine['date'][:10]}, torch {machine['torch']}."]
+    for caption, headings, lines in tables(rows):
+        parts.append(caption)
+        parts.append("\n".join("| " + " | ".join(x) + " |" for x in (headings, ["---"] * len(headings), *lines)))
+    return "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":

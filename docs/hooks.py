@@ -104,6 +104,7 @@ def benchmarks(page: str) -> str:
         "machine": _machine(),
         "tpu": _table_of("benchmarks/results/tpu.md"),
         "gpu_model": _table_of("benchmarks/results/gpu_model.md"),
+        "cores": _read("benchmarks/results/cores-cpu.md").strip(),
     }
     for name, part in parts.items():
         page = page.replace(f"{{{{ {name} }}}}", part)

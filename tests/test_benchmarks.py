@@ -16,7 +16,7 @@ if sys.platform != "linux":
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks import _charts, _memory, _peers, _report, _requirements, _run, _sweeps
+from benchmarks import _charts, _memory, _peers, _report, _requirements, _run, _sweeps, cores
 from benchmarks._peers import Job, installed
 from benchmarks._results import Measurement, Results
 from benchmarks._roofline import reachable
@@ -181,3 +181,9 @@ def test_reachable_states_are_those_on_some_path():
 def test_a_shape_without_a_path_is_refused():
     with pytest.raises(ValueError, match="too few"):
         draw(Shape.parse("3,1,5,4"))
+
+
+@pytest.mark.parametrize(("two", "eight"), [(5.0, 1.25), (4.0, 1.25), (7.5, 5.625), (10.0, 10.0), (12.0, 10.0)])
+def test_more_cores_are_extrapolated_by_amdahl_s_law(two, eight):
+    """From what takes 10 ms on one core; twice as fast as on one is the most that two can be."""
+    assert cores.extrapolated(10.0, two, 8) == eight

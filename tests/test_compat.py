@@ -13,6 +13,9 @@ import pytest
 from optax import losses as optax
 
 from jaxctc import compat
+from jaxctc._inputs import default_implementation
+from jaxctc._kernels import dispatch
+from jaxctc._lattice import indexing
 
 N, T, C, S = 12, 9, 5, 4
 FEW, REPEATS = 0, 1
@@ -84,6 +87,53 @@ def test_optax(holes):
     with as_peers_like_it():
         want = with_gradient(optax.ctc_loss, blank_id=blank)(logits, others, THEIRS)
     same(with_gradient(compat.optax_ctc_loss, blank_id=blank)(logits, others, OURS), want)
+
+
+def moved_to_the_end(of_frames):
+    """Return, for each frame of a batch whose padded frames come last, the frame that it was before."""
+    return np.argsort(of_frames, axis=1, kind="stable")
+
+
+@pytest.mark.parametrize("implementation", [None, "reference", "gpu-loops", "products"])
+def test_padded_frames_anywhere_are_as_if_they_came_last(implementation, monkeypatch):
+    """In loss, gradient and a product with the Hessian, for traced paddings, which keep the logits where they are."""
+    if implementation == "gpu-loops":
+        monkeypatch.setattr(dispatch, "REGISTERED", dispatch.REGISTERED.copy())
+        dispatch.register_gpu_loops("gpu-loops", turn=2)
+    if implementation == "products":
+        monkeypatch.setattr(indexing, "on_tpu", lambda multiplied, _: multiplied())
+    monkeypatch.setattr(default_implementation, "_default", implementation if implementation != "products" else None)
+    logits, of_frames, *labels = padded(holes=True)
+    logits[3, of_frames[3] == 1] = np.nan
+    order = moved_to_the_end(of_frames)
+    tangent = np.random.default_rng(3).normal(size=logits.shape).astype(np.float32)
+
+    @jax.jit
+    def everything(logits, of_frames, tangent):
+        def total(logits):
+            losses = compat.optax_ctc_loss(logits, of_frames, *labels)
+            return jnp.where(FEASIBLE, OURS * losses, 0).sum(), losses
+
+        gradient, change, losses = jax.jvp(jax.grad(total, has_aux=True), (logits,), (tangent,), has_aux=True)
+        return losses, gradient, change
+
+    rows = np.arange(N)[:, None]
+    want = everything(logits[rows, order], of_frames[rows, order], tangent[rows, order])
+    found = everything(logits, of_frames, tangent)
+    assert np.isfinite(want[0][2:]).all()
+    np.testing.assert_allclose(found[0], want[0], rtol=2e-6)
+    for x, y in zip(found[1:], want[1:], strict=True):
+        np.testing.assert_allclose(x[rows, order], y, atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.full
+def test_traced_paddings_take_no_copy_of_the_logits():
+    frames, classes = 120, 512
+    shapes = (N, frames, classes), (N, frames), (N, S), (N, S)
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.int32 if shape is shapes[2] else jnp.float32) for shape in shapes]
+    function = jax.jit(jax.value_and_grad(lambda *problem: compat.optax_ctc_loss(*problem).sum()))
+    memory = function.lower(*arguments).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < memory.output_size_in_bytes / 4
 
 
 @pytest.mark.parametrize("holes", [False, True])

@@ -35,14 +35,17 @@ def losses(
     input_lengths: Integer[Array, " N"],
     target_lengths: Integer[Array, " N"],
     max_input_length: Int[Array, ""] | None = None,
+    frame_mask: Bool[Array, "N T"] | None = None,
 ) -> Float[Array, " N"]:
     """Return minus the log probability of each target; a derivative is computed only if it is asked for.
 
-    No sequence is longer than `max_input_length`, if that is given; frames beyond it cost nothing.
+    No sequence is longer than `max_input_length`, if that is given; frames beyond it cost nothing. `frame_mask` says
+    which frames count, as many as `input_lengths`; they are the first of each sequence if it is not given.
     """
     if request.implementation == "reference":
+        scores = lattices.counting_frames_first(scores, frame_mask, request)
         return _reference_losses(request, scores, targets, input_lengths, target_lengths)
-    return _losses(request, scores, targets, input_lengths, target_lengths, max_input_length)
+    return _losses(request, scores, targets, input_lengths, target_lengths, max_input_length, frame_mask)
 
 
 def losses_and_gradient(
@@ -83,18 +86,24 @@ def _losses(
     input_lengths: Integer[Array, " N"],
     target_lengths: Integer[Array, " N"],
     max_input_length: Int[Array, ""] | None = None,
+    frame_mask: Bool[Array, "N T"] | None = None,
 ) -> Float[Array, " N"]:
-    def run(request: Request, problem: Problem, max_input_length: Int[Array, ""] | None) -> Float[Array, " N"]:
+    def run(
+        request: Request,
+        problem: Problem,
+        max_input_length: Int[Array, ""] | None,
+        frame_mask: Bool[Array, "N T"] | None,
+    ) -> Float[Array, " N"]:
         def chunk(scores: Array, lattice: Lattice, prepare: Callable[..., PreparedBatch]) -> Float[Array, " N"]:
             batch = prepare(scores, lattice, request, max_input_length, backward=False)
             likelihood = dispatch.implementation(request).likelihood(batch)
             return prepared.losses_of(likelihood, batch, scores.dtype, request)
 
-        lattice = lattices.build_lattice(problem, request)
+        lattice = lattices.build_lattice(problem, request, frame_mask)
         return frame_blocks.over_devices(in_chunks(chunk, request), request, lambda _: P())(problem.scores, lattice)
 
     problem = Problem(scores, targets, input_lengths, target_lengths)
-    return dispatch.choose(run, request, problem, max_input_length, results=_results(problem)[0])
+    return dispatch.choose(run, request, problem, max_input_length, frame_mask, results=_results(problem)[0])
 
 
 @_losses.defjvp
@@ -112,8 +121,14 @@ def _losses_and_gradient(
     input_lengths: Integer[Array, " N"],
     target_lengths: Integer[Array, " N"],
     max_input_length: Int[Array, ""] | None = None,
+    frame_mask: Bool[Array, "N T"] | None = None,
 ) -> tuple[Float[Array, " N"], Float[Array, "A B C"], Bool[Array, "A B C"]]:
-    def run(request: Request, problem: Problem, max_input_length: Int[Array, ""] | None) -> tuple[Array, Array, Array]:
+    def run(
+        request: Request,
+        problem: Problem,
+        max_input_length: Int[Array, ""] | None,
+        frame_mask: Bool[Array, "N T"] | None,
+    ) -> tuple[Array, Array, Array]:
         def chunk(scores: Array, lattice: Lattice, prepare: Callable[..., PreparedBatch]) -> tuple[Array, Array, Array]:
             frames, dtype = frames_of(scores, request), accumulation_dtype(scores.dtype)
             batch = prepare(scores, lattice, request, max_input_length, backward=True)
@@ -127,12 +142,12 @@ def _losses_and_gradient(
             value = prepared.losses_of(likelihood, batch, scores.dtype, request)
             return value, *_gradient(scores, found, top, value, batch, request)
 
-        lattice = lattices.build_lattice(problem, request)
+        lattice = lattices.build_lattice(problem, request, frame_mask)
         results = frame_blocks.over_devices(in_chunks(chunk, request), request, lambda spec: (P(), spec, spec))
         return results(problem.scores, lattice)
 
     problem = Problem(scores, targets, input_lengths, target_lengths)
-    return dispatch.choose(run, request, problem, max_input_length, results=_results(problem))
+    return dispatch.choose(run, request, problem, max_input_length, frame_mask, results=_results(problem))
 
 
 def _results(problem: Problem) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
@@ -182,10 +197,10 @@ def _gradient(
 @_losses_and_gradient.defjvp
 def _losses_and_gradient_jvp(request, primals, tangents):
     value, gradient, gradient_mask = _losses_and_gradient(request, *primals)
-    scores, *rest, _ = primals
+    scores, *rest, _, frame_mask = primals
 
     def derivative(scores):
-        return jax.grad(lambda scores: _log_space_losses(request, scores, *rest).sum())(scores)
+        return jax.grad(lambda scores: _log_space_losses(request, scores, *rest, frame_mask).sum())(scores)
 
     _, change = jax.jvp(derivative, (scores,), (tangents[0],))
     # Rows that are NaN stay NaN, and only elements that count can change.
@@ -218,8 +233,10 @@ def _log_space_losses(
     targets: Integer[Array, "N S"],
     input_lengths: Integer[Array, " N"],
     target_lengths: Integer[Array, " N"],
+    frame_mask: Bool[Array, "N T"] | None = None,
 ) -> Float[Array, " N"]:
     """Return the losses by the forward recursion in logarithms; they are right only where they are finite."""
+    scores = lattices.counting_frames_first(scores, frame_mask, request)
     lattice = lattices.build_lattice(Problem(scores, targets, input_lengths, target_lengths), request)
     emitted = log_emissions.build_emissions(log_emissions.log_probs(scores, lattice, request), lattice, request)
     log_likelihood = recursion.log_likelihood(emitted.states, log_emissions.topology_of(lattice))

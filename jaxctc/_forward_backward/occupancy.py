@@ -79,7 +79,8 @@ def class_posterior(
         label = indexing.own_values(posterior.label.reshape(sequences, -1), place)
         blank = indexing.own_values(posterior.blank.reshape(sequences, -1), row)
         # In a comparison with a number of each frame XLA makes no kernel of its own for the classes.
-        blank_class = jnp.where(lattices.frame_mask(lattice.input_lengths, frames), request.blank, -1)
+        frame_mask = lattices.frame_mask(lattice.input_lengths, frames, lattice.frame_order)
+        blank_class = jnp.where(frame_mask, request.blank, -1)
         is_blank = lax.broadcasted_iota(jnp.int32, shape, 2) == blank_class[..., None]
         return frames_first(jnp.where(is_blank, blank, label), request)
 
@@ -92,7 +93,7 @@ def class_posterior(
         found = jnp.where(is_blank, products.by_frame(posterior.blank, lattice, frames)[:, :, None], label)
         return found if request.batch_first else jnp.swapaxes(found, 0, 1)
 
-    return indexing.on_tpu(multiplied, gathered)
+    return gathered() if lattice.frame_order is not None else indexing.on_tpu(multiplied, gathered)
 
 
 class Dominant(NamedTuple):

@@ -120,7 +120,7 @@ def prepare(
         lattice = lattice._replace(input_lengths=jnp.full_like(lengths, frames))
         lengths = lengths - first
         frame_map = build_frame_map(lattice, frames, steps).until(lengths)
-    frame_mask = frames_first(lattices.frame_mask(lengths, frames), request)
+    frame_mask = frames_first(lattices.frame_mask(lengths, frames, lattice.frame_order), request)
     # Where a kernel runs the steps, a loop over blocks of scores would be the only loop: there are no blocks.
     block = size if request.layout.runs == "loops" else None
     emissions = scaled_emissions.build_emissions(scores, lattice, request, frame_map, block, start, keep=keep)

@@ -29,7 +29,7 @@ class FrameMap(NamedTuple):
     in_length: Bool[Array, "N 2 M"]
     middle: Int[Array, " N"] | None = None
     """The frame that the backward direction reads last, and that the forward direction would read next. It is given for
-    the map of all steps only, where the frames of each direction follow one another, without a gap.
+    the map of all steps only, and only if the frames of each direction follow one another, without a gap.
     """
 
     def part(self, first: Index, size: int) -> "FrameMap":
@@ -72,7 +72,11 @@ def build_frame_map(lattice: Lattice, frames: Size, count: Size) -> FrameMap:
     forward = lax.broadcasted_iota(jnp.int32, shape, 1) == 0
     own = lax.broadcasted_iota(jnp.int32, shape, 2) - count + jnp.where(forward, half_of, length - half_of)
     frame = jnp.where(forward, own, length - 1 - own)
-    return FrameMap(jnp.clip(frame, 0, larger(frames - 1, 0)), own >= 0, half)
+    frame = jnp.clip(frame, 0, larger(frames - 1, 0))
+    if lattice.frame_order is None:
+        return FrameMap(frame, own >= 0, half)
+    frame = jnp.take_along_axis(lattice.frame_order.frame[:, None], frame, axis=2, mode="promise_in_bounds")
+    return FrameMap(frame, own >= 0)
 
 
 def steps_of_frames(lattice: Lattice, frames: Size, count: Size) -> tuple[Int[Array, "N T"], Int[Array, "N T"]]:
@@ -90,5 +94,7 @@ def places_of_frames(lattice: Lattice, frames: Size, count: Size) -> Int[Array, 
     shape = frames, lattice.input_lengths.shape[0]
     length = jnp.broadcast_to(lattice.input_lengths[None], shape)
     half, frame = length // 2, lax.broadcasted_iota(jnp.int32, shape, 0)
+    if lattice.frame_order is not None:
+        frame = lattice.frame_order.position.T
     place = jnp.where(frame < half, frame + count - half, length - 1 - frame + 2 * count - (length - half))
     return jnp.clip(place, 0, larger(2 * count - 1, 0))

@@ -69,6 +69,8 @@ def to_frames(x: Float[Array, "N 2 M"], lattice: Lattice, frames: Size) -> Float
 
     if x.size == 0:
         return jnp.zeros((frames, x.shape[0]), x.dtype)
+    if lattice.frame_order is not None:
+        return gathered()
     return on_tpu(lambda: products.by_frame(x, lattice, frames).T, gathered)
 
 

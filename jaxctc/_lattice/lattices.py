@@ -16,6 +16,15 @@ from jaxctc._sizes import Size, is_at_most
 from jaxctc._types import Layout, Problem, Request
 
 
+class FrameOrder(NamedTuple):
+    """The order in which the frames of each sequence count, where those that count do not come first."""
+
+    frame: Int[Array, "N T"]
+    """The frames that count, in their order, and then all others."""
+    position: Int[Array, "N T"]
+    """Where `frame` has each frame."""
+
+
 class Lattice(NamedTuple):
     """The states of one batch. Illegal labels and lengths have been replaced by legal ones."""
 
@@ -26,6 +35,8 @@ class Lattice(NamedTuple):
     """Whether the lengths are within their ranges, and the labels within [0, C) and none of them the blank."""
     feasible: Bool[Array, " N"]
     """Whether there are enough frames: one for each label, and one for the blank between two equal labels."""
+    frame_order: FrameOrder | None = None
+    """None where the first `input_lengths` frames of a sequence count."""
 
     @property
     def halves(self) -> tuple[Int[Array, " N"], Int[Array, " N"]]:
@@ -69,7 +80,8 @@ def legal_labels(
     return padding | (in_range(targets, classes - 1) & (targets != blank))
 
 
-def build_lattice(problem: Problem, request: Request) -> Lattice:
+def build_lattice(problem: Problem, request: Request, frame_mask: Bool[Array, "N T"] | None = None) -> Lattice:
+    """Return the lattice of a batch; `frame_mask` says which frames count, if not the first of each sequence."""
     frames, classes = frames_of(problem.scores, request), problem.scores.shape[2]
     targets, input_lengths, target_lengths = (wide(x) for x in problem[1:])
     longest = targets.shape[1]
@@ -95,7 +107,25 @@ def build_lattice(problem: Problem, request: Request) -> Lattice:
         target_lengths=jnp.minimum(target_lengths, reachable),
         legal=legal_lengths & (repeats < jnp.inf),
         feasible=(input_lengths - target_lengths).astype(jnp.float32) >= repeats,
+        frame_order=None if frame_mask is None else build_frame_order(frame_mask),
     )
+
+
+def build_frame_order(frame_mask: Bool[Array, "N T"]) -> FrameOrder:
+    """Return the order in which the frames come first that count."""
+    frame = jnp.argsort(~frame_mask, axis=1, stable=True).astype(jnp.int32)
+    position = jax.vmap(lambda frame: jnp.zeros_like(frame).at[frame].set(row_of_indices(frame.shape[0])[0]))(frame)
+    return FrameOrder(frame, position)
+
+
+def counting_frames_first(
+    scores: Float[Array, "A B C"], frame_mask: Bool[Array, "N T"] | None, request: Request
+) -> Float[Array, "A B C"]:
+    """Return the scores with the frames first that count, in a copy if there is a mask that says which."""
+    if frame_mask is None:
+        return scores
+    frame = frames_first(build_frame_order(frame_mask).frame.T, request)[:, :, None]
+    return jnp.take_along_axis(scores, frame, axis=1 if request.batch_first else 0, mode="promise_in_bounds")
 
 
 def column_count(longest: Size, frames: Size, layout: Layout) -> Size:
@@ -112,9 +142,11 @@ def frames_of(scores: Float[Array, "A B C"], request: Request) -> Size:
     return scores.shape[1 if request.batch_first else 0]
 
 
-def frame_mask(input_lengths: Integer[Array, " N"], frames: Size) -> Bool[Array, "T N"]:
+def frame_mask(
+    input_lengths: Integer[Array, " N"], frames: Size, frame_order: FrameOrder | None = None
+) -> Bool[Array, "T N"]:
     """Return which frames are within each sequence's length."""
-    return input_lengths[None] > row_of_indices(frames).T
+    return input_lengths[None] > (row_of_indices(frames) if frame_order is None else frame_order.position).T
 
 
 def frames_first(x: jax.Array, request: Request) -> jax.Array:

@@ -7,7 +7,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
@@ -31,7 +30,7 @@ def forward_variables(
     before it, the last frame of blank s includes label s - 1, and states beyond a target's own labels are those of its
     padding. Probability zero is -inf, and an illegal row is NaN.
     """
-    problem = padding_last(problem, frame_mask)
+    problem = problem._replace(scores=lattices.counting_frames_first(problem.scores, frame_mask, request))
     lattice = _with_padding_labels(problem, request)
     log_probs = log_emissions.log_probs(problem.scores, lattice, request)
     # An infeasible target has forward variables too: its first labels can be spelled.
@@ -47,17 +46,6 @@ def forward_variables(
     frames_so_far = jnp.cumsum(frame_mask, axis=1, dtype=jnp.int32).T[:, :, None]
     blank, label = (finished(jnp.take_along_axis(x, frames_so_far, axis=0, mode="promise_in_bounds")) for x in alpha)
     return jnp.concatenate([blank[:-1], ended])[: blank.shape[0]], label[:, :, :-1]
-
-
-def padding_last(problem: Problem, frame_mask: Bool[Array, "N T"]) -> Problem:
-    """Return the problem with the padded frames of each sequence after its other frames, which keep their order."""
-
-    def move(scores: Array) -> Array:
-        order = jnp.argsort(~frame_mask, axis=1, stable=True)[:, :, None]
-        return jnp.take_along_axis(scores, order, axis=1, mode="promise_in_bounds")
-
-    in_place = (frame_mask[:, :-1] | ~frame_mask[:, 1:]).all()
-    return problem._replace(scores=lax.cond(in_place, lambda scores: scores, move, problem.scores))
 
 
 def _with_padding_labels(problem: Problem, request: Request) -> Lattice:

@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float
 from jaxctc._autodiff.loss_rule import losses
 from jaxctc._inputs import checks
 from jaxctc._inputs.checks import Names
-from jaxctc._reference.forward_variables import forward_variables, padding_last
+from jaxctc._lattice import lattices
+from jaxctc._reference.forward_variables import forward_variables
 from jaxctc._sizes import Size
 from jaxctc._types import ArrayLike, Problem, Request
 from jaxctc.compat._arguments import canonical_logits, three_axes, two_axes
@@ -29,8 +30,7 @@ def optax_ctc_loss(
     The loss of an infeasible target is +inf, and its gradient 0. In optax it is about 1e5: there `log_epsilon`, which
     this function does not take, is the finite score of a path that breaks a rule of CTC.
 
-    Padded frames may stand anywhere, as with optax, and are ignored. Where they do not come last, they are moved there,
-    which takes a copy of the logits.
+    Padded frames may stand anywhere, as with optax, and are ignored.
 
     Shapes: B sequences, T frames, K classes with the blank, N labels of the longest target.
 
@@ -56,7 +56,7 @@ def optax_ctc_loss(
         >>> round(float(loss[0]), 4)  # 15 of the 81 paths
         1.6864
     """
-    return _optax(*_padded(logits, logit_paddings, labels, label_paddings, blank_id))
+    return _losses(*_padded(logits, logit_paddings, labels, label_paddings, blank_id))
 
 
 def optax_ctc_loss_with_forward_probs(
@@ -96,12 +96,12 @@ def optax_ctc_loss_with_forward_probs(
         [3.0, 2.0]
     """
     problem, frame_mask, request = _padded(logits, logit_paddings, labels, label_paddings, blank_id)
-    return _optax(problem, frame_mask, request), *forward_variables(request, problem, frame_mask)
+    return _losses(problem, frame_mask, request), *forward_variables(request, problem, frame_mask)
 
 
 def _padded(
     logits: ArrayLike, logit_paddings: ArrayLike, labels: ArrayLike, label_paddings: ArrayLike, blank_id: int
-) -> tuple[Problem, jax.Array, Request]:
+) -> tuple[Problem, ArrayLike, Request]:
     """Return the problem, whose frames have not been moved yet, the mask of those that are not padding, the request."""
     scores = three_axes("logits", logits)
     labels = two_axes("labels", labels, scores.shape[0])
@@ -109,7 +109,7 @@ def _padded(
     _, counts = _unpadded("label_paddings", label_paddings, labels.shape, "labels", anywhere=False)
     names = Names("labels", "the length by logit_paddings", "the length by label_paddings", "blank_id", "logits")
     problem, request = canonical_logits(scores, labels, frames, counts, blank_id, True, names)
-    return problem, jnp.asarray(frame_mask), request
+    return problem, frame_mask, request
 
 
 def _unpadded(
@@ -140,6 +140,15 @@ def _unpadded(
     return mask, mask.sum(axis=1)
 
 
+def _losses(problem: Problem, frame_mask: ArrayLike, request: Request) -> Float[Array, " N"]:
+    values = checks.host_values(frame_mask)
+    in_place = values is not None and not (~values[:, :-1] & values[:, 1:]).any()
+    if request.frame_axis is not None and not in_place:  # each device has its own frames
+        scores = lattices.counting_frames_first(problem.scores, frame_mask, request)
+        problem, in_place = problem._replace(scores=scores), True
+    return _compiled(problem, None if in_place else frame_mask, request)
+
+
 @functools.partial(jax.jit, static_argnames="request")
-def _optax(problem: Problem, frame_mask: Bool[Array, "N T"], request: Request) -> Float[Array, " N"]:
-    return losses(request, *padding_last(problem, frame_mask))
+def _compiled(problem: Problem, frame_mask: Bool[Array, "N T"] | None, request: Request) -> Float[Array, " N"]:
+    return losses(request, *problem, frame_mask=frame_mask)
