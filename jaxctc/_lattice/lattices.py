@@ -34,7 +34,9 @@ class Lattice(NamedTuple):
     legal: Bool[Array, " N"]
     """Whether the lengths are within their ranges, and the labels within [0, C) and none of them the blank."""
     feasible: Bool[Array, " N"]
-    """Whether there are enough frames: one for each label, and one for the blank between two equal labels."""
+    """Whether there are enough frames: one for each label, and one for the blank between two equal labels. Of a target
+    that is not legal nobody knows, and this is true.
+    """
     frame_order: FrameOrder | None = None
     """None where the first `input_lengths` frames of a sequence count."""
 
@@ -96,6 +98,7 @@ def build_lattice(problem: Problem, request: Request, frame_mask: Bool[Array, "N
     # One sum says how many labels repeat the one before, and whether all are legal: every reduction has to be compiled.
     repeats = (inside & ~skip(labels)).astype(jnp.float32)
     repeats = jnp.where(allowed, repeats, jnp.inf).sum(axis=1)
+    legal = legal_lengths & (repeats < jnp.inf)
 
     columns = column_count(longest, frames, request.layout)
     reachable = _reachable(longest, frames)
@@ -105,8 +108,8 @@ def build_lattice(problem: Problem, request: Request, frame_mask: Bool[Array, "N
         labels=labels,
         input_lengths=input_lengths,
         target_lengths=jnp.minimum(target_lengths, reachable),
-        legal=legal_lengths & (repeats < jnp.inf),
-        feasible=(input_lengths - target_lengths).astype(jnp.float32) >= repeats,
+        legal=legal,
+        feasible=~legal | ((input_lengths - target_lengths).astype(jnp.float32) >= repeats),
         frame_order=None if frame_mask is None else build_frame_order(frame_mask),
     )
 
