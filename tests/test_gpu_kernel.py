@@ -29,6 +29,7 @@ import jaxctc
 from jaxctc._forward_backward import bidirectional, occupancy, scaled_emissions, segments, sums
 from jaxctc._kernels import gpu, gpu_direction, gpu_layout, gpu_passes, warpgroup
 from jaxctc._lattice import frame_map, lattices
+from jaxctc._lattice.to_frames import ToFrames
 from jaxctc._types import Problem, Request
 
 INTERPRETED = InterpretGPUParams()
@@ -140,7 +141,7 @@ def test_posteriors_are_those_of_xla_and_of_an_oracle(monkeypatch, tiles):
     lattice = lattices.build_lattice(batch, Request())
     scatter = occupancy.class_scatter(lattice, C, found.label.dtype)
     found = found._replace(label=scatter.to_classes(found.label))
-    classes = occupancy.class_posterior(found, scatter, lattice, 27, Request())
+    classes = occupancy.class_posterior(found, scatter, ToFrames(lattice, 27), Request())
     live = np.arange(27)[:, None] < np.asarray(batch.input_lengths)
     # Where a score is -inf PyTorch's gradient is NaN.
     np.testing.assert_allclose(np.where(live[:, :, None], classes, 0), np.nan_to_num(wanted), atol=2e-6)

@@ -15,6 +15,7 @@ import jaxctc
 from jaxctc._autodiff import loss_rule, posterior_rule
 from jaxctc._forward_backward import bidirectional, occupancy, scaled_emissions
 from jaxctc._lattice import frame_map, indexing, label_scores, lattices
+from jaxctc._lattice.to_frames import ToFrames
 from jaxctc._types import LOG_ZERO, Problem, Request
 
 LENGTHS = [(21, 4), (20, 0), (9, 3), (12, 4), (0, 0), (1, 1), (21, 2), (17, 3), (3, 4)]
@@ -122,7 +123,7 @@ def posteriors_of(problem, options, keep):
     _, found = bidirectional.posterior(walk, 4, every_blank=True)
     folded = found._replace(label=places.to_classes(found.label))
     live = lattices.frames_first(lattices.frame_mask(lattice.input_lengths, frames), options)[:, :, None]
-    classes = occupancy.class_posterior(folded, places, lattice, frames, options)
+    classes = occupancy.class_posterior(folded, places, ToFrames(lattice, frames), options)
     states = posterior_rule._by_frame(found, lattice, frames, problem.targets.shape[1], options)
     return jnp.where(live, classes, 0), jnp.where(live, states, 0)
 

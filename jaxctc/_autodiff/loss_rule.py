@@ -15,17 +15,20 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxctc._forward_backward import occupancy, prepared
-from jaxctc._forward_backward.occupancy import Dominant
 from jaxctc._forward_backward.prepared import PreparedBatch
 from jaxctc._kernels import dispatch
 from jaxctc._lattice import lattices, outcome
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, frames_first, frames_of
+from jaxctc._lattice.to_frames import ToFrames
 from jaxctc._mesh import sharded_like_scores
 from jaxctc._parallel import frame_blocks
 from jaxctc._parallel.batch_chunks import in_chunks
 from jaxctc._reference import log_emissions, recursion
 from jaxctc._reference import losses as reference
 from jaxctc._types import LOG_ZERO, Problem, Request
+
+_CERTAIN = 0.25
+"""The probability of all classes but one below which that one is subtracted as what it lacks to one."""
 
 
 def losses(
@@ -40,10 +43,10 @@ def losses(
     """Return minus the log probability of each target; a derivative is computed only if it is asked for.
 
     No sequence is longer than `max_input_length`, if that is given; frames beyond it cost nothing. `frame_mask` says
-    which frames count, as many as `input_lengths`; they are the first of each sequence if it is not given.
+    which frames are valid, as many as `input_lengths`; without it they are the first ones of each sequence.
     """
     if request.implementation == "reference":
-        scores = lattices.counting_frames_first(scores, frame_mask, request)
+        scores = lattices.padding_last(scores, frame_mask, request)
         return _reference_losses(request, scores, targets, input_lengths, target_lengths)
     return _losses(request, scores, targets, input_lengths, target_lengths, max_input_length, frame_mask)
 
@@ -135,12 +138,13 @@ def _losses_and_gradient(
             class_scatter = occupancy.class_scatter(lattice, scores.shape[2], dtype, gpu=request.layout.gpu)
             passes = dispatch.implementation(request)
             likelihood, posterior = passes.posterior(batch, scatter=class_scatter.to_classes)
-            found = occupancy.class_posterior(posterior, class_scatter, batch.lattice, frames, request)
-            top = None
+            to_frames = ToFrames(batch.lattice, frames)
+            found = occupancy.class_posterior(posterior, class_scatter, to_frames, request)
+            rest = None
             if request.from_logits:
-                top = occupancy.dominant(posterior, class_scatter, batch.lattice, frames, request)
+                rest = occupancy.all_but_best(posterior, class_scatter, batch.emissions.best, to_frames, request)
             value = prepared.losses_of(likelihood, batch, scores.dtype, request)
-            return value, *_gradient(scores, found, top, value, batch, request)
+            return value, *_gradient(scores, found, rest, value, batch, request)
 
         lattice = lattices.build_lattice(problem, request, frame_mask)
         results = frame_blocks.over_devices(in_chunks(chunk, request), request, lambda spec: (P(), spec, spec))
@@ -163,7 +167,7 @@ def _results(problem: Problem) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStru
 def _gradient(
     scores: Float[Array, "A B C"],
     posterior: Float[Array, "A B C"],
-    top: Dominant | None,
+    all_but_best: Float[Array, "A B"] | None,
     value: Float[Array, " N"],
     batch: PreparedBatch,
     request: Request,
@@ -180,14 +184,14 @@ def _gradient(
     gradient_mask = finite & ~(wide <= LOG_ZERO)
     gradient = -posterior
     if batch.normalizer is not None:
-        assert top is not None
+        assert all_but_best is not None
         peak, excess, best, others = batch.normalizer
         # Two probabilities of nearly one are subtracted as what they lack to one, which has more digits.
-        agreed = jnp.where(top.label == best, best, -1)
-        agreed, missing = jax.lax.optimization_barrier((agreed[:, :, None], (top.others - others)[:, :, None]))
+        certain = jnp.where(all_but_best < _CERTAIN, best, -1)
+        certain, missing = jax.lax.optimization_barrier((certain[:, :, None], (all_but_best - others)[:, :, None]))
         gradient = jnp.exp((wide - peak[:, :, None]) - excess[:, :, None]) - posterior
         classes = jnp.arange(wide.shape[2], dtype=best.dtype)[None, None]
-        gradient = jnp.where(classes == agreed, missing, gradient)
+        gradient = jnp.where(classes == certain, missing, gradient)
     gradient = jnp.where(gradient_mask, gradient, 0)
     if batch.normalizer is None:
         gradient_mask = gradient_mask & (gradient != 0)
@@ -236,7 +240,7 @@ def _log_space_losses(
     frame_mask: Bool[Array, "N T"] | None = None,
 ) -> Float[Array, " N"]:
     """Return the losses by the forward recursion in logarithms; they are right only where they are finite."""
-    scores = lattices.counting_frames_first(scores, frame_mask, request)
+    scores = lattices.padding_last(scores, frame_mask, request)
     lattice = lattices.build_lattice(Problem(scores, targets, input_lengths, target_lengths), request)
     emitted = log_emissions.build_emissions(log_emissions.log_probs(scores, lattice, request), lattice, request)
     log_likelihood = recursion.log_likelihood(emitted.states, log_emissions.topology_of(lattice))

@@ -6,9 +6,9 @@ that of the score, and no digit is lost however small the numbers become. After 
 which gives the likelihood (`join`). From there the backward pass divides each state's posterior among the states that
 it came from.
 
-The states of all steps are not stored: only the state before each segment of steps is, and the others are recomputed
-when the backward pass arrives there. The posterior overwrites the scores, step by step. How states are stored follows
-from how XLA compiles these loops for a CPU (see `buffers`).
+Where the states of all steps take much memory, only the state before each segment of steps is stored, and the others
+are recomputed when the backward pass arrives there. The posterior overwrites the scores, step by step. How states are
+stored follows from how XLA compiles these loops for a CPU (see `buffers`).
 """
 
 from collections.abc import Callable
@@ -115,7 +115,7 @@ class Posterior(NamedTuple):
     """The probability, given the target, of each label at each step, and of all blanks together."""
 
     label: Float[Array, "N 2 M W"]
-    """The posterior of the label of each column, in each direction's own order of labels."""
+    """The posterior of the label of each column, in each direction's own order; or what a `Scatter` makes of it."""
     blank: Float[Array, "N 2 M"]
     each_blank: Float[Array, "N 2 M W"] | None = None
     """The posterior of each blank, if it was asked for."""

@@ -53,7 +53,8 @@ def _together(blank: Scaled, label: Scaled) -> Scaled:
 def _across(states: Scaled, target_lengths: Int[Array, " N"]) -> Scaled:
     """Return what the other direction has in the states of this one: its columns from the last down to 0.
 
-    The last blank is in column `target_lengths`, and the last label in the one before.
+    The first axis of size 2 is that of the directions, the second has blanks and labels. The last blank is in column
+    `target_lengths`, and the last label in the one before.
     """
     shape, row = states.mantissa.shape, 4 * states.mantissa.shape[3]
     direction, kind, column = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (1, 2, 3))

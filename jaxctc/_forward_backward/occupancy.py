@@ -2,10 +2,9 @@
 
 Several columns may hold the same class. A matrix product adds them up (the class scatter), so that no addition is
 atomic and every run gives the same result on every backend. Then each class reads its sum: by a gather, which XLA fuses
-with the code that uses it, or on a TPU by another product (see `indexing`).
+with the code that uses it, or on a TPU by another product (see `to_frames`).
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -13,16 +12,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-from jaxctc._forward_backward import sums
 from jaxctc._forward_backward.bidirectional import Posterior
-from jaxctc._lattice import indexing, lattices, products
-from jaxctc._lattice.frame_map import places_of_frames
+from jaxctc._lattice import indexing, products
 from jaxctc._lattice.lattices import Lattice, frames_first, has_label, row_of_indices
+from jaxctc._lattice.to_frames import ToFrames
 from jaxctc._sizes import Size, is_at_most
 from jaxctc._types import Request
-
-_MOST = 0.75
-"""A probability that only one class of a frame can exceed, whatever its rounding."""
 
 
 class ClassScatter(NamedTuple):
@@ -61,70 +56,42 @@ def class_scatter(lattice: Lattice, classes: Size, dtype: jnp.dtype, *, gpu: boo
 
 
 def class_posterior(
-    posterior: Posterior, class_scatter: ClassScatter, lattice: Lattice, frames: Size, request: Request
+    posterior: Posterior, class_scatter: ClassScatter, to_frames: ToFrames, request: Request
 ) -> Float[Array, "A B C"]:
     """Return the probability of each class at each frame, given the target; unspecified beyond a sequence's length.
 
     The labels of `posterior` have been added up by `ClassScatter.to_classes`.
     """
-    sequences, classes = class_scatter.bin_of_class.shape
-    if sequences == 0:
-        return jnp.zeros((0, frames, classes) if request.batch_first else (frames, 0, classes), posterior.label.dtype)
-    shape = frames, sequences, classes
-
-    def gathered() -> Array:
-        row = places_of_frames(lattice, frames, posterior.blank.shape[2])[..., None]
-        bin_of_class = jnp.broadcast_to(class_scatter.bin_of_class[None], shape).astype(jnp.int32)
-        place = jnp.broadcast_to(row, shape) * posterior.label.shape[3] + bin_of_class
-        label = indexing.own_values(posterior.label.reshape(sequences, -1), place)
-        blank = indexing.own_values(posterior.blank.reshape(sequences, -1), row)
-        # In a comparison with a number of each frame XLA makes no kernel of its own for the classes.
-        frame_mask = lattices.frame_mask(lattice.input_lengths, frames, lattice.frame_order)
-        blank_class = jnp.where(frame_mask, request.blank, -1)
-        is_blank = lax.broadcasted_iota(jnp.int32, shape, 2) == blank_class[..., None]
-        return frames_first(jnp.where(is_blank, blank, label), request)
-
-    def multiplied() -> Array:
-        label = products.by_frame(posterior.label, lattice, frames)
-        if label.shape[2] != classes:
-            # Of all columns that hold a class, only the first has a value, and the others have 0.
-            label = products.product("ntw,nwc->ntc", label, products.one_hot(lattice.labels, classes))
-        is_blank = row_of_indices(classes) == request.blank
-        found = jnp.where(is_blank, products.by_frame(posterior.blank, lattice, frames)[:, :, None], label)
-        return found if request.batch_first else jnp.swapaxes(found, 0, 1)
-
-    return gathered() if lattice.frame_order is not None else indexing.on_tpu(multiplied, gathered)
+    label = to_frames.classes(posterior.label, class_scatter.bin_of_class)
+    blank = to_frames.numbers(posterior.blank)[:, :, None]
+    # In a comparison with a number of each frame XLA makes no kernel of its own for the classes.
+    blank_class = jnp.where(blank >= 0, request.blank, -1)
+    is_blank = lax.broadcasted_iota(jnp.int32, label.shape, 2) == blank_class
+    return frames_first(jnp.where(is_blank, blank, label), request)
 
 
-class Dominant(NamedTuple):
-    """The class of each frame whose posterior is more than `_MOST`."""
+def all_but_best(
+    posterior: Posterior,
+    class_scatter: ClassScatter,
+    best: Float[Array, "N 2 M"],
+    to_frames: ToFrames,
+    request: Request,
+) -> Float[Array, "A B"]:
+    """Return the probability of all classes of each frame together but for one, which `best` gives for each step.
 
-    label: Float[Array, "A B"]
-    """The class; -1 where there is none."""
-    others: Float[Array, "A B"]
-    """The probability of all other classes together, with more digits than one minus that of `label` has."""
+    It has more digits than one minus the probability of that class has. The labels of `posterior` have been added up by
+    `ClassScatter.to_classes`.
+    """
 
+    def but_best(x: Float[Array, "..."], label: Array, best: Array) -> Float[Array, "..."]:
+        # This avoids a comparison: a CPU adds and multiplies eight numbers at a time, but selects one.
+        distance = label - best
+        return x * jnp.minimum(distance * distance, 1)
 
-def dominant(
-    posterior: Posterior, class_scatter: ClassScatter, lattice: Lattice, frames: Size, request: Request
-) -> Dominant:
-    """Return the dominant class of each frame, from a posterior whose labels `ClassScatter.to_classes` has added up."""
-
-    def exceeds(x: Float[Array, "..."]) -> Float[Array, "..."]:
-        # This gives 0 or 1 without a comparison: a CPU adds and multiplies eight numbers at a time, but selects one.
-        return jnp.clip((x - _MOST) * float(2.0**100), 0, 1)
-
-    def parts(x: Float[Array, "..."], label: Array) -> tuple[Array, Array]:
-        does = exceeds(x)
-        return does * (label + 1), x - x * does
-
-    dtype = posterior.label.dtype
-    each = parts(posterior.label, class_scatter.class_of_bin[:, None, None].astype(dtype))
-    labels, rest = sums.together(each, 3) if request.layout.gpu else (x.sum(axis=3) for x in each)
-    blank, without = parts(posterior.blank, jnp.asarray(request.blank, dtype))
-    to_frames = functools.partial(indexing.to_frames, lattice=lattice, frames=frames)
-    found = (to_frames(x) for x in (labels + blank - 1, rest + without))
-    return Dominant(*(frames_first(x, request) for x in found))
+    label = class_scatter.class_of_bin[:, None, None].astype(best.dtype)
+    labels = but_best(posterior.label, label, best[..., None]).sum(axis=3)
+    blank = but_best(posterior.blank, jnp.asarray(request.blank, best.dtype), best)
+    return frames_first(to_frames.numbers(labels + blank), request)
 
 
 def _scatter_matrix(lattice: Lattice, first_column: Int[Array, "N W"], bins: Size) -> Bool[Array, "N 2 W K"]:

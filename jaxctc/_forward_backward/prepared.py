@@ -12,9 +12,10 @@ from jaxctc._forward_backward.buffers import StateBuffers
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
 from jaxctc._forward_backward.segments import segment_size, step_count
-from jaxctc._lattice import indexing, lattices, outcome
+from jaxctc._lattice import lattices, outcome
 from jaxctc._lattice.frame_map import Index, build_frame_map
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, frames_first, frames_of
+from jaxctc._lattice.to_frames import ToFrames
 from jaxctc._sizes import Size, is_known
 from jaxctc._types import LOG_ZERO, Request
 
@@ -37,9 +38,9 @@ def _normalizer(
 ) -> Normalizer:
     """Return the normalizer of each frame, where `best` is some class of the frame and `score` is its logit.
 
-    The log-sum-exp is right whatever `best` is. Where `best` has the largest logit, its exponential is 1, and the sum
-    of all others' exponentials keeps all its digits, however small it is. Where `score` is no more than `LOG_ZERO`, it
-    is not: there the excess is only a finite number, or a NaN if any logit of the frame is NaN or +inf.
+    The log-sum-exp is right for any class. Where `best` has the largest logit, its exponential is 1, and the sum of all
+    others' exponentials keeps all its digits, however small it is. Where `score` is no more than `LOG_ZERO`, the frame
+    has no normalizer: there the excess is a finite number, or NaN if any logit of the frame is NaN or +inf.
     """
     peak = logits.max(axis=2).astype(score.dtype)
     # The barrier has XLA compute once what all classes have in common: on a CPU it would do so for each class.
@@ -65,7 +66,7 @@ class PreparedBatch(NamedTuple):
     log_scale: tuple[Float[Array, " N"], Float[Array, " N"]]
     """Nats that were taken out of the score of every path of a sequence, in the two parts of `sums.in_parts`."""
     frame_mask: Bool[Array, "A B"]
-    """The frames within each sequence's length."""
+    """The frames that count, which are those within each sequence's length unless there is a frame order."""
     invalid: Bool[Array, " N"]
     """Sequences whose loss is NaN: they have illegal lengths or labels, or a NaN or +inf score that counts."""
     infeasible: Bool[Array, " N"]
@@ -79,7 +80,7 @@ class PreparedBatch(NamedTuple):
     initial: StateBuffers | None = None
     """The states before step `start`, if they are not those before the first frame."""
     of_middle_device: Callable[[Scaled], Scaled] | None = None
-    """Returns on every device the likelihood that the one in the middle has, if the frames are on several devices."""
+    """Returns on every device the likelihood that the middle device has, if the frames are on several devices."""
 
 
 def _start(
@@ -87,7 +88,7 @@ def _start(
 ) -> Index:
     """Return a step before which none reads a frame within the length of any sequence."""
     if max_input_length is None and request.layout.runs == "loops":
-        return 0  # there is less than a segment to spare
+        return 0  # few steps read no frame (see `segments`)
     if max_input_length is None:
         start = steps - -(-frames_of(scores, request) // 2)
         return start if is_known(start) else jnp.asarray(start)
@@ -126,15 +127,15 @@ def prepare(
     emissions = scaled_emissions.build_emissions(scores, lattice, request, frame_map, block, start, keep=keep)
     normalizer, non_finite, log_scale = None, emissions.non_finite, scaled_emissions.peaks(emissions)
     if request.from_logits:
-        peak, best = (
-            frames_first(indexing.to_frames(x, lattice, frames), request) for x in (emissions.peak, emissions.best)
-        )
+        to_frames = ToFrames(lattice, frames)
+        peak, best = (frames_first(to_frames.numbers(x), request) for x in (emissions.peak, emissions.best))
         score = jnp.where(frame_mask & scaled_emissions.is_usable(peak), peak, LOG_ZERO)
         if not request.layout.gpu:
-            # Without the barrier XLA would store the mask instead: for each kernel that reads one LLVM takes 0.2 s.
+            # Without the barrier XLA would store the mask instead, and LLVM takes 0.2 s to compile each kernel that
+            # reads a mask.
             score = lax.optimization_barrier(score)
         normalizer = _normalizer(scores, best, score, gpu=request.layout.gpu)
-        # Zero times a NaN is one: the sum over frames says whether there is any, and no other reduction is needed.
+        # Zero times NaN is NaN: the sum over frames says whether there is any, and no other reduction is needed.
         normalized_peak = jnp.where(
             score > LOG_ZERO, (score - normalizer.peak) - normalizer.excess, 0 * normalizer.excess
         )

@@ -18,9 +18,10 @@ _FORWARD_STEPS = (16, 12, 8, 4, 2)
 
 
 def segment_size(frames: Size, lattice: Lattice, dtype: jnp.dtype, *, backward: bool = True) -> int:
-    """Return the number of steps whose states are stored at once, if a backward pass follows.
+    """Return the number of steps in a segment, whose states are stored at once if a backward pass follows.
 
-    These are all steps where that is known to take little memory, and elsewhere about the square root of their number.
+    Then these are all steps where that is known to take little memory, and elsewhere about the square root of their
+    number. Without a backward pass a segment is only as many steps as have their scores fetched at once.
     """
     if not backward:
         return _fitting(_FORWARD_STEPS, frames) if is_known(frames) else _FORWARD_STEPS[0]
@@ -36,9 +37,10 @@ def segment_size(frames: Size, lattice: Lattice, dtype: jnp.dtype, *, backward: 
 
 
 def _fitting(sizes: Sequence[int], frames: int) -> int:
-    """Return the size with which all segments take the least time, of which each takes about a step's beside its steps.
+    """Return the size with which all segments take the least time, if each takes as long as one step more than it has.
 
-    Steps that are more than the frames need are run, too: the length of the loops is then known.
+    The last steps of a direction may be more than the frames need. They are run all the same, so that the length of the
+    loops is known.
     """
     return min(sizes, key=lambda size: step_count(frames, size) // size * (size + 1))
 

@@ -1,8 +1,7 @@
-"""Fetch values by frame, step, label and class: one function for each operation, whatever the platform.
+"""Choose how a platform takes elements by their index: a TPU by products and slices, every other platform by gathers.
 
-A TPU gathers element by element, so that it multiplies with one-hot matrices and takes slices (see `products`); every
-other platform gathers. `on_tpu` makes that choice when a program is lowered, here and in modules that have both forms
-of an operation of their own.
+A TPU gathers element by element, so that it multiplies with one-hot matrices and takes slices (see `products`).
+`on_tpu` makes that choice when a program is lowered, here and in the modules that have both forms of an operation.
 """
 
 from collections.abc import Callable
@@ -15,10 +14,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxctc import _platforms
 from jaxctc._lattice import products
-from jaxctc._lattice.frame_map import places_of_frames
 from jaxctc._lattice.lattices import Lattice
 from jaxctc._mesh import is_xlas_to_divide
-from jaxctc._sizes import Size
 
 _T = TypeVar("_T")
 
@@ -42,7 +39,7 @@ def as_bits(x: Array, index: Array) -> tuple[Array, Array]:
 
 
 def from_bits(x: Array, dtype: jnp.dtype) -> Array:
-    """Return what `as_bits` made of an array of this type."""
+    """Return the array of this type of which `as_bits` made `x`."""
     return lax.bitcast_convert_type(x, dtype) if dtype == jnp.bfloat16 else x
 
 
@@ -60,20 +57,6 @@ def _of_classes_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array])
     return of_classes(*primals), change
 
 
-def to_frames(x: Float[Array, "N 2 M"], lattice: Lattice, frames: Size) -> Float[Array, "T N"]:
-    """Return the value of the step that reads each frame; unspecified beyond a sequence's length."""
-
-    def gathered() -> Array:
-        place = places_of_frames(lattice, frames, x.shape[2])
-        return own_values(x.reshape(x.shape[0], 2 * x.shape[2]), place[..., None])[..., 0]
-
-    if x.size == 0:
-        return jnp.zeros((frames, x.shape[0]), x.dtype)
-    if lattice.frame_order is not None:
-        return gathered()
-    return on_tpu(lambda: products.by_frame(x, lattice, frames).T, gathered)
-
-
 def labels_with_reversed(labels: Int[Array, "N W"], lattice: Lattice) -> Int[Array, "N 2 W"]:
     """Return the labels as they are, and with the target reversed; unspecified beyond its end."""
 
@@ -89,7 +72,7 @@ def labels_with_reversed(labels: Int[Array, "N W"], lattice: Lattice) -> Int[Arr
 
 
 def own_values(x: Array, place: Int[Array, "X N Y"]) -> Array:
-    """Return (X, N, Y): what each sequence has in these places of its own row of `x`, (N, L)."""
+    """Return what each sequence has at these indices of its own row of `x`, which is (N, columns)."""
 
     def by_row() -> Array:
         return jnp.take_along_axis(x[None], place, axis=2, mode="promise_in_bounds")

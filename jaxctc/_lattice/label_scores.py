@@ -72,10 +72,10 @@ class LabelScores(NamedTuple):
         # Where the classes are on several devices, a second gather would communicate a second time.
         if is_xlas_to_divide(scores):
             return once()
-        return twice() if request.layout.gpu else _platforms.form(once, cuda=twice)
+        return twice() if request.layout.gpu else _platforms.form(once, cuda=twice, rocm=twice)
 
     def multiplied(self, frame_map: FrameMap) -> Fetched:
-        """Return the same as `fetch`, by products and slices."""
+        """Return the same as `fetch`, but +inf for a NaN: by products, and by slices of consecutive frames."""
         scores = self.scores if self.request.batch_first else jnp.swapaxes(self.scores, 0, 1)
         (_, frames, classes), count = scores.shape, frame_map.frame.shape[2]
         # Where every frame may be read, the classes are selected first, so that the labels' scores alone are moved.
@@ -128,7 +128,7 @@ def emitted(
     *,
     select_first: bool,
 ) -> Float[Array, "N 2 K W"]:
-    """Return the scores of the labels in the frames that `steps` takes, which it may take of the labels' scores alone.
+    """Return the scores of the labels in the frames that `steps` picks, from all scores or from the labels' alone.
 
     The result has +inf for a NaN, and `-_HUGE` for -inf.
     """

@@ -17,12 +17,12 @@ from jaxctc._types import Layout, Problem, Request
 
 
 class FrameOrder(NamedTuple):
-    """The order in which the frames of each sequence count, where those that count do not come first."""
+    """A permutation of the frames of each sequence that puts its padded frames last, where they do not come last."""
 
     frame: Int[Array, "N T"]
-    """The frames that count, in their order, and then all others."""
+    """The valid frames, in their order, and then the padded ones."""
     position: Int[Array, "N T"]
-    """Where `frame` has each frame."""
+    """The inverse: where `frame` has each frame."""
 
 
 class Lattice(NamedTuple):
@@ -38,7 +38,7 @@ class Lattice(NamedTuple):
     that is not legal nobody knows, and this is true.
     """
     frame_order: FrameOrder | None = None
-    """None where the first `input_lengths` frames of a sequence count."""
+    """None where the first `input_lengths` frames of a sequence are the valid ones."""
 
     @property
     def halves(self) -> tuple[Int[Array, " N"], Int[Array, " N"]]:
@@ -83,7 +83,7 @@ def legal_labels(
 
 
 def build_lattice(problem: Problem, request: Request, frame_mask: Bool[Array, "N T"] | None = None) -> Lattice:
-    """Return the lattice of a batch; `frame_mask` says which frames count, if not the first of each sequence."""
+    """Return the lattice of a batch; `frame_mask` says which frames are valid, if padded ones do not come last."""
     frames, classes = frames_of(problem.scores, request), problem.scores.shape[2]
     targets, input_lengths, target_lengths = (wide(x) for x in problem[1:])
     longest = targets.shape[1]
@@ -115,16 +115,16 @@ def build_lattice(problem: Problem, request: Request, frame_mask: Bool[Array, "N
 
 
 def build_frame_order(frame_mask: Bool[Array, "N T"]) -> FrameOrder:
-    """Return the order in which the frames come first that count."""
+    """Return the permutation that puts the valid frames of this mask first."""
     frame = jnp.argsort(~frame_mask, axis=1, stable=True).astype(jnp.int32)
     position = jax.vmap(lambda frame: jnp.zeros_like(frame).at[frame].set(row_of_indices(frame.shape[0])[0]))(frame)
     return FrameOrder(frame, position)
 
 
-def counting_frames_first(
+def padding_last(
     scores: Float[Array, "A B C"], frame_mask: Bool[Array, "N T"] | None, request: Request
 ) -> Float[Array, "A B C"]:
-    """Return the scores with the frames first that count, in a copy if there is a mask that says which."""
+    """Return the scores with the padded frames of each sequence last; without a mask they are there already."""
     if frame_mask is None:
         return scores
     frame = frames_first(build_frame_order(frame_mask).frame.T, request)[:, :, None]
@@ -148,7 +148,7 @@ def frames_of(scores: Float[Array, "A B C"], request: Request) -> Size:
 def frame_mask(
     input_lengths: Integer[Array, " N"], frames: Size, frame_order: FrameOrder | None = None
 ) -> Bool[Array, "T N"]:
-    """Return which frames are within each sequence's length."""
+    """Return which frames are valid: those before each sequence's length, in their order if one is given."""
     return input_lengths[None] > (row_of_indices(frames) if frame_order is None else frame_order.position).T
 
 

@@ -8,8 +8,6 @@ A product with ones and zeros is exact at the highest precision: the hardware sp
 binary digits each, and adds these up again. But zero times infinity is NaN. Infinite values and NaN are therefore
 replaced by large finite ones before the product, and by infinite ones after it, where they have been selected. Values
 that are not selected are discarded.
-
-On every other platform, programs are the same as without this module.
 """
 
 import functools

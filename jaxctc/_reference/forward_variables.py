@@ -30,7 +30,7 @@ def forward_variables(
     before it, the last frame of blank s includes label s - 1, and states beyond a target's own labels are those of its
     padding. Probability zero is -inf, and an illegal row is NaN.
     """
-    problem = problem._replace(scores=lattices.counting_frames_first(problem.scores, frame_mask, request))
+    problem = problem._replace(scores=lattices.padding_last(problem.scores, frame_mask, request))
     lattice = _with_padding_labels(problem, request)
     log_probs = log_emissions.log_probs(problem.scores, lattice, request)
     # An infeasible target has forward variables too: its first labels can be spelled.

@@ -16,8 +16,8 @@ With logaddexp as the sum the recursion gives the likelihood, with the maximum t
 The derivative of the log likelihood in the direction of the emissions is the mean score of a path: the same recursion
 in the expectation semiring (`path_entropy` in `posterior_rule`).
 
-The losses of CTC and their gradient come from `bidirectional`. Derivatives above the first, those of posteriors, and
-the losses whose paths are others come from this module, which JAX differentiates.
+The losses of CTC and their gradient come from `_forward_backward`. Derivatives above the first, those of posteriors,
+and the losses whose paths are others come from this module, which JAX differentiates.
 """
 
 from collections.abc import Callable

@@ -102,7 +102,7 @@ def optax_ctc_loss_with_forward_probs(
 def _padded(
     logits: ArrayLike, logit_paddings: ArrayLike, labels: ArrayLike, label_paddings: ArrayLike, blank_id: int
 ) -> tuple[Problem, ArrayLike, Request]:
-    """Return the problem, whose frames have not been moved yet, the mask of those that are not padding, the request."""
+    """Return the problem, the mask of the frames that are not padding, wherever they stand, and the request."""
     scores = three_axes("logits", logits)
     labels = two_axes("labels", labels, scores.shape[0])
     frame_mask, frames = _unpadded("logit_paddings", logit_paddings, scores.shape[:2], "logits", anywhere=True)
@@ -142,11 +142,11 @@ def _unpadded(
 
 def _losses(problem: Problem, frame_mask: ArrayLike, request: Request) -> Float[Array, " N"]:
     values = checks.host_values(frame_mask)
-    in_place = values is not None and not (~values[:, :-1] & values[:, 1:]).any()
-    if request.frame_axis is not None and not in_place:  # each device has its own frames
-        scores = lattices.counting_frames_first(problem.scores, frame_mask, request)
-        problem, in_place = problem._replace(scores=scores), True
-    return _compiled(problem, None if in_place else frame_mask, request)
+    is_last = values is not None and not (~values[:, :-1] & values[:, 1:]).any()
+    if request.frame_axis is not None and not is_last:  # each device has its own frames
+        scores = lattices.padding_last(problem.scores, frame_mask, request)
+        problem, is_last = problem._replace(scores=scores), True
+    return _compiled(problem, None if is_last else frame_mask, request)
 
 
 @functools.partial(jax.jit, static_argnames="request")

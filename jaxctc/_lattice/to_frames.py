@@ -1,0 +1,59 @@
+"""Bring what the steps of the recursion have back to the frames that they read: the inverse of `label_scores`.
+
+A TPU multiplies with one-hot matrices and takes slices (see `products`); every other platform gathers.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer
+
+from jaxctc._lattice import indexing, products
+from jaxctc._lattice.frame_map import places_of_frames
+from jaxctc._lattice.lattices import Lattice
+from jaxctc._sizes import Size
+
+
+class ToFrames(NamedTuple):
+    """The way from the steps of both directions to the frames. What comes of it is unspecified beyond a length."""
+
+    lattice: Lattice
+    frames: Size
+
+    def numbers(self, x: Float[Array, "N 2 M"]) -> Float[Array, "T N"]:
+        """Return the number that the step has that reads each frame."""
+        sequences, _, count = x.shape
+
+        def gathered() -> Array:
+            place = places_of_frames(self.lattice, self.frames, count)[:, :, None]
+            return indexing.own_values(x.reshape(sequences, 2 * count), place)[:, :, 0]
+
+        if x.size == 0:
+            return jnp.zeros((self.frames, sequences), x.dtype)
+        if self.lattice.frame_order is not None:
+            return gathered()
+        return indexing.on_tpu(lambda: products.by_frame(x, self.lattice, self.frames).T, gathered)
+
+    def classes(self, x: Float[Array, "N 2 M K"], bin_of_class: Integer[Array, "N C"]) -> Float[Array, "T N C"]:
+        """Return the number of each class that the step has that reads each frame.
+
+        `x` has the numbers of the classes in K bins: one for each class, or one for each column of the lattice, where
+        only the first column that holds a class has a number other than 0.
+        """
+        (sequences, classes), (count, bins) = bin_of_class.shape, x.shape[2:]
+        shape = self.frames, sequences, classes
+
+        def gathered() -> Array:
+            row = jnp.broadcast_to(places_of_frames(self.lattice, self.frames, count)[:, :, None], shape)
+            place = row * bins + jnp.broadcast_to(bin_of_class[None], shape).astype(jnp.int32)
+            return indexing.own_values(x.reshape(sequences, 2 * count * bins), place)
+
+        def multiplied() -> Array:
+            found = products.by_frame(x, self.lattice, self.frames)
+            if bins != classes:
+                found = products.product("ntw,nwc->ntc", found, products.one_hot(self.lattice.labels, classes))
+            return jnp.swapaxes(found, 0, 1)
+
+        if sequences == 0:
+            return jnp.zeros(shape, x.dtype)
+        return gathered() if self.lattice.frame_order is not None else indexing.on_tpu(multiplied, gathered)
