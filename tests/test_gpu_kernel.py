@@ -139,7 +139,7 @@ def test_posteriors_are_those_of_xla_and_of_an_oracle(monkeypatch, tiles):
     losses, wanted = torch_float64(*(np.asarray(x) for x in batch))
     np.testing.assert_allclose(-value, losses, rtol=1e-6)
     lattice = lattices.build_lattice(batch, Request())
-    scatter = occupancy.class_scatter(lattice, C, found.label.dtype)
+    scatter = occupancy.class_scatter(lattice, C)
     found = found._replace(label=scatter.to_classes(found.label))
     classes = occupancy.class_posterior(found, scatter, ToFrames(lattice, 27), Request())
     live = np.arange(27)[:, None] < np.asarray(batch.input_lengths)

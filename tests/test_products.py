@@ -115,11 +115,11 @@ def test_some_are_above_what_the_matrix_unit_takes_apart():
 
 
 def posteriors_of(problem, options, keep):
-    frames, dtype = lattices.frames_of(problem.scores, options), problem.scores.dtype
+    frames = lattices.frames_of(problem.scores, options)
     lattice = lattices.build_lattice(problem, options)
     plan = frame_map.build_frame_map(lattice, frames, 16)
     walk = scaled_emissions.build_emissions(problem.scores, lattice, options, plan, 4, keep=keep)
-    places = occupancy.class_scatter(lattice, problem.scores.shape[2], dtype)
+    places = occupancy.class_scatter(lattice, problem.scores.shape[2])
     _, found = bidirectional.posterior(walk, 4, every_blank=True)
     folded = found._replace(label=places.to_classes(found.label))
     live = lattices.frames_first(lattices.frame_mask(lattice.input_lengths, frames), options)[:, :, None]

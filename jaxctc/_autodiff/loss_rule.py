@@ -133,9 +133,9 @@ def _losses_and_gradient(
         frame_mask: Bool[Array, "N T"] | None,
     ) -> tuple[Array, Array, Array]:
         def chunk(scores: Array, lattice: Lattice, prepare: Callable[..., PreparedBatch]) -> tuple[Array, Array, Array]:
-            frames, dtype = frames_of(scores, request), accumulation_dtype(scores.dtype)
+            frames = frames_of(scores, request)
             batch = prepare(scores, lattice, request, max_input_length, backward=True)
-            class_scatter = occupancy.class_scatter(lattice, scores.shape[2], dtype, gpu=request.layout.gpu)
+            class_scatter = occupancy.class_scatter(lattice, scores.shape[2], gpu=request.layout.gpu)
             passes = dispatch.implementation(request)
             likelihood, posterior = passes.posterior(batch, scatter=class_scatter.to_classes)
             to_frames = ToFrames(batch.lattice, frames)

@@ -54,11 +54,11 @@ def _posteriors(
 ) -> tuple[Float[Array, "A B states"], Float[Array, "A B C"]]:
     def run(request: Request, problem: Problem) -> tuple[Array, Array]:
         scores = problem.scores
-        frames, dtype = frames_of(scores, request), accumulation_dtype(scores.dtype)
+        frames = frames_of(scores, request)
         lattice = lattices.build_lattice(problem, request)
         batch = prepared.prepare(scores, lattice, request, backward=True)
         passes = dispatch.implementation(request)
-        class_scatter = occupancy.class_scatter(lattice, scores.shape[2], dtype, gpu=request.layout.gpu)
+        class_scatter = occupancy.class_scatter(lattice, scores.shape[2], gpu=request.layout.gpu)
         likelihood, posterior = passes.posterior(batch, every_blank=True)
         to_classes = posterior._replace(label=class_scatter.to_classes(posterior.label))
         if batch.emissions.scores is None:  # a caller that uses the classes alone needs no memory for all states

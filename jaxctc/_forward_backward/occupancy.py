@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Integer
+from jaxtyping import Array, Float, Int, Integer
 
 from jaxctc._forward_backward.bidirectional import Posterior
 from jaxctc._lattice import indexing, products
@@ -23,27 +23,32 @@ from jaxctc._types import Request
 class ClassScatter(NamedTuple):
     """Which of K bins the posterior of each column is added to, and which bin each class reads."""
 
-    scatter: Float[Array, "N 2 W K"]
-    """1 where a column is added to a bin, else 0."""
+    bin_of_column: Int[Array, "N 2 W"]
+    """The bin of each column, in each direction's own order; -1 where there is no label."""
     bin_of_class: Integer[Array, "N C"]
     """The bin of each class."""
     class_of_bin: Int[Array, "N K"]
     """The class of each bin."""
+    gpu: bool
 
     def to_classes(
         self, label: Float[Array, "N 2 M W"], precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST
     ) -> Float[Array, "N 2 M K"]:
+        bin_of_column = self.bin_of_column
+        if self.gpu:
+            # The matrix takes memory only once the forward pass is over.
+            label, bin_of_column = lax.optimization_barrier((label, bin_of_column))
+        matrix = products.one_hot(bin_of_column, self.class_of_bin.shape[1]).astype(label.dtype)
         # The default precision of a product is low on TPU and GPU.
-        return jnp.einsum("ndmw,ndwk->ndmk", label, self.scatter, precision=precision)
+        return jnp.einsum("ndmw,ndwk->ndmk", label, matrix, precision=precision)
 
 
-def class_scatter(lattice: Lattice, classes: Size, dtype: jnp.dtype, *, gpu: bool = False) -> ClassScatter:
-    """Return the class scatter of this lattice; `gpu` asks for the form that takes a GPU few kernels."""
+def class_scatter(lattice: Lattice, classes: Size, *, gpu: bool = False) -> ClassScatter:
+    """Return the class scatter of this lattice; `gpu` asks for the form that takes a GPU few kernels, little memory."""
     sequences, columns = lattice.labels.shape
     if is_at_most(classes, 2 * columns):
         bin_of_class = jnp.broadcast_to(row_of_indices(classes), (sequences, classes))
-        matrix = _scatter_matrix(lattice, lattice.labels, classes)
-        return ClassScatter(matrix.astype(dtype), bin_of_class, bin_of_class)
+        return ClassScatter(_bins_of_columns(lattice, lattice.labels), bin_of_class, bin_of_class, gpu)
     # There are only as many bins as columns: each class has the first column that holds it.
     if gpu:
         bin_of_class = _compared_bins(lattice, classes)
@@ -51,8 +56,8 @@ def class_scatter(lattice: Lattice, classes: Size, dtype: jnp.dtype, *, gpu: boo
     else:
         first_column = _first_columns(lattice)
         bin_of_class = _bins_of_classes(lattice, first_column, classes)
-    matrix = _scatter_matrix(lattice, first_column.astype(jnp.int32), columns)
-    return ClassScatter(matrix.astype(dtype), bin_of_class, lattice.labels)
+    bin_of_column = _bins_of_columns(lattice, first_column.astype(jnp.int32))
+    return ClassScatter(bin_of_column, bin_of_class, lattice.labels, gpu)
 
 
 def class_posterior(
@@ -94,10 +99,9 @@ def all_but_best(
     return frames_first(to_frames.numbers(labels + blank), request)
 
 
-def _scatter_matrix(lattice: Lattice, first_column: Int[Array, "N W"], bins: Size) -> Bool[Array, "N 2 W K"]:
-    """Return which column is added to which bin."""
-    both = indexing.labels_with_reversed(first_column, lattice)
-    return products.one_hot(jnp.where(has_label(lattice)[:, None], both, -1), bins)
+def _bins_of_columns(lattice: Lattice, bins: Int[Array, "N W"]) -> Int[Array, "N 2 W"]:
+    """Return the bins of the columns of both directions, from those of the forward one."""
+    return jnp.where(has_label(lattice)[:, None], indexing.labels_with_reversed(bins, lattice), -1)
 
 
 def _first_columns(lattice: Lattice) -> Int[Array, "N W"]:
