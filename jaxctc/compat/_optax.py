@@ -96,7 +96,7 @@ def optax_ctc_loss_with_forward_probs(
         [3.0, 2.0]
     """
     problem, frame_mask, request = _padded(logits, logit_paddings, labels, label_paddings, blank_id)
-    return _losses(problem, frame_mask, request), *forward_variables(request, problem, frame_mask)
+    return _losses(problem, frame_mask, request), *forward_variables(request, problem, jnp.asarray(frame_mask))
 
 
 def _padded(
@@ -144,9 +144,9 @@ def _losses(problem: Problem, frame_mask: ArrayLike, request: Request) -> Float[
     values = checks.host_values(frame_mask)
     is_last = values is not None and not (~values[:, :-1] & values[:, 1:]).any()
     if request.frame_axis is not None and not is_last:  # each device has its own frames
-        scores = lattices.padding_last(problem.scores, frame_mask, request)
+        scores = lattices.padding_last(problem.scores, jnp.asarray(frame_mask), request)
         problem, is_last = problem._replace(scores=scores), True
-    return _compiled(problem, None if is_last else frame_mask, request)
+    return _compiled(problem, None if is_last else jnp.asarray(frame_mask), request)
 
 
 @functools.partial(jax.jit, static_argnames="request")
