@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Integer
 
 from jaxctc._forward_backward.bidirectional import Posterior
+from jaxctc._forward_backward.scaled_emissions import is_other
 from jaxctc._lattice import indexing, products
 from jaxctc._lattice.lattices import Lattice, frames_first, has_label, row_of_indices
 from jaxctc._lattice.to_frames import ToFrames
@@ -87,15 +88,9 @@ def all_but_best(
     It has more digits than one minus the probability of that class has. The labels of `posterior` have been added up by
     `ClassScatter.to_classes`.
     """
-
-    def but_best(x: Float[Array, "..."], label: Array, best: Array) -> Float[Array, "..."]:
-        # This avoids a comparison: a CPU adds and multiplies eight numbers at a time, but selects one.
-        distance = label - best
-        return x * jnp.minimum(distance * distance, 1)
-
     label = class_scatter.class_of_bin[:, None, None].astype(best.dtype)
-    labels = but_best(posterior.label, label, best[..., None]).sum(axis=3)
-    blank = but_best(posterior.blank, jnp.asarray(request.blank, best.dtype), best)
+    labels = (posterior.label * is_other(label, best[..., None])).sum(axis=3)
+    blank = posterior.blank * is_other(jnp.asarray(request.blank, best.dtype), best)
     return frames_first(to_frames.numbers(labels + blank), request)
 
 

@@ -47,9 +47,7 @@ def _normalizer(
     peak = jnp.where(jnp.isneginf(peak), 0, peak)
     if not gpu:
         peak, best = lax.optimization_barrier((peak, best))
-    # This avoids a comparison: a CPU adds and multiplies eight numbers at a time, but selects one.
-    distance = jnp.arange(logits.shape[2], dtype=score.dtype)[None, None] - best[:, :, None]
-    is_other = jnp.minimum(distance * distance, 1)
+    is_other = scaled_emissions.is_other(jnp.arange(logits.shape[2], dtype=score.dtype)[None, None], best[:, :, None])
     others = (jnp.exp(logits.astype(score.dtype) - peak[:, :, None]) * is_other).sum(axis=2)
     above_one = jnp.where(score <= LOG_ZERO, 0, jnp.expm1(score - peak)) + others
     return Normalizer(*lax.optimization_barrier((peak, jnp.log1p(above_one), best, others / (1 + above_one))))
@@ -87,12 +85,12 @@ def _start(
     steps: Size, scores: Float[Array, "A B C"], max_input_length: Int[Array, ""] | None, request: Request
 ) -> Index:
     """Return a step before which none reads a frame within the length of any sequence."""
-    if max_input_length is None and request.layout.runs == "loops":
+    if max_input_length is not None:
+        return jnp.clip(steps - (max_input_length + 1) // 2, 0, steps)
+    if request.layout.runs == "loops":
         return 0  # few steps read no frame (see `segments`)
-    if max_input_length is None:
-        start = steps - -(-frames_of(scores, request) // 2)
-        return start if is_known(start) else jnp.asarray(start)
-    return jnp.clip(steps - (max_input_length + 1) // 2, 0, steps)
+    start = steps - -(-frames_of(scores, request) // 2)
+    return start if is_known(start) else jnp.asarray(start)
 
 
 def prepare(

@@ -21,7 +21,7 @@ def in_parts(nats: Float[Array, "steps N"], *, gpu: bool = False) -> tuple[Float
     """Return the sum over frames in two parts: whole 256ths of a nat, whose sum is exact, and the remainder."""
     offset = jnp.round(nats * _PARTS) / _PARTS
     if gpu:
-        offset, rest = together((offset, nats - offset), 0)
+        offset, rest = _together(offset, nats - offset)
         return offset, rest
     return _sum(offset), _sum(nats - offset)
 
@@ -39,13 +39,13 @@ def log_likelihood(likelihood: Scaled, log_scale: tuple[Float[Array, " N"], Floa
     return (offset + exponent * _LOG_2) + (rest + exponent * (math.log(2) - _LOG_2) + jnp.log1p(mantissa))
 
 
-def together(arrays: tuple[Float[Array, "..."], ...], axis: int) -> tuple[Array, ...]:
-    """Return the sum of each array over an axis, which a GPU computes in one kernel: no thread adds up many numbers.
+def _together(*arrays: Float[Array, "steps N"]) -> tuple[Float[Array, " N"], ...]:
+    """Return the sum of each array over steps, which a GPU computes in one kernel: no thread adds up many numbers.
 
     On another platform one thread adds all numbers up, one after the other.
     """
     zeros = tuple(np.zeros((), x.dtype) for x in arrays)
-    return tuple(lax.reduce(arrays, zeros, lambda a, b: tuple(map(jnp.add, a, b)), (axis,)))
+    return tuple(lax.reduce(arrays, zeros, lambda a, b: tuple(map(jnp.add, a, b)), (0,)))
 
 
 def _sum(x: Float[Array, "steps N"]) -> Float[Array, " N"]:

@@ -3,6 +3,7 @@
 A TPU multiplies with one-hot matrices and takes slices (see `products`); every other platform gathers.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -30,9 +31,7 @@ class ToFrames(NamedTuple):
 
         if x.size == 0:
             return jnp.zeros((self.frames, sequences), x.dtype)
-        if self.lattice.frame_order is not None:
-            return gathered()
-        return indexing.on_tpu(lambda: products.by_frame(x, self.lattice, self.frames).T, gathered)
+        return self._form(lambda: products.by_frame(x, self.lattice, self.frames).T, gathered)
 
     def classes(self, x: Float[Array, "N 2 M K"], bin_of_class: Integer[Array, "N C"]) -> Float[Array, "T N C"]:
         """Return the number of each class that the step has that reads each frame.
@@ -56,4 +55,8 @@ class ToFrames(NamedTuple):
 
         if sequences == 0:
             return jnp.zeros(shape, x.dtype)
+        return self._form(multiplied, gathered)
+
+    def _form(self, multiplied: Callable[[], Array], gathered: Callable[[], Array]) -> Array:
+        """Return what suits the platform; slices of consecutive frames do where the frames have no other order."""
         return gathered() if self.lattice.frame_order is not None else indexing.on_tpu(multiplied, gathered)

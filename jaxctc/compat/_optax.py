@@ -122,8 +122,8 @@ def _unpadded(
     values = checks.host_values(made)
     padding = (made if values is None else values).astype(np.float32)
     wrong = (padding != 0) & (padding != 1)
-    resumed = (padding[:, 1:] == 0) & (padding[:, :-1] != 0)
     mask = padding == 0
+    resumed = _resumed(mask)
     if values is None:
         legal = ~wrong.any(axis=1) & (anywhere | ~resumed.any(axis=1))
         return mask, jnp.where(legal, mask.sum(axis=1, dtype=jnp.int32), -1)
@@ -140,9 +140,14 @@ def _unpadded(
     return mask, mask.sum(axis=1)
 
 
+def _resumed(mask: Bool[Array | np.ndarray, "N T"]) -> Bool[Array | np.ndarray, "N T-1"]:
+    """Return where a position is no padding though the one before it is."""
+    return mask[:, 1:] & ~mask[:, :-1]
+
+
 def _losses(problem: Problem, frame_mask: ArrayLike, request: Request) -> Float[Array, " N"]:
     values = checks.host_values(frame_mask)
-    is_last = values is not None and not (~values[:, :-1] & values[:, 1:]).any()
+    is_last = values is not None and not _resumed(values).any()
     if request.frame_axis is not None and not is_last:  # each device has its own frames
         scores = lattices.padding_last(problem.scores, jnp.asarray(frame_mask), request)
         problem, is_last = problem._replace(scores=scores), True
