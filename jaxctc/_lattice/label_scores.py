@@ -56,8 +56,11 @@ class LabelScores(NamedTuple):
         gather = functools.partial(_gathered, request.blank, sequence_axis, request.layout.gpu)
 
         def once() -> Fetched:
-            # What XLA fuses with a gather is no longer done eight at a time; the barrier prevents this.
             used, blank = lax.optimization_barrier(gather(scores, frame_map.frame, labels))
+            return Fetched(used, _best(used), blank)
+
+        def once_apart() -> Fetched:
+            used, blank = _platforms.apart(lambda: gather(scores, frame_map.frame, labels))
             return Fetched(used, _best(used), blank)
 
         def twice() -> Fetched:
@@ -72,7 +75,7 @@ class LabelScores(NamedTuple):
         # Where the classes are on several devices, a second gather would communicate a second time.
         if is_xlas_to_divide(scores):
             return once()
-        return twice() if request.layout.gpu else _platforms.form(once, cuda=twice, rocm=twice)
+        return twice() if request.layout.gpu else _platforms.form(once_apart, cuda=twice, rocm=twice)
 
     def multiplied(self, frame_map: FrameMap) -> Fetched:
         """Return the same as `fetch`, but +inf for a NaN: by products, and by slices of consecutive frames."""
