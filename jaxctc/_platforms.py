@@ -66,13 +66,14 @@ def form(default: Callable[[], _T], **others: Callable[[], _T]) -> _T:
     return others.get(platform, default)()
 
 
-def apart(function: Callable[[], _T]) -> _T:
-    """Return what the function returns; on a CPU, XLA compiles the function as a call, which it does not inline.
+def apart(function: Callable[..., _T]) -> Callable[..., _T]:
+    """Return a function that does the same and, on a CPU, is a call in XLA's program: nothing is fused with it."""
 
-    It fuses nothing across the edge of a call: neither an operation that keeps others from being done eight at a time,
-    nor the reshaping that it puts after every gather, which is as slow. The function may be called more than once.
-    """
-    return form(function, cpu=lambda: set_xla_metadata(jax.jit(function)(), inlineable="false"))
+    def called(*operands: Any) -> _T:
+        # Attributes of its results become those of the call. Without them XLA would inline it.
+        return set_xla_metadata(jax.jit(function)(*operands), inlineable="false")
+
+    return lambda *operands: form(lambda: function(*operands), cpu=lambda: called(*operands))
 
 
 @contextlib.contextmanager

@@ -55,12 +55,14 @@ class LabelScores(NamedTuple):
         sequence_axis = 0 if request.batch_first else 1
         gather = functools.partial(_gathered, request.blank, sequence_axis, request.layout.gpu)
 
-        def once() -> Fetched:
-            used, blank = lax.optimization_barrier(gather(scores, frame_map.frame, labels))
-            return Fetched(used, _best(used), blank)
+        # Where the classes are on several devices, a second gather would communicate a second time.
+        divided = is_xlas_to_divide(scores)
 
-        def once_apart() -> Fetched:
-            used, blank = _platforms.apart(lambda: gather(scores, frame_map.frame, labels))
+        def once() -> Fetched:
+            # What XLA fuses with a gather is no longer done eight at a time. The barrier prevents this; what jax 0.10
+            # reshapes the result by is fused with the code that uses it all the same, unless the gather is a call.
+            run = gather if divided else _platforms.apart(gather)
+            used, blank = lax.optimization_barrier(run(scores, frame_map.frame, labels))
             return Fetched(used, _best(used), blank)
 
         def twice() -> Fetched:
@@ -72,10 +74,9 @@ class LabelScores(NamedTuple):
         if scores.shape[1 - sequence_axis] == 0:
             none = jnp.zeros(frame_map.frame.shape, scores.dtype)
             return Fetched(jnp.zeros((*none.shape, labels.shape[2]), scores.dtype), none, none)
-        # Where the classes are on several devices, a second gather would communicate a second time.
-        if is_xlas_to_divide(scores):
+        if divided:
             return once()
-        return twice() if request.layout.gpu else _platforms.form(once_apart, cuda=twice, rocm=twice)
+        return twice() if request.layout.gpu else _platforms.form(once, cuda=twice, rocm=twice)
 
     def multiplied(self, frame_map: FrameMap) -> Fetched:
         """Return the same as `fetch`, but +inf for a NaN: by products, and by slices of consecutive frames."""
