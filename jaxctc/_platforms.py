@@ -8,7 +8,7 @@ never lowered is never traced: that of the loss alone, where the gradient is ask
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,27 @@ from jax.extend.core import ClosedJaxpr, Primitive
 from jax.interpreters import batching, mlir
 from jax.sharding import AxisType
 
+from jaxctc._sizes import is_known
+
 _T = TypeVar("_T")
 _Form = Callable[..., list[jax.Array]]
 """A function of the flat operands that returns flat results."""
 _Forms = tuple[tuple[str, _Form], ...]
 _DEFAULT = "default"
-_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
-"""The platform that the program is lowered for which is being traced, if that is known."""
+_UNTRIED = (0, 12)
+"""The first version of JAX with which `in_one_kernel` was not tried: XLA promises nothing about it."""
+
+
+class _Lowering(NamedTuple):
+    """What is known when a program is traced because it is lowered."""
+
+    platform: str | None = None
+    """The platform, if it is one."""
+    one_kernel: bool = False
+    """Whether `in_one_kernel` may do what it says."""
+
+
+_lowering: contextvars.ContextVar[_Lowering] = contextvars.ContextVar("lowering", default=_Lowering())  # noqa: B039
 
 
 def by_platform(
@@ -60,7 +74,7 @@ def form(default: Callable[[], _T], **others: Callable[[], _T]) -> _T:
 
     Where the platform is known, as in what `by_platform` traces, no other function is called.
     """
-    platform = _platform.get()
+    platform = _lowering.get().platform
     if platform is None:
         return lax.platform_dependent(default=default, **others)
     return others.get(platform, default)()
@@ -68,21 +82,41 @@ def form(default: Callable[[], _T], **others: Callable[[], _T]) -> _T:
 
 def apart(function: Callable[..., _T]) -> Callable[..., _T]:
     """Return a function that does the same and, on a CPU, is a call in XLA's program: nothing is fused with it."""
-
-    def called(*operands: Any) -> _T:
-        # Attributes of its results become those of the call. Without them XLA would inline it.
-        return set_xla_metadata(jax.jit(function)(*operands), inlineable="false")
-
+    called = _called(function)
     return lambda *operands: form(lambda: function(*operands), cpu=lambda: called(*operands))
 
 
+def in_one_kernel(function: Callable[..., _T]) -> Callable[..., _T]:
+    """Return a function that does the same; where it is lowered for a CPU alone, it is one kernel, loops included.
+
+    Elsewhere every operation in a loop is a kernel of its own, which takes 25 ms to compile and a microsecond to start.
+    XLA does this with small loops of its own accord. It aborts if it finds an operand that is not used: the function
+    uses all, whatever their values, and no other array. There can be no reduction that XLA would hand to a library (see
+    `reductions`).
+    """
+    if not (_lowering.get().one_kernel and jax.__version_info__[:2] < _UNTRIED):
+        return function
+    called = _called(function, xla_cpu_small_call="true")
+    # Without the barrier XLA would move an operand that is constant into the call.
+    return lambda *operands: called(*lax.optimization_barrier(operands))
+
+
+def _called(function: Callable[..., _T], **attributes: str) -> Callable[..., _T]:
+    # Attributes of its results become those of the call. Without them XLA would inline it.
+    return lambda *operands: set_xla_metadata(jax.jit(function)(*operands), inlineable="false", **attributes)
+
+
 @contextlib.contextmanager
-def _lowering_for(platforms: Sequence[str]) -> Iterator[None]:
-    token = _platform.set(platforms[0] if len(platforms) == 1 else None)
+def _lowering_for(platforms: Sequence[str], operands: Sequence[jax.Array]) -> Iterator[None]:
+    platform = platforms[0] if len(platforms) == 1 else None
+    sizes = [size for x in operands for size in x.shape]
+    # Where an array is empty, XLA removes what uses it, and finds operands that are not used.
+    one_kernel = platform == "cpu" and is_known(*sizes) and 0 not in sizes
+    token = _lowering.set(_Lowering(platform, one_kernel))
     try:
         yield
     finally:
-        _platform.reset(token)
+        _lowering.reset(token)
 
 
 def _zeros(like: Any) -> ClosedJaxpr:
@@ -130,7 +164,7 @@ def _lowered(context: mlir.LoweringRuleContext, *operands: Any, forms: _Forms, r
     mine = {name: form for name, form in forms if name in (_DEFAULT, *platforms)}
 
     def run(*operands: jax.Array) -> list[jax.Array]:
-        with _lowering_for(platforms):
+        with _lowering_for(platforms, operands):
             if len(platforms) > 1:
                 return lax.platform_dependent(*operands, **mine)
             return mine.get(platforms[0], mine[_DEFAULT])(*operands)

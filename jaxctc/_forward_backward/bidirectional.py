@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Complex, Float
 
-from jaxctc._forward_backward import equations, scaled
+from jaxctc._forward_backward import equations, reductions, scaled
 from jaxctc._forward_backward.buffers import (
     MARGIN,
     StateBuffers,
@@ -192,7 +192,7 @@ class _BackwardPass(NamedTuple):
 
     def blank_posteriors(self, *, every_blank: bool) -> tuple[Float[Array, "N 2 K"], Float[Array, "N 2 K W"] | None]:
         """Return the posterior of all blanks after each step and, if `every_blank`, that of each blank."""
-        sums = interleaved(self.odd.sum(axis=3), self.even.sum(axis=3)[:, :, 1:])
+        sums = interleaved(*(reductions.sum_of_probabilities(x, (3,)) for x in (self.odd, self.even[:, :, 1:])))
         return sums, interleaved(self.odd, self.even[:, :, 1:]) if every_blank else None
 
     def before_segment(self) -> "_BackwardPass":

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Complex, Float
 
+from jaxctc._forward_backward import reductions
 from jaxctc._sizes import Size
 from jaxctc._types import LOG_ZERO
 
@@ -141,11 +142,11 @@ def from_left(a: Scaled) -> Scaled:
 
 def total(a: Scaled, axis: tuple[int, ...]) -> Scaled:
     """Return the sum over some axes, which stay in the result with size 1."""
-    exponent = a.exponent.max(axis=axis, keepdims=True)
+    exponent = lax.expand_dims(reductions.maximum(a.exponent, axis), axis)
     power = _power_of_two(a.exponent - exponent)
     rest = jnp.where(power < 1, (1 + a.mantissa) * power, a.mantissa)
     # Leading ones of the largest power are counted, and all else is added up apart: one of them is not in the mantissa.
-    rest, ones = (x.sum(axis=axis, keepdims=True) for x in (rest, jnp.floor(power)))
+    rest, ones = (lax.expand_dims(x, axis) for x in reductions.sums(rest, jnp.floor(power), axis=axis))
     return renormalized(Scaled(rest + (ones - 1), exponent))
 
 

@@ -3,10 +3,9 @@
 import math
 
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 from jaxtyping import Array, Float
 
+from jaxctc._forward_backward import reductions
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._sizes import is_known
 
@@ -21,7 +20,7 @@ def in_parts(nats: Float[Array, "steps N"], *, gpu: bool = False) -> tuple[Float
     """Return the sum over frames in two parts: whole 256ths of a nat, whose sum is exact, and the remainder."""
     offset = jnp.round(nats * _PARTS) / _PARTS
     if gpu:
-        offset, rest = _together(offset, nats - offset)
+        offset, rest = reductions.sums(offset, nats - offset, axis=(0,))
         return offset, rest
     return _sum(offset), _sum(nats - offset)
 
@@ -37,15 +36,6 @@ def log_likelihood(likelihood: Scaled, log_scale: tuple[Float[Array, " N"], Floa
     mantissa = jnp.where(halved, (likelihood.mantissa - 1) / 2, likelihood.mantissa)
     exponent = likelihood.exponent + jnp.where(halved, 1, 0)
     return (offset + exponent * _LOG_2) + (rest + exponent * (math.log(2) - _LOG_2) + jnp.log1p(mantissa))
-
-
-def _together(*arrays: Float[Array, "steps N"]) -> tuple[Float[Array, " N"], ...]:
-    """Return the sum of each array over steps, which a GPU computes in one kernel: no thread adds up many numbers.
-
-    On another platform one thread adds all numbers up, one after the other.
-    """
-    zeros = tuple(np.zeros((), x.dtype) for x in arrays)
-    return tuple(lax.reduce(arrays, zeros, lambda a, b: tuple(map(jnp.add, a, b)), (0,)))
 
 
 def _sum(x: Float[Array, "steps N"]) -> Float[Array, " N"]:

@@ -1,9 +1,11 @@
 """Give XLA's loops and the kernels of each platform one interface: two functions of a prepared batch."""
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from jaxtyping import Array, Float
 
+from jaxctc import _platforms
 from jaxctc._forward_backward import bidirectional, gpu_loops
 from jaxctc._forward_backward.bidirectional import Posterior, Scatter
 from jaxctc._forward_backward.prepared import PreparedBatch
@@ -11,6 +13,8 @@ from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
 from jaxctc._lattice.frame_map import Index
 from jaxctc._mesh import mapped_over
+
+_T = TypeVar("_T")
 
 
 def unchanged(label: Float[Array, "N 2 K W"], *_: Any) -> Float[Array, "N 2 K W"]:
@@ -37,14 +41,40 @@ class Loops:
     """The loops that XLA compiles for every platform, as a CPU runs them fastest."""
 
     def likelihood(self, batch: PreparedBatch) -> Scaled:
-        return bidirectional.likelihood(batch.emissions, batch.start, batch.segment, batch.initial)
+        def run(emissions: ScaledEmissions, start: Index) -> Scaled:
+            return bidirectional.likelihood(emissions, start, batch.segment, batch.initial)
+
+        return self._run(run, batch)
 
     def posterior(
         self, batch: PreparedBatch, *, every_blank: bool = False, scatter: Scatter = unchanged
     ) -> tuple[Scaled, Posterior]:
-        return bidirectional.posterior(
-            batch.emissions, batch.segment, batch.start, batch.initial, every_blank=every_blank, scatter=scatter
-        )
+        # A matrix product is no part of a kernel.
+        stored = batch.emissions.scores is not None
+        inside, outside = (unchanged, scatter) if stored else (scatter, unchanged)
+
+        def run(emissions: ScaledEmissions, start: Index) -> tuple[Scaled, Posterior]:
+            return bidirectional.posterior(
+                emissions, batch.segment, start, batch.initial, every_blank=every_blank, scatter=inside
+            )
+
+        value, found = self._run(run, batch)
+        return value, found._replace(label=outside(found.label))
+
+    @staticmethod
+    def _run(run: Callable[[ScaledEmissions, Index], _T], batch: PreparedBatch) -> _T:
+        """Return what `run` returns; where it recomputes no scores, and so gathers nothing, it is one kernel."""
+        emissions, start = batch.emissions, batch.start
+        if emissions.scores is None:
+            return run(emissions, start)
+        known = isinstance(start, int)
+
+        def loops(scores: Array, blank: Scaled, skip: Array, target_lengths: Array, start: Index = start) -> _T:
+            same = emissions._replace(scores=scores, blank=blank, skip=skip, target_lengths=target_lengths)
+            return run(same, start)
+
+        used = emissions.scores, emissions.blank, emissions.skip, emissions.target_lengths
+        return _platforms.in_one_kernel(loops)(*used, *(() if known else (start,)))
 
 
 class GpuLoops:
