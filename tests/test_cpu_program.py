@@ -30,7 +30,8 @@ def called(text):
     return set(ours), re.findall(r"\n%([\w.\-]+) \(.*?\n}", text)
 
 
-@pytest.mark.parametrize("frames", [30, 700])  # all states stored, and segments recomputed
+# All states are stored, or segments recomputed.
+@pytest.mark.parametrize("frames", [30, pytest.param(700, marks=pytest.mark.full)])
 @pytest.mark.parametrize("function", PROGRAMS)
 def test_the_recursion_is_one_kernel(function, frames):
     text = jax.jit(function).lower(*problem(frames)).compile().as_text()
@@ -44,7 +45,7 @@ def test_the_gathered_scores_are_a_call():
     assert sorted(attributes) == ['inlineable = "false"', f'inlineable = "false", {MARK.replace("=", " = ")}']
 
 
-@pytest.mark.parametrize("axes", [(), (0,), (2,)])
+@pytest.mark.parametrize("axes", [(), (0,), pytest.param((2,), marks=pytest.mark.full)])
 @pytest.mark.parametrize(("frames", "sequences", "labels"), [(0, 2, 1), (5, 0, 2), (5, 2, 0), (1, 1, 1)])
 def test_of_an_empty_array_there_is_no_such_kernel(axes, frames, sequences, labels):
     """XLA would abort the process if it removed what uses an operand."""
