@@ -1,6 +1,7 @@
 """Define the programs that JAX compiles, and run them on the blocks of a batch."""
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -164,16 +165,21 @@ def _joined(batch: Batch, pieces: list[Tensor]) -> Tensor:
 _Program: TypeAlias = dict[str, Callable[..., tuple[jax.Array, ...]]]
 """What JAX compiles of one function, by the type of PyTorch's device."""
 
-# XLA would divide the larger steps of a loop among threads, and wait for each of them at every turn. The blocks occupy
-# the cores already.
-_WITHOUT_XLA_S_THREADS = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
+_ON_CPU = {
+    # XLA would divide the larger steps of a loop among threads, and wait for each of them at every turn. The blocks
+    # occupy the cores already.
+    "xla_disable_hlo_passes": "cpu-parallel-task-assigner",
+    # LLVM then unrolls fewer loops: compiling takes a fifth less, and the program is as fast as with the default of 3.
+    "xla_backend_optimization_level": 1,
+}
+_ON_CPU = {name: value for name, value in _ON_CPU.items() if name not in os.environ.get("XLA_FLAGS", "")}
 
 
 def _program(*static: int) -> Callable[[Callable[..., tuple[jax.Array, ...]]], _Program]:
     """Return a decorator that has JAX compile a function; the arguments at `static` are no arrays."""
 
     def compiled(function: Callable[..., tuple[jax.Array, ...]]) -> _Program:
-        compiler_options = {"cpu": _WITHOUT_XLA_S_THREADS, "cuda": None}
+        compiler_options = {"cpu": _ON_CPU, "cuda": None}
         return {
             device: jax.jit(function, static_argnums=static, compiler_options=options)
             for device, options in compiler_options.items()
