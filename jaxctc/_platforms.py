@@ -25,8 +25,9 @@ _Form = Callable[..., list[jax.Array]]
 """A function of the flat operands that returns flat results."""
 _Forms = tuple[tuple[str, _Form], ...]
 _DEFAULT = "default"
-_UNTRIED = (0, 12)
-"""The first version of JAX with which `in_one_kernel` was not tried: XLA promises nothing about it."""
+ONE_KERNEL = jax.__version_info__ < (0, 12)
+"""Whether `in_one_kernel` can do what it says. From JAX 0.12 on XLA makes each loop a kernel of its own accord: it would
+gain nothing, and XLA promises nothing about such calls."""
 
 
 class _Lowering(NamedTuple):
@@ -94,7 +95,7 @@ def in_one_kernel(function: Callable[..., _T]) -> Callable[..., _T]:
     uses all, whatever their values, and no other array. There can be no reduction that XLA would hand to a library (see
     `reductions`).
     """
-    if not (_lowering.get().one_kernel and jax.__version_info__[:2] < _UNTRIED):
+    if not _lowering.get().one_kernel:
         return function
     called = _called(function, xla_cpu_small_call="true")
     # Without the barrier XLA would move an operand that is constant into the call.
@@ -111,7 +112,7 @@ def _lowering_for(platforms: Sequence[str], operands: Sequence[jax.Array]) -> It
     platform = platforms[0] if len(platforms) == 1 else None
     sizes = [size for x in operands for size in x.shape]
     # Where an array is empty, XLA removes what uses it, and finds operands that are not used.
-    one_kernel = platform == "cpu" and is_known(*sizes) and 0 not in sizes
+    one_kernel = ONE_KERNEL and platform == "cpu" and is_known(*sizes) and 0 not in sizes
     token = _lowering.set(_Lowering(platform, one_kernel))
     try:
         yield

@@ -10,6 +10,7 @@ import pytest
 
 import jaxctc
 from jaxctc._forward_backward import reductions
+from jaxctc._platforms import ONE_KERNEL
 
 LOSSES = [jaxctc.ctc_loss, jaxctc.ctc_loss_with_logits, functools.partial(jaxctc.ctc_loss, sequences_at_once=2)]
 PROGRAMS = [*LOSSES, *map(jax.grad, LOSSES), lambda *batch: jaxctc.ctc_posteriors(*batch)[1]]
@@ -30,6 +31,7 @@ def kernels(text):
     return set(re.findall(rf" call\(.*to_apply=%([\w.\-]+), frontend_attributes={{[^}}]*{COMPILED}", text))
 
 
+@pytest.mark.skipif(not ONE_KERNEL, reason="this XLA makes each loop a kernel of its own accord")
 # All states are stored, or segments recomputed.
 @pytest.mark.parametrize("frames", [30, pytest.param(700, marks=pytest.mark.full)])
 @pytest.mark.parametrize("function", PROGRAMS)
@@ -42,7 +44,7 @@ def test_the_gathered_scores_are_a_call():
     """Else what jax 0.10 reshapes them by is fused with what scales them, which takes three times as long."""
     text = jax.jit(jaxctc.ctc_loss).lower(*problem(30)).as_text()
     attributes = re.findall(r"call @.*mhlo.frontend_attributes = {(.*?)}", text)
-    assert sorted(attributes) == ['inlineable = "false"', f'inlineable = "false", {LOWERED}']
+    assert sorted(attributes) == ['inlineable = "false"', *[f'inlineable = "false", {LOWERED}'] * ONE_KERNEL]
 
 
 @pytest.mark.parametrize("axes", [(), (0,), pytest.param((2,), marks=pytest.mark.full)])
@@ -52,7 +54,7 @@ def test_of_an_empty_array_there_is_no_such_kernel(axes, frames, sequences, labe
     batch = problem(frames, sequences, labels, *axes)
     function = jax.grad(functools.partial(jaxctc.ctc_loss, reduction="sum"))
     lowered = jax.jit(jax.vmap(function) if axes else function).lower(*batch)
-    assert (LOWERED in lowered.as_text()) == (0 not in (*axes, frames, sequences, labels))
+    assert (LOWERED in lowered.as_text()) == (ONE_KERNEL and 0 not in (*axes, frames, sequences, labels))
     gradient = lowered.compile()(*batch)
     assert gradient.shape == batch[0].shape
     assert jnp.isfinite(gradient).all()
@@ -67,7 +69,7 @@ def test_constant_lengths_stay_operands(frames, target_lengths):
     def loss(scores):
         return jaxctc.ctc_loss(scores, targets, input_lengths, np.array(target_lengths), reduction="none")
 
-    assert LOWERED in jax.jit(loss).lower(scores).as_text()
+    assert (LOWERED in jax.jit(loss).lower(scores).as_text()) == ONE_KERNEL
     losses, reference = (
         jax.jit(functools.partial(jaxctc.ctc_loss, reduction="none", implementation=implementation))(
             scores, targets, input_lengths, np.array(target_lengths)
