@@ -26,8 +26,8 @@ _Form = Callable[..., list[jax.Array]]
 _Forms = tuple[tuple[str, _Form], ...]
 _DEFAULT = "default"
 ONE_KERNEL = jax.__version_info__ < (0, 12)
-"""Whether `in_one_kernel` can do what it says. From JAX 0.12 on XLA makes each loop a kernel of its own accord: it would
-gain nothing, and XLA promises nothing about such calls."""
+"""Whether `in_one_kernel` does what it says. From JAX 0.12 on XLA makes each loop a kernel of its own accord: there it
+would gain nothing, and XLA promises nothing about such calls."""
 
 
 class _Lowering(NamedTuple):

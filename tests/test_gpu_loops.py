@@ -12,7 +12,7 @@ from jax.sharding import SingleDeviceSharding
 
 import jaxctc
 from jaxctc._autodiff import loss_rule
-from jaxctc._forward_backward import bidirectional, gpu_loops, scaled_emissions, segments
+from jaxctc._forward_backward import bidirectional, gpu_loops, occupancy, scaled_emissions, segments
 from jaxctc._lattice import frame_map, lattices
 from jaxctc._types import Layout, Problem, Request
 
@@ -125,6 +125,21 @@ def test_gpus_and_other_platforms_read_the_same_frames():
         assert np.asarray(frames.in_length)[n].sum() == inside.sum()
 
 
+@pytest.mark.parametrize("number", [0.5, 0.0, -1.0, np.nan, np.inf, -np.inf])
+def test_the_bins_of_classes_are_the_same_whatever_the_posterior(number):
+    """They use a number of it, so that XLA computes them once it is known; it may be one that nobody wrote."""
+    batch = problem(13, jnp.float32)
+    lattice = lattices.build_lattice(batch, Request())
+    scatters = [occupancy.class_scatter(lattice, 200, gpu=gpu) for gpu in (True, False)]
+    posterior = jnp.full((*lattice.labels.shape[:1], 2, 4, lattice.labels.shape[1]), number)
+    found, wanted = (np.asarray(scatter.bin_of_class(posterior)) for scatter in scatters)
+    targets, lengths = np.asarray(batch.targets), np.asarray(batch.target_lengths)
+    for row in range(len(targets)):
+        labels = targets[row, : lengths[row]]
+        np.testing.assert_array_equal(found[row, labels], wanted[row, labels])
+        np.testing.assert_array_equal(targets[row, found[row, labels]], labels)
+
+
 @pytest.fixture(scope="module")
 def counting():
     """Return the module that counts what XLA compiles; a wheel is tested without it."""
@@ -154,6 +169,8 @@ def compile_for(counting):
         ("8.0", "bfloat16", "300,32,1024,60", "gradient"),
         ("12.0", "float32", "1000,256,128,200", "gradient"),
         ("9.0", "bfloat16", "80,64,6000,20", "gradient"),
+        ("9.0", "float32", "50,16,20,30", "gradient"),
+        ("9.0", "float32", "64,4,32,16", "gradient"),
     ],
 )
 def test_a_gpu_has_few_launches_and_never_waits_for_the_host(compile_for, counting, capability, dtype, sizes, job):
@@ -161,9 +178,11 @@ def test_a_gpu_has_few_launches_and_never_waits_for_the_host(compile_for, counti
     shape = counting.Shape.parse(sizes)
     counted, temporary = compile_for(capability, job, shape, dtype)
     assert counted.unknown == 0
-    assert counted.in_loops <= {"loss": 0.55, "gradient": 1.1}[job] * shape.T
+    # The fewest turns of a short input are many for its frames.
+    assert counted.in_loops <= {"loss": 0.55, "gradient": 1.1 if shape.T > 50 else 1.2}[job] * shape.T
     assert counted.beside <= 40
-    assert temporary <= counting.tables(shape)
+    # The scores and one table, where these are much beside all else.
+    assert temporary <= counting.tables(shape) * (0.6 if shape.T >= 256 else 1)
     assert counted.kinds <= {"fusion", "copy"}
 
 

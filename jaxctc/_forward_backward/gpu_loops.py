@@ -9,12 +9,12 @@ kernel, and waits for the host after each turn of a loop whose length the host d
   kernel, which reads the states of both directions whole and writes new ones: a step needs its left neighbour alone,
   and the second step of the two computes this neighbour's first step once more.
 - No state is stored. The forward pass stores, for each sum of two states, what fraction of it the smaller one is
-  (`scaled.smaller_fraction`), one number for each state and step. The backward pass needs nothing else, and writes the
-  posterior in the place of the fractions that it has read.
+  (`scaled.smaller_fraction`), one number for each state and step. Those of labels overwrite the scores of the step. The
+  backward pass needs nothing else, and writes the posterior in the place of the fractions that it has read.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
 from jax import lax
@@ -35,10 +35,12 @@ _STEPS = 2
 """The steps of one kernel: of three, the third would compute three columns of the first step and two of the second."""
 _MOST = 16
 """The most steps of a turn: with each, the compiler has another kernel to make."""
-_OVERHEAD = 2
-"""The launches of a turn besides those of its steps: its counter, and what it stores."""
+_OVERHEAD = 3
+"""The launches of a turn besides those of its steps: its counter, and what it stores of labels and of blanks."""
+_FEWEST = 4
+"""The fewest turns of an input that is not very short: until the end of a turn its steps take twice the memory."""
 LARGE = 1 << 31
-"""The most bytes of scores; the fractions are two times as many."""
+"""The most bytes of scores; the fractions are two times as many, half of them in the place of the scores."""
 
 
 class _States(NamedTuple):
@@ -58,10 +60,26 @@ class _Fractions(NamedTuple):
 
 
 class _Occupancy(NamedTuple):
-    """The posterior (occupancy) of each state after a step, stored in the place of the step's `_Fractions`."""
+    """The posterior (occupancy) of each state after a step."""
 
     label: Float[Array, "N 2 W"]
     blank: Float[Array, "N 2 W"]
+
+
+_Row = TypeVar("_Row", _Fractions, _Occupancy)
+
+
+class _Stored(NamedTuple):
+    """What is stored of each step: its `_Fractions`, and from the backward pass on the `_Occupancy` after it."""
+
+    label: Float[Array, "N 2 M W"]
+    """Before the forward pass, the scores."""
+    blank: Float[Array, "N 2 M W"]
+
+    def write(self, first: Index, found: Sequence[tuple[Array, Array]]) -> "_Stored":
+        """Return it with what is stored of these steps from `first` on replaced."""
+        rows = (jnp.stack(x, axis=2) for x in zip(*found, strict=True))
+        return _Stored(*(lax.dynamic_update_slice_in_dim(x, y, first, axis=2) for x, y in zip(self, rows, strict=True)))
 
 
 def turn_size(frames: int) -> int:
@@ -70,7 +88,8 @@ def turn_size(frames: int) -> int:
     def launches(size: int) -> int:
         return step_count(frames, size) // size * (size // _STEPS + _OVERHEAD)
 
-    return min(range(_MOST, 0, -_STEPS), key=launches)
+    most = min(_MOST, max(frames // (2 * _FEWEST), 2 * _STEPS))
+    return min(range(_STEPS, most + 1, _STEPS), key=lambda size: (launches(size), -size))
 
 
 def likelihood(emissions: ScaledEmissions, size: int) -> Scaled:
@@ -87,29 +106,27 @@ def posterior(
     emissions: ScaledEmissions, size: int, *, every_blank: bool = False, scatter: Scatter = lambda label: label
 ) -> tuple[Scaled, Posterior]:
     """Return what `bidirectional.posterior` returns, in turns of `size` steps. The scores are stored."""
-    turns = emissions.steps // size
-    shape = (turns, size, len(_Fractions._fields), *emissions.skip.shape)
-    table = varying_like(emissions.blank, lax.empty(shape, emissions.stored_scores.dtype))
+    turns, scores = emissions.steps // size, emissions.stored_scores
+    stored = _Stored(scores, varying_like(emissions.blank, lax.empty(scores.shape, scores.dtype)))
 
-    def onward(i: Index, carry: tuple[_States, Array]) -> tuple[_States, Array]:
-        states, table = carry
-        states, fractions = _forward_steps(emissions, i * size, size, states)
-        return states, lax.dynamic_update_index_in_dim(table, fractions, i, 0)
+    def onward(i: Index, carry: tuple[_States, _Stored]) -> tuple[_States, _Stored]:
+        states, stored = carry
+        states, fractions = _forward_steps(emissions._replace(scores=stored.label), i * size, size, states)
+        return states, stored.write(i * size, fractions)
 
-    states, table = lax.fori_loop(0, turns, onward, (_initial_states(emissions), table))
+    states, stored = lax.fori_loop(0, turns, onward, (_initial_states(emissions), stored))
     join = join_directions(states.blank, states.label, emissions)
 
-    def back(n: Index, carry: tuple[_Occupancy, Array]) -> tuple[_Occupancy, Array]:
-        occupancy, table = carry
-        i = turns - 1 - n
-        fractions = lax.dynamic_index_in_dim(table, i, 0, keepdims=False)
-        occupancy, found = _backward_steps(emissions, fractions, occupancy)
-        return occupancy, lax.dynamic_update_index_in_dim(table, found, i, 0)
+    def back(n: Index, carry: tuple[_Occupancy, _Stored]) -> tuple[_Occupancy, _Stored]:
+        occupancy, stored = carry
+        first = (turns - 1 - n) * size
+        occupancy, found = _backward_steps(emissions.skip, stored, first, size, occupancy)
+        return occupancy, stored.write(first, found)
 
-    _, table = lax.fori_loop(0, turns, back, (_Occupancy(join.label, join.blank), table))
-    found = table.reshape(emissions.steps, *table.shape[2:])
-    label, blank = (jnp.moveaxis(found[:, k], 0, 2) for k in range(2))
-    return join.likelihood, Posterior(scatter(label), blank.sum(axis=3), blank if every_blank else None)
+    _, (label, blank) = lax.fori_loop(0, turns, back, (_Occupancy(join.label, join.blank), stored))
+    # What the scatter makes takes the place of the blanks' posterior.
+    label, of_blanks = lax.optimization_barrier((label, blank.sum(axis=3)))
+    return join.likelihood, Posterior(scatter(label), of_blanks, blank if every_blank else None)
 
 
 def _initial_states(emissions: ScaledEmissions) -> _States:
@@ -125,7 +142,7 @@ def _initial_states(emissions: ScaledEmissions) -> _States:
 
 def _forward_steps(
     emissions: ScaledEmissions, first: Index, count: int, states: _States
-) -> tuple[_States, Float[Array, "count 2 N 2 W"]]:
+) -> tuple[_States, list[_Fractions]]:
     """Run so many steps from `first` on; return the states after them, and the fractions of each step."""
 
     def kernel(states: _States, number: Array) -> tuple[_States, list[_Fractions]]:
@@ -140,7 +157,7 @@ def _forward_steps(
 
     numbers = jnp.arange(count // _STEPS, dtype=jnp.int32)
     states, found = lax.scan(kernel, states, numbers, unroll=True)
-    return states, _stacked(found)
+    return states, _one_by_one(found)
 
 
 def _step(
@@ -159,22 +176,23 @@ def _step(
 
 
 def _backward_steps(
-    emissions: ScaledEmissions, fractions: Float[Array, "count 2 N 2 W"], occupancy: _Occupancy
-) -> tuple[_Occupancy, Float[Array, "count 2 N 2 W"]]:
-    """Return the posterior before the steps whose fractions these are, and the one after each of them."""
+    skip: Array, stored: _Stored, first: Index, count: int, occupancy: _Occupancy
+) -> tuple[_Occupancy, list[_Occupancy]]:
+    """Undo so many steps from the last one to `first`; return the posterior before them, and the one after each."""
 
-    def kernel(occupancy: _Occupancy, fractions: Array) -> tuple[_Occupancy, list[_Occupancy]]:
+    def kernel(occupancy: _Occupancy, number: Array) -> tuple[_Occupancy, list[_Occupancy]]:
         found = []
         for k in reversed(range(_STEPS)):
             # What is stored is a result of this kernel: to store what it was given, XLA would copy that first.
             after = _Occupancy(*map(flush_negligible, occupancy))
-            occupancy = _backward_step(after, _Fractions(fractions[k, 0], fractions[k, 1]), emissions.skip)
+            fractions = _Fractions(*(row_of(x, first + number * _STEPS + k) for x in stored))
+            occupancy = _backward_step(after, fractions, skip)
             found.append(after)
         return lax.optimization_barrier((occupancy, found[::-1]))
 
-    by_kernel = fractions.reshape(len(fractions) // _STEPS, _STEPS, *fractions.shape[1:])
-    occupancy, found = lax.scan(kernel, occupancy, by_kernel, reverse=True, unroll=True)
-    return occupancy, _stacked(found)
+    numbers = jnp.arange(count // _STEPS, dtype=jnp.int32)
+    occupancy, found = lax.scan(kernel, occupancy, numbers, reverse=True, unroll=True)
+    return occupancy, _one_by_one(found)
 
 
 def _backward_step(after: _Occupancy, fractions: _Fractions, skip: Array) -> _Occupancy:
@@ -185,10 +203,10 @@ def _backward_step(after: _Occupancy, fractions: _Fractions, skip: Array) -> _Oc
     return _Occupancy(self_loop + _left(arriving), equations.back_in_blank(staying, entered, skip))
 
 
-def _stacked(found: Sequence[Iterable[Array]]) -> Float[Array, "count 2 N 2 W"]:
-    """Return in one array what a scan over kernels has found in each of their steps."""
-    both = jnp.stack([jnp.stack([*x], axis=1) for x in found], axis=1)
-    return both.reshape(both.shape[0] * both.shape[1], *both.shape[2:])
+def _one_by_one(found: Sequence[_Row]) -> list[_Row]:
+    """Return what a scan over kernels has found in each of their steps, in the order of the steps."""
+    kernels = range(len(found[0][0]))
+    return [type(x)(*(y[k] for y in x)) for k in kernels for x in found]
 
 
 def _left(x: Float[Array, "N 2 W"]) -> Float[Array, "N 2 W"]:

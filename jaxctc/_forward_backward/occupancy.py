@@ -22,14 +22,20 @@ from jaxctc._types import Request
 
 
 class ClassScatter(NamedTuple):
-    """Which of K bins the posterior of each column is added to, and which bin each class reads."""
+    """Which of K bins the posterior of each column is added to, and which bin each class reads.
+
+    Each class has a bin of its own, or there are only as many bins as columns: then that of a class is the first column
+    that holds it.
+    """
 
     bin_of_column: Int[Array, "N 2 W"]
     """The bin of each column, in each direction's own order; -1 where there is no label."""
-    bin_of_class: Integer[Array, "N C"]
-    """The bin of each class."""
     class_of_bin: Int[Array, "N K"]
     """The class of each bin."""
+    first_column: Int[Array, "N W"] | None
+    """The first column that holds the label of each column; None where each class has a bin of its own."""
+    lattice: Lattice
+    classes: Size
     gpu: bool
 
     def to_classes(
@@ -43,22 +49,29 @@ class ClassScatter(NamedTuple):
         # The default precision of a product is low on TPU and GPU.
         return jnp.einsum("ndmw,ndwk->ndmk", label, matrix, precision=precision)
 
+    def bin_of_class(self, label: Float[Array, "N 2 M K"]) -> Integer[Array, "N C"]:
+        """Return the bin that each class reads; it takes a GPU's memory only once `label`, the posterior, is known."""
+        if self.first_column is None:
+            return self.class_of_bin
+        if not self.gpu:
+            return _bins_of_classes(self.lattice, self.first_column, self.classes)
+        # XLA orders operations by what they use: what follows uses a number of `label`, and the condition never holds.
+        number = label[:, 0, -1, 0]
+        target_lengths = jnp.where(jnp.isnan(number) & (number > 0), 0, self.lattice.target_lengths)
+        return _compared_bins(self.lattice._replace(target_lengths=target_lengths), self.classes)
+
 
 def class_scatter(lattice: Lattice, classes: Size, *, gpu: bool = False) -> ClassScatter:
     """Return the class scatter of this lattice; `gpu` asks for the form that takes a GPU few kernels, little memory."""
     sequences, columns = lattice.labels.shape
-    if is_at_most(classes, 2 * columns):
-        bin_of_class = jnp.broadcast_to(row_of_indices(classes), (sequences, classes))
-        return ClassScatter(_bins_of_columns(lattice, lattice.labels), bin_of_class, bin_of_class, gpu)
-    # There are only as many bins as columns: each class has the first column that holds it.
-    if gpu:
-        bin_of_class = _compared_bins(lattice, classes)
-        first_column = indexing.own_values(bin_of_class, lattice.labels[None])[0]
+    # Another gather takes less time than twice as many bins, and a GPU's memory holds them.
+    if is_at_most(classes, columns if gpu else 2 * columns):
+        first_column, bins = None, lattice.labels
+        class_of_bin = jnp.broadcast_to(row_of_indices(classes), (sequences, classes))
     else:
-        first_column = _first_columns(lattice)
-        bin_of_class = _bins_of_classes(lattice, first_column, classes)
-    bin_of_column = _bins_of_columns(lattice, first_column.astype(jnp.int32))
-    return ClassScatter(bin_of_column, bin_of_class, lattice.labels, gpu)
+        bins = first_column = _first_columns(lattice)
+        class_of_bin = lattice.labels
+    return ClassScatter(_bins_of_columns(lattice, bins), class_of_bin, first_column, lattice, classes, gpu)
 
 
 def class_posterior(
@@ -68,7 +81,7 @@ def class_posterior(
 
     The labels of `posterior` have been added up by `ClassScatter.to_classes`.
     """
-    label = to_frames.classes(posterior.label, class_scatter.bin_of_class)
+    label = to_frames.classes(posterior.label, class_scatter.bin_of_class(posterior.label))
     blank = to_frames.numbers(posterior.blank)[:, :, None]
     # In a comparison with a number of each frame XLA makes no kernel of its own for the classes.
     blank_class = jnp.where(blank >= 0, request.blank, -1)
