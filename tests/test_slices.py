@@ -53,6 +53,43 @@ def test_no_more_than_a_slice_is_worked_on():
     assert temporaries(16) < 1.5 * gradient + temporaries(None) / 10
 
 
+def hessian_product(mode, count, *batch, **options):
+    """Return the second derivative of the losses' sum along a direction, by a pair of modes of differentiation."""
+
+    def gradient(scores):
+        loss = functools.partial(jaxctc.ctc_loss_with_logits, reduction="sum", sequences_at_once=count, **options)
+        return jax.grad(loss)(scores, *batch[1:])
+
+    direction = jnp.cos(jnp.arange(batch[0].size, dtype=jnp.float32)).reshape(batch[0].shape)
+    if mode == "forward over reverse":
+        return jax.jvp(gradient, batch[:1], (direction,))[1]
+    return jax.grad(lambda scores: (gradient(scores) * direction).sum())(batch[0])
+
+
+MODES = ["forward over reverse", "reverse over reverse"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_second_derivatives_of_slices(mode):
+    batch = drawn()
+    wanted = jax.jit(functools.partial(hessian_product, mode, None))(*batch)
+    found = jax.jit(functools.partial(hessian_product, mode, 3))(*batch)
+    assert (wanted != 0).any()
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_second_derivatives_work_on_a_slice_too(mode):
+    scores = jax.ShapeDtypeStruct((200, 256, 8), jnp.float32)
+    rest = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((256, 40), (256,), (256,))]
+
+    def temporaries(count):
+        function = jax.jit(functools.partial(hessian_product, mode, count))
+        return function.lower(scores, *rest).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(16) < temporaries(None) / 6
+
+
 def test_an_illegal_number_is_named():
     with pytest.raises(ValueError, match="sequences_at_once is 0: it must be at least 1, or None"):
         jaxctc.ctc_loss(*drawn(), sequences_at_once=0)

@@ -240,8 +240,14 @@ def _log_space_losses(
     frame_mask: Bool[Array, "N T"] | None = None,
 ) -> Float[Array, " N"]:
     """Return the losses by the forward recursion in logarithms; they are right only where they are finite."""
+
+    def chunk(scores: Array, lattice: Lattice) -> Float[Array, " N"]:
+        emitted = log_emissions.build_emissions(log_emissions.log_probs(scores, lattice, request), lattice, request)
+        log_likelihood = recursion.log_likelihood(emitted.states, log_emissions.topology_of(lattice))
+        return -(log_likelihood + emitted.peak.sum(axis=0))
+
     scores = lattices.padding_last(scores, frame_mask, request)
     lattice = lattices.build_lattice(Problem(scores, targets, input_lengths, target_lengths), request)
-    emitted = log_emissions.build_emissions(log_emissions.log_probs(scores, lattice, request), lattice, request)
-    log_likelihood = recursion.log_likelihood(emitted.states, log_emissions.topology_of(lattice))
-    return -(log_likelihood + emitted.peak.sum(axis=0))
+    # Without a checkpoint a derivative would store what it needs of all chunks.
+    each = chunk if request.sequences_at_once is None else jax.checkpoint(chunk)
+    return in_chunks(each, request)(scores, lattice)

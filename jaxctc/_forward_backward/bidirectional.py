@@ -12,7 +12,7 @@ stored follows from how XLA compiles these loops for a CPU (see `buffers`).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,11 @@ from jaxctc._lattice.frame_map import Index
 Scatter: TypeAlias = Callable[..., Float[Array, "N 2 K X"]]
 """A function of the labels' posterior (N, 2, K, W) and, where there is a choice, of the precision of a product."""
 _Back: TypeAlias = tuple["_Segment", "_BackwardPass", tuple[Array | None, Array, Array | None]]
+
+
+def unchanged(label: Float[Array, "N 2 K W"], *_: Any) -> Float[Array, "N 2 K W"]:
+    """Return the labels' posterior itself: a `Scatter`."""
+    return label
 
 
 def _with_emission(emissions: ScaledEmissions, blank: Scaled, i: Index) -> Scaled:
@@ -271,7 +276,7 @@ def posterior(
     initial: StateBuffers | None = None,
     *,
     every_blank: bool = False,
-    scatter: Scatter = lambda label: label,
+    scatter: Scatter = unchanged,
 ) -> tuple[Scaled, Posterior]:
     """Return the likelihoods, and the posterior, which is unspecified before step `start`.
 

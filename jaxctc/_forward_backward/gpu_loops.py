@@ -21,7 +21,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxctc._forward_backward import equations, scaled
-from jaxctc._forward_backward.bidirectional import Posterior, Scatter
+from jaxctc._forward_backward.bidirectional import Posterior, Scatter, unchanged
 from jaxctc._forward_backward.buffers import row_of
 from jaxctc._forward_backward.join import flush_negligible, join_directions
 from jaxctc._forward_backward.scaled import Scaled
@@ -103,7 +103,7 @@ def likelihood(emissions: ScaledEmissions, size: int) -> Scaled:
 
 
 def posterior(
-    emissions: ScaledEmissions, size: int, *, every_blank: bool = False, scatter: Scatter = lambda label: label
+    emissions: ScaledEmissions, size: int, *, every_blank: bool = False, scatter: Scatter = unchanged
 ) -> tuple[Scaled, Posterior]:
     """Return what `bidirectional.posterior` returns, in turns of `size` steps. The scores are stored."""
     turns, scores = emissions.steps // size, emissions.stored_scores

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jaxctc import _platforms
 from jaxctc._forward_backward import bidirectional, gpu_loops
-from jaxctc._forward_backward.bidirectional import Posterior, Scatter
+from jaxctc._forward_backward.bidirectional import Posterior, Scatter, unchanged
 from jaxctc._forward_backward.prepared import PreparedBatch
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
@@ -15,10 +15,6 @@ from jaxctc._lattice.frame_map import Index
 from jaxctc._mesh import mapped_over
 
 _T = TypeVar("_T")
-
-
-def unchanged(label: Float[Array, "N 2 K W"], *_: Any) -> Float[Array, "N 2 K W"]:
-    return label
 
 
 class Implementation(Protocol):
