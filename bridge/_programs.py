@@ -165,21 +165,25 @@ def _joined(batch: Batch, pieces: list[Tensor]) -> Tensor:
 _Program: TypeAlias = dict[str, Callable[..., tuple[jax.Array, ...]]]
 """What JAX compiles of one function, by the type of PyTorch's device."""
 
-_ON_CPU = {
-    # XLA would divide the larger steps of a loop among threads, and wait for each of them at every turn. The blocks
-    # occupy the cores already.
-    "xla_disable_hlo_passes": "cpu-parallel-task-assigner",
+# XLA would divide the larger steps of a loop among threads, and wait for each of them at every turn. The blocks occupy
+# the cores already.
+_WITHOUT_XLA_S_THREADS = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
+_LEVEL = "xla_backend_optimization_level"
+
+
+def _options_on_cpu(xla_flags: str) -> dict[str, str | int]:
+    """Return the options that XLA compiles with; of the user's own `XLA_FLAGS` the optimization level counts."""
+    if _LEVEL in xla_flags:
+        return {**_WITHOUT_XLA_S_THREADS}
     # LLVM then unrolls fewer loops: compiling takes a fifth less, and the program is as fast as with the default of 3.
-    "xla_backend_optimization_level": 1,
-}
-_ON_CPU = {name: value for name, value in _ON_CPU.items() if name not in os.environ.get("XLA_FLAGS", "")}
+    return {**_WITHOUT_XLA_S_THREADS, _LEVEL: 1}
 
 
 def _program(*static: int) -> Callable[[Callable[..., tuple[jax.Array, ...]]], _Program]:
     """Return a decorator that has JAX compile a function; the arguments at `static` are no arrays."""
 
     def compiled(function: Callable[..., tuple[jax.Array, ...]]) -> _Program:
-        compiler_options = {"cpu": _ON_CPU, "cuda": None}
+        compiler_options = {"cpu": _options_on_cpu(os.environ.get("XLA_FLAGS", "")), "cuda": None}
         return {
             device: jax.jit(function, static_argnums=static, compiler_options=options)
             for device, options in compiler_options.items()

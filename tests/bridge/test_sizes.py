@@ -2,6 +2,8 @@
 
 import random
 
+import jax
+import jax.numpy as jnp
 import pytest
 import torch
 
@@ -195,3 +197,13 @@ def test_illegal_sizes(sizes, exception, message):
     with pytest.raises(exception, match=message):
         bridge.set_sizes(sizes)
     assert _sizes.current() is default
+
+
+def test_the_user_s_level_of_optimization_counts():
+    level = "xla_backend_optimization_level"
+    assert _programs._options_on_cpu("--xla_dump_to=/tmp").get(level) == 1
+    assert level not in _programs._options_on_cpu(f"--{level}=0")
+    for flags in ("", f"--{level}=3"):
+        assert "xla_disable_hlo_passes" in _programs._options_on_cpu(flags)
+        compiled = jax.jit(jnp.sin, compiler_options=_programs._options_on_cpu(flags))
+        assert float(compiled(0.0)) == 0
