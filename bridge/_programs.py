@@ -172,7 +172,7 @@ _LEVEL = "xla_backend_optimization_level"
 
 
 def _options_on_cpu(xla_flags: str) -> dict[str, str | int]:
-    """Return the options that XLA compiles with; of the user's own `XLA_FLAGS` the optimization level counts."""
+    """Return the options that XLA compiles with; an optimization level that the user's `XLA_FLAGS` set is kept."""
     if _LEVEL in xla_flags:
         return {**_WITHOUT_XLA_S_THREADS}
     # LLVM then unrolls fewer loops: compiling takes a fifth less, and the program is as fast as with the default of 3.

@@ -60,7 +60,7 @@ def hessian_product(mode, count, *batch, **options):
         loss = functools.partial(jaxctc.ctc_loss_with_logits, reduction="sum", sequences_at_once=count, **options)
         return jax.grad(loss)(scores, *batch[1:])
 
-    direction = jnp.cos(jnp.arange(batch[0].size, dtype=jnp.float32)).reshape(batch[0].shape)
+    direction = jnp.cos(jnp.arange(batch[0].size, dtype=jnp.float32)).reshape(batch[0].shape).astype(batch[0].dtype)
     if mode == "forward over reverse":
         return jax.jvp(gradient, batch[:1], (direction,))[1]
     return jax.grad(lambda scores: (gradient(scores) * direction).sum())(batch[0])
@@ -69,13 +69,28 @@ def hessian_product(mode, count, *batch, **options):
 MODES = ["forward over reverse", "reverse over reverse"]
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("mode", MODES)
-def test_second_derivatives_of_slices(mode):
-    batch = drawn()
-    wanted = jax.jit(functools.partial(hessian_product, mode, None))(*batch)
-    found = jax.jit(functools.partial(hessian_product, mode, 3))(*batch)
+def test_second_derivatives_of_slices(mode, dtype):
+    scores, *rest = drawn()
+    batch = jnp.asarray(scores, dtype), *rest
+    wanted = jax.jit(functools.partial(hessian_product, mode, None))(*batch).astype(jnp.float32)
+    found = jax.jit(functools.partial(hessian_product, mode, 3))(*batch).astype(jnp.float32)
     assert (wanted != 0).any()
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6 if dtype == jnp.float32 else 4e-3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_the_gradient_of_slices_of_the_reference(dtype):
+    scores, *rest = drawn()
+
+    def gradient(count):
+        loss = functools.partial(jaxctc.ctc_loss_with_logits, implementation="reference", sequences_at_once=count)
+        return jax.jit(jax.grad(lambda scores: loss(scores, *rest, reduction="sum", zero_infinity=True)))
+
+    found, wanted = (gradient(count)(jnp.asarray(scores, dtype)).astype(jnp.float32) for count in (3, None))
+    assert (wanted != 0).any()
+    np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -77,7 +77,8 @@ def _reference_losses(request: Request, *problem: Array, dtype: jnp.dtype | None
     def chunk(scores: Array, lattice: Lattice) -> Float[Array, " N"]:
         return reference.losses(scores, lattice, request, dtype)
 
-    return in_chunks(chunk, request)(problem[0], lattices.build_lattice(Problem(*problem), request))
+    lattice = lattices.build_lattice(Problem(*problem), request)
+    return in_chunks(chunk, request, differentiable=True)(problem[0], lattice)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -248,6 +249,6 @@ def _log_space_losses(
 
     scores = lattices.padding_last(scores, frame_mask, request)
     lattice = lattices.build_lattice(Problem(scores, targets, input_lengths, target_lengths), request)
-    # Without a checkpoint a derivative would store what it needs of all chunks.
+    # Without a checkpoint a derivative would store what it needs of all chunks at once; with it that is computed again.
     each = chunk if request.sequences_at_once is None else jax.checkpoint(chunk)
-    return in_chunks(each, request)(scores, lattice)
+    return in_chunks(each, request, differentiable=True)(scores, lattice)

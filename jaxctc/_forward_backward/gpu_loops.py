@@ -38,9 +38,9 @@ _MOST = 16
 _OVERHEAD = 3
 """The launches of a turn besides those of its steps: its counter, and what it stores of labels and of blanks."""
 _FEWEST = 4
-"""The fewest turns of an input that is not very short: until the end of a turn its steps take twice the memory."""
+"""The fewest turns of an input that is not very short. Until a turn ends, what its steps give is in memory twice."""
 LARGE = 1 << 31
-"""The most bytes of scores; the fractions are two times as many, half of them in the place of the scores."""
+"""The most bytes of scores; the fractions take twice as many, and half of them overwrite the scores."""
 
 
 class _States(NamedTuple):
@@ -77,13 +77,16 @@ class _Stored(NamedTuple):
     blank: Float[Array, "N 2 M W"]
 
     def write(self, first: Index, found: Sequence[tuple[Array, Array]]) -> "_Stored":
-        """Return it with what is stored of these steps from `first` on replaced."""
+        """Return a copy in which `found` replaces what is stored of the steps from `first` on."""
         rows = (jnp.stack(x, axis=2) for x in zip(*found, strict=True))
         return _Stored(*(lax.dynamic_update_slice_in_dim(x, y, first, axis=2) for x, y in zip(self, rows, strict=True)))
 
 
 def turn_size(frames: int) -> int:
-    """Return the number of steps of a turn with which so many frames take the fewest launches."""
+    """Return the number of steps of a turn with which so many frames take the fewest launches.
+
+    There are at least `_FEWEST` turns, but for very short inputs.
+    """
 
     def launches(size: int) -> int:
         return step_count(frames, size) // size * (size // _STEPS + _OVERHEAD)
@@ -124,7 +127,7 @@ def posterior(
         return occupancy, stored.write(first, found)
 
     _, (label, blank) = lax.fori_loop(0, turns, back, (_Occupancy(join.label, join.blank), stored))
-    # What the scatter makes takes the place of the blanks' posterior.
+    # The blanks are added up before the scatter, whose result then takes their memory if nobody asks for each blank.
     label, of_blanks = lax.optimization_barrier((label, blank.sum(axis=3)))
     return join.likelihood, Posterior(scatter(label), of_blanks, blank if every_blank else None)
 

@@ -24,8 +24,8 @@ from jaxctc._types import Request
 class ClassScatter(NamedTuple):
     """Which of K bins the posterior of each column is added to, and which bin each class reads.
 
-    Each class has a bin of its own, or there are only as many bins as columns: then that of a class is the first column
-    that holds it.
+    Each class has a bin of its own, or there are only as many bins as columns: then the bin of a class is the first
+    column that holds it.
     """
 
     bin_of_column: Int[Array, "N 2 W"]
@@ -55,7 +55,7 @@ class ClassScatter(NamedTuple):
             return self.class_of_bin
         if not self.gpu:
             return _bins_of_classes(self.lattice, self.first_column, self.classes)
-        # XLA orders operations by what they use: what follows uses a number of `label`, and the condition never holds.
+        # The condition never holds. It reads one element of `label`, so that XLA cannot compute the bins earlier.
         number = label[:, 0, -1, 0]
         target_lengths = jnp.where(jnp.isnan(number) & (number > 0), 0, self.lattice.target_lengths)
         return _compared_bins(self.lattice._replace(target_lengths=target_lengths), self.classes)
@@ -64,7 +64,7 @@ class ClassScatter(NamedTuple):
 def class_scatter(lattice: Lattice, classes: Size, *, gpu: bool = False) -> ClassScatter:
     """Return the class scatter of this lattice; `gpu` asks for the form that takes a GPU few kernels, little memory."""
     sequences, columns = lattice.labels.shape
-    # Another gather takes less time than twice as many bins, and a GPU's memory holds them.
+    # On a CPU up to twice as many bins take less time than to look up the bin of each class; a GPU has them in memory.
     if is_at_most(classes, columns if gpu else 2 * columns):
         first_column, bins = None, lattice.labels
         class_of_bin = jnp.broadcast_to(row_of_indices(classes), (sequences, classes))
