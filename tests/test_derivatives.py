@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -195,6 +196,79 @@ def test_vmap_over_target_lengths_and_over_a_padded_batch_of_single_sequences():
     gradient = one(x, TARGETS, INPUT_LENGTHS, TARGET_LENGTHS)
     _, whole = reverse(jaxctc.ctc_loss, x, 1 / TARGET_LENGTHS)
     np.testing.assert_allclose(gradient, whole, atol=1e-12)
+
+
+def in_a_loop(function, xs):
+    return sum((i + 1) * function(xs[i]) for i in range(len(xs)))
+
+
+def in_a_scan(function, xs):
+    def turn(carry, each):
+        weight, x = each
+        return carry + weight * function(x), None
+
+    return jax.lax.scan(turn, 0.0, (np.arange(1.0, len(xs) + 1), xs))[0]
+
+
+def in_scans_within_a_scan(function, xs):
+    def turn(carry, x):
+        return carry + in_a_scan(jax.checkpoint(function), x[None] * (1 + 0 * carry)), None
+
+    return in_a_scan(lambda xs: jax.lax.scan(turn, 0.0, xs)[0], xs[:, None])
+
+
+def in_scans_side_by_side(function, xs):
+    return jax.vmap(functools.partial(in_a_scan, function))(jnp.stack([xs, xs])).mean()
+
+
+def squared_posteriors(x):
+    found = jaxctc.ctc_posteriors(x, TARGETS, INPUT_LENGTHS, TARGET_LENGTHS)
+    return (found.states**2).sum() + (found.classes**3).sum()
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        in_a_scan,
+        pytest.param(in_scans_within_a_scan, marks=pytest.mark.full),
+        pytest.param(in_scans_side_by_side, marks=pytest.mark.full),
+    ],
+    ids=lambda f: f.__name__,
+)
+@pytest.mark.parametrize(
+    "function",
+    [functools.partial(total, jaxctc.ctc_loss_with_logits), pytest.param(squared_posteriors, marks=pytest.mark.full)],
+    ids=["loss", "posteriors"],
+)
+def test_second_derivatives_of_a_scan(function, around):
+    """As where gradients are accumulated over parts of a batch: JAX splits the scan, and drops a `custom_jvp` there."""
+    xs, along = (np.stack([f(0), f(1)]) for f in (lambda i: scores("ordinary") * (1 - 2 * i), direction))
+
+    def products_with_hessian(loop):
+        gradient = jax.grad(functools.partial(loop, function))
+        return jax.jvp(gradient, (xs,), (along,))[1], jax.grad(lambda xs: (gradient(xs) * along).sum())(xs)
+
+    want, _ = jax.jit(products_with_hessian, static_argnums=0)(in_a_loop)
+    assert (np.abs(want) > 1e-3).any()
+    for got in jax.jit(products_with_hessian, static_argnums=0)(around):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("function", ONE_FUNCTION)
+def test_a_scan_whose_loss_is_differentiated_last(function):
+    """The first derivative does not concern the loss, which is then among the values that JAX computes apart."""
+
+    def weighted(weight, xs):
+        def turn(carry, each):
+            i, x = each
+            return carry + weight**i * total(function, x), None
+
+        return jax.lax.scan(turn, 0.0, (np.array([1.0, 2.0]), xs))[0]
+
+    x = scores("ordinary")
+    gradient = jax.jit(jax.grad(lambda xs: jax.grad(weighted)(2.0, xs)))(np.stack([x, -x]))
+    np.testing.assert_allclose(gradient[0], reverse(function, x)[1], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(gradient[1], 4 * reverse(function, -x)[1], rtol=0, atol=1e-12)
 
 
 def equations(jaxpr):

@@ -229,3 +229,24 @@ def test_second_derivatives_and_the_batch_first(axis_type):
         spread = [jax.device_put(x, NamedSharding(mesh, P("data"))) for x in rest]
         got = along(jax.device_put(scores, sharding), jax.device_put(tangent, sharding), *spread)
     assert_same(got, want)
+
+
+def test_second_derivatives_of_a_scan_within_shard_map():
+    """Where axes are manual, programs are traced at once, and JAX splits the scan all the same."""
+    mesh = mesh_of(AxisType.Auto, data=8)
+    specs = P(None, "data"), P("data"), P("data"), P("data")
+    tangent = jnp.asarray(np.random.default_rng(1).normal(size=PROBLEM[0].shape), jnp.float32)
+
+    def twice(scores, *rest):
+        def turn(_, weight):
+            losses = jaxctc.ctc_loss_with_logits(weight * scores, *rest, reduction="none", zero_infinity=True)
+            return None, losses
+
+        return jax.lax.scan(turn, None, jnp.array([0.5, 2.0]))[1]
+
+    def along(function):
+        gradient = jax.grad(lambda scores, *rest: function(scores, *rest).sum())
+        return jax.jit(lambda scores, *rest: jax.jvp(lambda x: gradient(x, *rest), (scores,), (tangent,))[1])
+
+    mapped = jax.shard_map(twice, mesh=mesh, in_specs=specs, out_specs=P(None, "data"))
+    assert_same((along(mapped)(*placed(mesh, "data")),), (along(twice)(*PROBLEM),))

@@ -5,8 +5,8 @@ few callers need, is that of `_log_space_losses`: the forward recursion in logar
 number of times. ``implementation="reference"`` uses neither: JAX differentiates the reference.
 """
 
-import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax.custom_derivatives import zero_from_primal
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Integer
 
+from jaxctc._autodiff.own_derivative import differentiated_by
 from jaxctc._forward_backward import occupancy, prepared
 from jaxctc._forward_backward.prepared import PreparedBatch
 from jaxctc._kernels import dispatch
@@ -81,7 +82,12 @@ def _reference_losses(request: Request, *problem: Array, dtype: jnp.dtype | None
     return in_chunks(chunk, request, differentiable=True)(problem[0], lattice)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _losses_and_tangent(request: Request, arguments: tuple[Any, ...], tangent: Array) -> tuple[Array, Array]:
+    value, gradient, gradient_mask = _losses_and_gradient(request, *arguments)
+    return value, _directional_derivative(gradient, gradient_mask, tangent, request)
+
+
+@differentiated_by(_losses_and_tangent)
 @sharded_like_scores(lambda sequences, _: sequences)
 def _losses(
     request: Request,
@@ -110,13 +116,23 @@ def _losses(
     return dispatch.choose(run, request, problem, max_input_length, frame_mask, results=_results(problem)[0])
 
 
-@_losses.defjvp
-def _losses_jvp(request, primals, tangents):
-    value, gradient, gradient_mask = _losses_and_gradient(request, *primals)
-    return value, _directional_derivative(gradient, gradient_mask, tangents[0], request)
+def _gradient_and_tangents(
+    request: Request, arguments: tuple[Any, ...], tangent: Array
+) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Any]]:
+    value, gradient, gradient_mask = _losses_and_gradient(request, *arguments)
+    scores, *rest, _, frame_mask = arguments
+
+    def derivative(scores: Array) -> Array:
+        return jax.grad(lambda scores: _log_space_losses(request, scores, *rest, frame_mask).sum())(scores)
+
+    _, change = jax.jvp(derivative, (scores,), (tangent,))
+    # Rows that are NaN stay NaN, and only elements that count can change.
+    change = outcome.nan_where(jnp.isnan(gradient), jnp.where(gradient_mask, change.astype(gradient.dtype), 0))
+    along = _directional_derivative(gradient, gradient_mask, tangent, request)
+    return (value, gradient, gradient_mask), (along, change, zero_from_primal(gradient_mask))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@differentiated_by(_gradient_and_tangents)
 @sharded_like_scores(lambda sequences, scores: (sequences, scores, scores))
 def _losses_and_gradient(
     request: Request,
@@ -197,25 +213,6 @@ def _gradient(
     if batch.normalizer is None:
         gradient_mask = gradient_mask & (gradient != 0)
     return outcome.nan_where(nan, gradient), gradient_mask | nan
-
-
-@_losses_and_gradient.defjvp
-def _losses_and_gradient_jvp(request, primals, tangents):
-    value, gradient, gradient_mask = _losses_and_gradient(request, *primals)
-    scores, *rest, _, frame_mask = primals
-
-    def derivative(scores):
-        return jax.grad(lambda scores: _log_space_losses(request, scores, *rest, frame_mask).sum())(scores)
-
-    _, change = jax.jvp(derivative, (scores,), (tangents[0],))
-    # Rows that are NaN stay NaN, and only elements that count can change.
-    change = outcome.nan_where(jnp.isnan(gradient), jnp.where(gradient_mask, change.astype(gradient.dtype), 0))
-    no_tangent = zero_from_primal(gradient_mask)
-    return (value, gradient, gradient_mask), (
-        _directional_derivative(gradient, gradient_mask, tangents[0], request),
-        change,
-        no_tangent,
-    )
 
 
 def _directional_derivative(

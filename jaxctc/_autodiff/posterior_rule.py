@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from jaxctc._autodiff.loss_rule import losses
+from jaxctc._autodiff.own_derivative import differentiated_by
 from jaxctc._forward_backward import occupancy, prepared
 from jaxctc._forward_backward.bidirectional import Posterior
 from jaxctc._kernels import dispatch
@@ -44,7 +45,23 @@ def posteriors(
     return _posteriors(request, *problem)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _posteriors_and_tangents(
+    request: Request, arguments: tuple[Array, ...], tangent: Array
+) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+    value = _posteriors(request, *arguments)
+    scores, *rest = arguments
+
+    def by_recursion(scores: Array) -> tuple[Array, Array]:
+        return _log_space_posteriors(request, Problem(scores, *rest))
+
+    _, change = jax.jvp(by_recursion, (scores,), (tangent,))
+    # Rows that are NaN stay NaN, and only posteriors other than 0 can change.
+    return value, tuple(
+        outcome.nan_where(jnp.isnan(x), jnp.where(x == 0, 0, dx)) for x, dx in zip(value, change, strict=True)
+    )
+
+
+@differentiated_by(_posteriors_and_tangents)
 def _posteriors(
     request: Request,
     scores: Float[Array, "A B C"],
@@ -89,21 +106,6 @@ def _masked(
     )
     states, classes = (outcome.nan_where(nan, jnp.where(finite, x, 0)) for x in found)
     return states, classes
-
-
-@_posteriors.defjvp
-def _posteriors_jvp(request, primals, tangents):
-    value = _posteriors(request, *primals)
-    scores, *rest = primals
-
-    def by_recursion(scores):
-        return _log_space_posteriors(request, Problem(scores, *rest))
-
-    _, change = jax.jvp(by_recursion, (scores,), (tangents[0],))
-    # Rows that are NaN stay NaN, and only posteriors other than 0 can change.
-    return value, tuple(
-        outcome.nan_where(jnp.isnan(x), jnp.where(x == 0, 0, dx)) for x, dx in zip(value, change, strict=True)
-    )
 
 
 def _log_space_posteriors(
