@@ -88,6 +88,7 @@ FUNCTIONS = WITH_GRADIENT | {
     "label_priors": _decoded(variants.label_priors),
 }
 """By name: functions of scores (T, N, C), targets (N, S), input lengths and target lengths (N,)."""
+WITHOUT_DERIVATIVE = {"label_priors"}
 WITHOUT_RESULT = {"check_batch", "set_implementation"}
 """They compute nothing from the scores."""
 

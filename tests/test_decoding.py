@@ -153,6 +153,26 @@ def test_a_wide_beam_finds_every_labelling(blank):
             assert_same(readout(one), every_labelling(log_probs[: LENGTHS[n], n], blank))
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 4e-3), ("float32", 1e-6)])
+def test_a_wide_beam_has_the_derivatives_of_the_losses(dtype, tolerance):
+    scores = jnp.asarray(draw(0, (T, 1, C)), dtype)
+    beams = jaxctc.beam_search_decode(scores, [T], beam_width=EVERY_PREFIX)
+    weights = np.array([0.5, 0, -1, 2], np.float32)
+
+    def risk(scores):
+        found = jaxctc.beam_search_decode(scores, [T], beam_width=EVERY_PREFIX)
+        return (weights * jnp.exp(found.log_probs[0, :4])).sum()
+
+    def by_losses(scores):
+        labels, lengths = beams.labels[0, :4], beams.lengths[0, :4]
+        losses = jaxctc.ctc_loss(jnp.repeat(scores, 4, 1), jnp.maximum(labels, 0), [T] * 4, lengths, reduction="none")
+        return (weights * jnp.exp(-losses)).sum()
+
+    found, expected = (jax.grad(f)(scores).astype(jnp.float32) for f in (risk, by_losses))
+    assert (jnp.abs(expected) > 0.01).any()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+
+
 def test_labellings_of_probability_zero_are_left_out():
     log_probs = draw(0)
     log_probs[2] = -np.inf

@@ -1,6 +1,7 @@
 """What holds for every public function: under `jax.debug_nans`, within `jax.shard_map`, over explicit axes."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
@@ -11,6 +12,7 @@ from public_functions import (
     ON_THE_HOST,
     TYPES,
     WITH_GRADIENT,
+    WITHOUT_DERIVATIVE,
     WITHOUT_RESULT,
     every,
     finite_total,
@@ -79,3 +81,29 @@ def test_axes_may_be_explicit(name):
         got = jax.tree.leaves(function(*divided))
     for x, y in zip(got, want, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+@every(FUNCTIONS, "ctc_loss_with_logits", "beam_search_decode")
+def test_bfloat16_changes_no_derivative_but_by_rounding(name):
+    """Where the bits of numbers are moved, a derivative may be lost without a word; and a scan may lose its rule."""
+    scores, *rest = problem()
+    scores = scores.astype(jnp.bfloat16)
+    along = jnp.asarray(np.random.default_rng(1).normal(size=scores.shape), scores.dtype)
+
+    def gradient(scores):
+        total = gradient_of(lambda scores: FUNCTIONS[name](scores, *rest))
+        in_a_scan = jax.grad(lambda scores: jax.lax.scan(lambda _, x: (None, value(x)), None, scores[None])[1].sum())
+        return total(scores), in_a_scan(scores)
+
+    def value(scores):
+        return finite_total(FUNCTIONS[name](scores, *rest)).astype(jnp.float32)
+
+    found, want = (
+        jax.jit(lambda x, dx: jax.jvp(gradient, (x,), (dx,)))(scores.astype(dtype), along.astype(dtype))
+        for dtype in (jnp.bfloat16, jnp.float32)
+    )
+    for order in range(2):
+        expected = want[order][0]
+        assert name in WITHOUT_DERIVATIVE or (jnp.abs(expected) > 0.01).any()
+        for each in (*found[order], want[order][1]):
+            np.testing.assert_allclose(each, expected, rtol=0, atol=0.02 * (1e-9 + jnp.abs(expected).max()))

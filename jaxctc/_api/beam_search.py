@@ -76,10 +76,11 @@ def best_beams(
     certainly_blank = jnp.full(scores.shape[2], LOG_ZERO, dtype).at[request.blank].set(0)
     advance = functools.partial(_advance, blank=request.blank, score_function=score_function)
 
+    def row(scores: Array, frame: Array) -> Array:
+        return jax.lax.dynamic_index_in_dim(scores, frame, 1 if request.batch_first else 0, keepdims=False)
+
     def step(carry: tuple[_Beam, Tree], frame: Int[Array, ""]) -> tuple[tuple[_Beam, Tree], None]:
-        bits, index = indexing.as_bits(scores, frame)
-        rows = jax.lax.dynamic_index_in_dim(bits, index, 1 if request.batch_first else 0, keepdims=False)
-        rows = jnp.maximum(indexing.from_bits(rows, scores.dtype).astype(dtype), LOG_ZERO)
+        rows = jnp.maximum(indexing.taken(row, scores, frame).astype(dtype), LOG_ZERO)
         rows = jnp.where((frame < counts)[:, None], rows, certainly_blank[None])
         return jax.vmap(advance, in_axes=(0, 0, None, 0))(*carry, frame, rows), None
 

@@ -106,7 +106,8 @@ def beam_search_decode(
         and `log_probs`, (N, K), best first, float64 for float64 scores and float32 otherwise. One sequence gives
         (K, T), (K,) and (K,). The log probability is that of all paths that spell the labels, minus their
         `ctc_loss`, if the search dropped no prefix on the way, and a lower bound of it otherwise; the scores of
-        `score_function` are included. Places that are not used have no labels and the log probability -inf.
+        `score_function` are included. The log probabilities can be differentiated, as a risk over the best labellings
+        needs it. Places that are not used have no labels and the log probability -inf.
         Among equally probable prefixes those come first that were not extended at the last frame, then those that
         come from the better prefix before it. A NaN or +inf that the search reads, in the scores or from
         `score_function`, or an illegal length that could not be checked beforehand, gives its sequence no labels,

@@ -14,7 +14,6 @@ from jax.custom_derivatives import zero_from_primal
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-from jaxctc._autodiff.own_derivative import differentiated_by
 from jaxctc._forward_backward import occupancy, prepared
 from jaxctc._forward_backward.prepared import PreparedBatch
 from jaxctc._kernels import dispatch
@@ -22,6 +21,7 @@ from jaxctc._lattice import lattices, outcome
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, frames_first, frames_of
 from jaxctc._lattice.to_frames import ToFrames
 from jaxctc._mesh import sharded_like_scores
+from jaxctc._own_derivative import differentiated_by
 from jaxctc._parallel import frame_blocks
 from jaxctc._parallel.batch_chunks import in_chunks
 from jaxctc._reference import log_emissions, recursion
@@ -79,7 +79,7 @@ def _reference_losses(request: Request, *problem: Array, dtype: jnp.dtype | None
         return reference.losses(scores, lattice, request, dtype)
 
     lattice = lattices.build_lattice(Problem(*problem), request)
-    return in_chunks(chunk, request, differentiable=True)(problem[0], lattice)
+    return in_chunks(chunk, request)(problem[0], lattice)
 
 
 def _losses_and_tangent(request: Request, arguments: tuple[Any, ...], tangent: Array) -> tuple[Array, Array]:
@@ -248,4 +248,4 @@ def _log_space_losses(
     lattice = lattices.build_lattice(Problem(scores, targets, input_lengths, target_lengths), request)
     # Without a checkpoint a derivative would store what it needs of all chunks at once; with it that is computed again.
     each = chunk if request.sequences_at_once is None else jax.checkpoint(chunk)
-    return in_chunks(each, request, differentiable=True)(scores, lattice)
+    return in_chunks(each, request)(scores, lattice)

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from jaxctc._autodiff.loss_rule import losses
-from jaxctc._autodiff.own_derivative import differentiated_by
 from jaxctc._forward_backward import occupancy, prepared
 from jaxctc._forward_backward.bidirectional import Posterior
 from jaxctc._kernels import dispatch
@@ -21,6 +20,7 @@ from jaxctc._lattice.frame_map import steps_of_frames
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, frames_first, frames_of, row_of_indices
 from jaxctc._lattice.to_frames import ToFrames
 from jaxctc._mesh import sharded_like_scores
+from jaxctc._own_derivative import differentiated_by
 from jaxctc._reference import log_emissions, recursion
 from jaxctc._reference.recursion import LogStates
 from jaxctc._sizes import Size, larger

@@ -16,6 +16,7 @@ from jaxctc import _platforms
 from jaxctc._lattice import products
 from jaxctc._lattice.lattices import Lattice
 from jaxctc._mesh import is_xlas_to_divide
+from jaxctc._own_derivative import differentiated_by
 
 _T = TypeVar("_T")
 
@@ -25,36 +26,34 @@ def on_tpu(multiplied: Callable[[], _T], elsewhere: Callable[[], _T]) -> _T:
     return _platforms.form(elsewhere, tpu=multiplied)
 
 
-def as_bits(x: Array, index: Array) -> tuple[Array, Array]:
-    """Return an array of bfloat16 as uint16, to take elements from it by this index; any other array as it is.
+def taken(take: Callable[..., _T], x: Array, *indices: Array) -> _T:
+    """Return ``take(x, *indices)``, which is elements of `x` and nothing else; differentiable.
 
     XLA on a CPU converts the whole operand of a bfloat16 gather or slice to float32 first, even if little of it is
-    taken. `from_bits` is the inverse; neither has a derivative.
+    taken. Here the bits are taken, as uint16.
     """
-    if x.dtype != jnp.bfloat16:
-        return x, index
-    # Without the barrier XLA would move the conversion of all elements out of the loop in which the index changes.
-    x, index = lax.optimization_barrier((x, index))
-    return lax.bitcast_convert_type(x, jnp.uint16), index
+    return _taken_as_bits(take, x, *indices) if x.dtype == jnp.bfloat16 else take(x, *indices)
 
 
-def from_bits(x: Array, dtype: jnp.dtype) -> Array:
-    """Return the array of this type of which `as_bits` made `x`."""
-    return lax.bitcast_convert_type(x, dtype) if dtype == jnp.bfloat16 else x
+def _taken_and_tangent(take: Callable[..., _T], arguments: tuple[Array, ...], tangent: Array) -> tuple[_T, _T]:
+    return _taken_as_bits(take, *arguments), take(tangent, *arguments[1:])
 
 
-@jax.custom_jvp
+@differentiated_by(_taken_and_tangent)
+def _taken_as_bits(take: Callable[..., _T], x: Array, *indices: Array) -> _T:
+    # Without the barrier XLA would move the conversion of all elements out of the loop in which the indices change.
+    x, *indices = lax.optimization_barrier((x, *indices))
+    found = take(lax.bitcast_convert_type(x, jnp.uint16), *indices)
+    return jax.tree.map(lambda bits: lax.bitcast_convert_type(bits, x.dtype), found)
+
+
 def of_classes(scores: Float[Array, "A B C"], classes: Int[Array, "A B"]) -> Float[Array, "A B"]:
-    """Return the score of one class in each frame, differentiable."""
-    bits, classes = as_bits(scores, classes)
-    taken = jnp.take_along_axis(bits, classes[:, :, None], axis=2, mode="promise_in_bounds")[:, :, 0]
-    return from_bits(taken, scores.dtype)
+    """Return the score of one class in each frame."""
 
+    def take(x: Array, classes: Array) -> Array:
+        return jnp.take_along_axis(x, classes[:, :, None], axis=2, mode="promise_in_bounds")[:, :, 0]
 
-@of_classes.defjvp
-def _of_classes_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    change = jnp.take_along_axis(tangents[0], primals[1][:, :, None], axis=2, mode="promise_in_bounds")[:, :, 0]
-    return of_classes(*primals), change
+    return taken(take, scores, classes)
 
 
 def labels_with_reversed(labels: Int[Array, "N W"], lattice: Lattice) -> Int[Array, "N 2 W"]:

@@ -115,9 +115,7 @@ def _gathered(
 
     if gpu:  # which converts only what it takes
         return gather(scores, frame, labels)
-    bits, frame = indexing.as_bits(scores, frame)
-    used, of_blank = gather(bits, frame, labels)
-    return indexing.from_bits(used, scores.dtype), indexing.from_bits(of_blank, scores.dtype)
+    return indexing.taken(gather, scores, frame, labels)
 
 
 def _best(used: Float[Array, "N 2 K W"]) -> Float[Array, "N 2 K"]:

@@ -20,13 +20,12 @@ from jaxctc._sizes import is_at_most, smaller
 from jaxctc._types import Request
 
 
-def in_chunks(function: Callable[..., Any], request: Request, *, differentiable: bool = False) -> Callable[..., Any]:
+def in_chunks(function: Callable[..., Any], request: Request) -> Callable[..., Any]:
     """Return a function of scores and their lattice that calls `function` with one chunk of the sequences at a time.
 
     A chunk has `Request.sequences_at_once` sequences. Each chunk writes its results into the arrays for the whole
     batch, so that they are in memory only once. The last chunk is as long as the others: JAX moves its start back into
-    the chunk before, and it computes the results of some sequences a second time. `differentiable` says whether JAX may
-    differentiate it; otherwise the derivative for bfloat16 is 0, since chunks are taken from the bits of such scores.
+    the chunk before, and it computes the results of some sequences a second time.
     """
     axis = 0 if request.batch_first else 1
 
@@ -36,15 +35,12 @@ def in_chunks(function: Callable[..., Any], request: Request, *, differentiable:
             return function(scores, lattice, *rest)
         most = smaller(sequences, request.sequences_at_once)
 
-        def chunk_of(first: Int[Array, ""]) -> jax.Array:
-            if differentiable:
-                return lax.dynamic_slice_in_dim(scores, first, most, axis)
-            bits, first = indexing.as_bits(scores, first)
-            return indexing.from_bits(lax.dynamic_slice_in_dim(bits, first, most, axis), scores.dtype)
+        def chunk_of(x: jax.Array, first: Int[Array, ""]) -> jax.Array:
+            return lax.dynamic_slice_in_dim(x, first, most, axis)
 
         def part(first: Int[Array, ""]) -> Any:
             some = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, most), lattice)
-            return function(chunk_of(first), some, *rest)
+            return function(indexing.taken(chunk_of, scores, first), some, *rest)
 
         def along(x: Any) -> int:
             return axis if x.ndim == scores.ndim else 0

@@ -46,11 +46,13 @@ def best_path(
 
     def emitted(t, frame_mask):
         # A scan over the scores themselves would need a copy of them: padded, and with the frames first.
-        bits, index = indexing.as_bits(log_probs, jnp.minimum(t, frames - 1))
-        row = lax.dynamic_index_in_dim(bits, index, 1 if request.batch_first else 0, keepdims=False)
-        # What XLA fuses with a gather is no longer done eight at a time.
-        found = lax.optimization_barrier(jnp.take_along_axis(row, classes, axis=1, mode="promise_in_bounds"))
-        found = jnp.where(frame_mask, indexing.from_bits(found, log_probs.dtype).astype(dtype), 0)
+        def take(log_probs, t, classes):
+            row = lax.dynamic_index_in_dim(log_probs, t, 1 if request.batch_first else 0, keepdims=False)
+            # What XLA fuses with a gather is no longer done eight at a time.
+            return lax.optimization_barrier(jnp.take_along_axis(row, classes, axis=1, mode="promise_in_bounds"))
+
+        found = indexing.taken(take, log_probs, jnp.minimum(t, frames - 1), classes)
+        found = jnp.where(frame_mask, found.astype(dtype), 0)
         found = jnp.maximum(found, LOG_ZERO)
         return found[:, :1], found[:, 1:]
 

@@ -6,7 +6,7 @@ is bound within the `custom_jvp`, whose function JAX traces only where it needs 
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -14,33 +14,31 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
-from jaxctc._types import Request
-
 _Rule = Callable[..., tuple[list[jax.Array], list[jax.Array]]]
 """A function of a tangent of the first operand and of all operands. It returns the results, and the tangents of those
 results that are floating-point numbers."""
 
 
 def differentiated_by(rule: Callable[..., tuple[Any, Any]]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator for a function of a request, scores and arrays that have no derivative.
+    """Return a decorator for a function of something static, an array, and further arrays that have no derivative.
 
-    `rule` takes the request, a tuple of the other arguments, and a tangent of the scores. It returns the results and
-    their tangents; a tangent of a result that is no floating-point number is not used.
+    `rule` takes what is static, a tuple of the other arguments, and a tangent of the first array. It returns the
+    results and their tangents; a tangent of a result that is no floating-point number is not used.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
         @functools.wraps(function)
-        def call(request: Request, *arguments: Any) -> Any:
+        def call(static: Hashable, *arguments: Any) -> Any:
             if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-                return function(request, *arguments)  # a scan is a loop in Python then, which drops nothing
+                return function(static, *arguments)  # a scan is a loop in Python then, which drops nothing
             operands, tree = jax.tree.flatten(arguments)
 
             def value(*operands: jax.Array) -> Any:
-                return function(request, *jax.tree.unflatten(tree, operands))
+                return function(static, *jax.tree.unflatten(tree, operands))
 
             def value_and_tangents(tangent: jax.Array, *operands: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
-                results, tangents = map(jax.tree.leaves, rule(request, jax.tree.unflatten(tree, operands), tangent))
+                results, tangents = map(jax.tree.leaves, rule(static, jax.tree.unflatten(tree, operands), tangent))
                 return results, [dx for x, dx in zip(results, tangents, strict=True) if _is_inexact(x)]
 
             jaxpr, shapes = jax.make_jaxpr(value, return_shape=True)(*operands)
@@ -48,8 +46,8 @@ def differentiated_by(rule: Callable[..., tuple[Any, Any]]) -> Callable[[Callabl
             return jax.tree.unflatten(jax.tree.structure(shapes), found)
 
         @call.defjvp
-        def _(request: Request, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-            return rule(request, primals, tangents[0])
+        def _(static: Hashable, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+            return rule(static, primals, tangents[0])
 
         return call
 
