@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxctc
-from jaxctc._forward_backward import reductions
+from jaxctc._lattice import reductions
 from jaxctc._platforms import ONE_KERNEL
 
 LOSSES = [jaxctc.ctc_loss, jaxctc.ctc_loss_with_logits, functools.partial(jaxctc.ctc_loss, sequences_at_once=2)]
@@ -86,14 +86,18 @@ def test_other_platforms_have_no_such_kernel(platforms):
     assert "xla_cpu_small_call" not in text
 
 
-@pytest.mark.parametrize("shape", [(3, 40), (70, 8, 1)])
+@pytest.mark.parametrize("shape", [(3, 40), (70, 8), (2, 3, 900)])
 def test_reductions(shape):
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(2, *shape)).astype(np.float32)
-    axis = tuple(range(1, len(shape)))
-    np.testing.assert_array_equal(reductions.maximum(jnp.asarray(x), axis), x.max(axis))
-    p = abs(x)
-    np.testing.assert_allclose(reductions.sum_of_probabilities(jnp.asarray(p), axis), p.sum(axis), rtol=1e-6)
-    both = reductions.sums(jnp.asarray(x), jnp.asarray(y), axis=axis)
-    for found, wanted in zip(both, (x, y), strict=True):
-        np.testing.assert_allclose(found, wanted.sum(axis), rtol=1e-5, atol=1e-5)
+    x, y = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    np.testing.assert_array_equal(reductions.maximum(jnp.asarray(x), jnp.asarray(y)), np.maximum(x, y).max(-1))
+    for axis in (0, -1):
+        both = reductions.sums(jnp.asarray(x), jnp.asarray(y), axis=axis)
+        for found, wanted in zip(both, (x, y), strict=True):
+            np.testing.assert_allclose(found, wanted.sum(axis), rtol=1e-5, atol=2e-5)
+
+
+def test_a_reduction_of_two_arrays_is_not_divided_into_windows():
+    """Their code is long, and compiled within the one kernel of the recursion."""
+    compiled = jax.jit(reductions.maximum).lower(*[jax.ShapeDtypeStruct((3, 400), jnp.float32)] * 2).compile()
+    assert "reduce-window" not in compiled.as_text()
+    assert "reduce(" in compiled.as_text()

@@ -90,7 +90,7 @@ def test_exp2(dtype):
 
 def test_total(dtype):
     mantissas, exponents = [[0.5, 0.0, 0.0, 0.0], [0.0] * 4], [[-5000.0, LOG_ZERO, LOG_ZERO, -5001.0], [LOG_ZERO] * 4]
-    got = scaled.total(number(mantissas, exponents, dtype), axis=(1,))
+    got = scaled.total(number(mantissas, exponents, dtype))
     assert got.mantissa.shape == (2, 1)
     assert (float(got.mantissa[0, 0]), float(got.exponent[0, 0])) == (0.0, -4999.0)
     assert float(got.exponent[1, 0]) < LOG_ZERO / 2
@@ -113,10 +113,10 @@ def test_what_is_next_to_one_keeps_its_digits(dtype):
         for form in (found, scaled.renormalized(found)):
             np.testing.assert_allclose(form.mantissa, want, rtol=tolerance)
             np.testing.assert_array_equal(form.exponent, 0)
-    total = scaled.total(together(one, zero), axis=(0,))
-    np.testing.assert_array_equal(total.mantissa, [[0, 0]])
-    total = scaled.total(together(beyond, small, zero, small), axis=(0,))
-    np.testing.assert_allclose(total.mantissa[0], np.add([3e-9, 2e-20], 2 * np.asarray(size)), rtol=tolerance)
+    total = scaled.total(together(one, zero))
+    np.testing.assert_array_equal(total.mantissa, [[0], [0]])
+    total = scaled.total(Scaled(*(x.T for x in together(beyond, small, zero, small))))
+    np.testing.assert_allclose(total.mantissa[:, 0], np.add([3e-9, 2e-20], 2 * np.asarray(size)), rtol=tolerance)
 
 
 def test_a_number_that_rounds_up_to_two_is_still_the_same(dtype):

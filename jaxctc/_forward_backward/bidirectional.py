@@ -11,6 +11,7 @@ are recomputed when the backward pass arrives there. The posterior overwrites th
 stored follows from how XLA compiles these loops for a CPU (see `buffers`).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -19,24 +20,23 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Complex, Float
 
-from jaxctc._forward_backward import equations, reductions, scaled
+from jaxctc._forward_backward import equations, scaled
 from jaxctc._forward_backward.buffers import (
     MARGIN,
     StateBuffers,
     empty_states,
     initial_states,
-    interleaved,
-    put,
-    read,
-    row_of,
+    of_step,
+    put_step,
     write,
-    zero_rows,
+    zeros,
 )
 from jaxctc._forward_backward.join import Join, flush_negligible, join_directions
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
-from jaxctc._lattice import indexing
+from jaxctc._lattice import indexing, reductions
 from jaxctc._lattice.frame_map import Index
+from jaxctc._sizes import Size
 
 Scatter: TypeAlias = Callable[..., Float[Array, "N 2 K X"]]
 """A function of the labels' posterior (N, 2, K, W) and, where there is a choice, of the precision of a product."""
@@ -50,11 +50,7 @@ def unchanged(label: Float[Array, "N 2 K W"], *_: Any) -> Float[Array, "N 2 K W"
 
 def _with_emission(emissions: ScaledEmissions, blank: Scaled, i: Index) -> Scaled:
     """Return the blanks' states before step i with the emission of the frame before."""
-    return blank * Scaled(*(row_of(x[..., None], i) for x in emissions.blank))
-
-
-def _score(emissions: ScaledEmissions, i: Index) -> Scaled:
-    return scaled.exp2(row_of(emissions.stored_scores, i))
+    return blank * Scaled(*(of_step(x[..., None], i) for x in emissions.blank))
 
 
 def _step(
@@ -66,7 +62,7 @@ def _step(
     i: Index,
     finish: Callable[[Scaled], Scaled],
 ) -> StateBuffers:
-    """Run step i from row k of `source`, and return `target` with its row j written.
+    """Run step i from the states k of `source`, and return `target` with its states j written.
 
     A number becomes at most eight times as large in one step.
     """
@@ -74,7 +70,7 @@ def _step(
     into_blank = equations.into_blank(prev_blank, source.read("label", k, -1))
     target = target.write("blank", j, finish(into_blank))
     entering = equations.entering_label(prev_blank, target.read("blank", j), emissions.skip)
-    label = equations.into_label(source.read("label", k), entering) * _score(emissions, i)
+    label = equations.into_label(source.read("label", k), entering) * scaled.exp2(of_step(emissions.stored_scores, i))
     return target.write("label", j, finish(label))
 
 
@@ -88,15 +84,15 @@ def _two_steps(
     emissions: ScaledEmissions,
     i: Index,
 ) -> tuple[StateBuffers, StateBuffers]:
-    """Run steps i and i + 1; the states between the two go to row b of `between`."""
+    """Run steps i and i + 1; the states between the two become states b of `between`."""
     between = _step(source, k, between, b, emissions, i, lambda x: x)
     return between, _step(between, b, target, j, emissions, i + 1, scaled.renormalized)
 
 
 class _Segment(NamedTuple):
-    """The states before and after each of K steps: rows 0, 2, 4, ... in `even`, and rows 1, 3, 5, ... in `odd`.
+    """The states before and after each of K steps: states 0, 2, 4, ... in `even`, and states 1, 3, 5, ... in `odd`.
 
-    Both have H + 1 rows, where K = 2 H.
+    Both have room for the states of H + 1 steps, where K = 2 H.
     """
 
     even: StateBuffers
@@ -129,18 +125,21 @@ class Posterior(NamedTuple):
 class _BackwardPass(NamedTuple):
     """The posterior (occupancy) during the backward pass through a segment of K = 2 H steps."""
 
-    label: Float[Array, "N 2 R W"]
-    """The labels' posterior after each step, in the row that had the scores of the step. The one before step 0 has no
-    row of its own: it overwrites the last row, which is known already and is written again at the end.
+    label: Float[Array, "*rows M W"]
+    """The labels' posterior after each step, in the place that had the scores of the step. The one before step 0 has no
+    place of its own: it overwrites the last one, which is known already and is written again at the end.
     """
-    even: Float[Array, "N 2 H+1 W"]
-    """The blanks' posterior for the even rows of a `_Segment`: before the first step, ..., after the last one."""
-    odd: Float[Array, "N 2 H W"]
-    of_label: dict[str, Complex[Array, "N 2 V"]]
+    blank: Float[Array, "*rows W"]
+    """The blanks' posterior after the last step of the segment that comes next."""
+    even: Float[Array, "*rows H+1 W"]
+    """The blanks' posterior for the even states of a `_Segment`: before the first step, ..., after the last one."""
+    odd: Float[Array, "*rows H+1 W"]
+    """The same for the odd states, and one place that is not used."""
+    of_label: dict[str, Complex[Array, "*rows V"]]
     """Two numbers packed in one: each label's posterior after the step that is being undone, and the `smaller_part` of
     it (see `scaled.split`). Even and odd steps have separate buffers, since the previous one may still be read.
     """
-    of_blank: Complex[Array, "N 2 V"]
+    of_blank: Complex[Array, "*rows V"]
     """The same for all that came into each blank, including what went on to the label after it."""
 
     def backward_step(
@@ -153,31 +152,31 @@ class _BackwardPass(NamedTuple):
         emissions: ScaledEmissions,
         k: Index,
     ) -> "_BackwardPass":
-        """Return the posterior before step k, with its blanks written to row j of the buffer called `name`.
+        """Return the posterior before step k, with its blanks written as number j of the buffer called `name`.
 
-        The states before step k are in row j of `before`, and those after it in row a of `after`. For each sum of two
+        The states before step k are number j of `before`, and those after it number a of `after`. For each sum of two
         states, a product gives the part of the smaller one, and a subtraction the part of the larger one: both keep
         their digits.
         """
-        columns, rows = emissions.skip.shape[2], self.label.shape[2]
-        blank = row_of(self.odd if name == "even" else self.even, a)
-        label = row_of(self.label, k)
+        columns, steps = self.label.shape[-1], self.label.shape[-2]
+        blank = of_step(self.odd if name == "even" else self.even, a)
+        label = of_step(self.label, k)
         prev_label, prev_blank = before.read("label", j, -1), _with_emission(emissions, before.read("blank", j), k)
         entering = equations.entering_label(prev_blank, after.read("blank", a), emissions.skip)
         smaller_part = label * scaled.smaller_fraction(before.read("label", j), entering)
-        of_label = write(self.of_label[name], lax.complex(label, smaller_part), (0, 0, 0))
-        self_loop, entered = scaled.split(lax.real(x := of_label[:, :, :columns]), lax.imag(x))
+        of_label = write(self.of_label[name], lax.complex(label, smaller_part), (0,) * label.ndim)
+        self_loop, entered = scaled.split(lax.real(x := of_label[..., :columns]), lax.imag(x))
 
         into_blank = equations.back_into_blank(blank, entered, emissions.skip)
         smaller_part = into_blank * scaled.smaller_fraction(prev_blank, prev_label)
-        of_blank = write(self.of_blank, lax.complex(into_blank, smaller_part), (0, 0, 0))
-        staying, _ = scaled.split(lax.real(x := of_blank[:, :, :columns]), lax.imag(x))
-        _, arriving = scaled.split(lax.real(x := of_blank[:, :, 1 : columns + 1]), lax.imag(x))
+        of_blank = write(self.of_blank, lax.complex(into_blank, smaller_part), (0,) * label.ndim)
+        staying, _ = scaled.split(lax.real(x := of_blank[..., :columns]), lax.imag(x))
+        _, arriving = scaled.split(lax.real(x := of_blank[..., 1 : columns + 1]), lax.imag(x))
 
-        where = jnp.where(k == 0, rows - 1, k - 1)
-        labels = write(self.label, flush_negligible(self_loop + arriving)[:, :, None], (0, 0, where, 0))
+        where = jnp.where(k == 0, steps - 1, k - 1)
+        labels = put_step(self.label, where, flush_negligible(self_loop + arriving))
         before_step = flush_negligible(equations.back_in_blank(staying, entered, emissions.skip))
-        blanks = write(getattr(self, name), before_step[:, :, None], (0, 0, j, 0))
+        blanks = put_step(getattr(self, name), j, before_step)
         both = {**self.of_label, name: of_label}
         return self._replace(label=labels, of_label=both, of_blank=of_blank, **{name: blanks})
 
@@ -186,32 +185,42 @@ class _BackwardPass(NamedTuple):
     ) -> "_BackwardPass":
         """Run the backward pass to the state before step `first`; the first `skipped` pairs of steps are left out."""
         even, odd = segment
-        half = self.odd.shape[2]
+        half = self.odd.shape[-2] - 1
+        initial = self._replace(even=put_step(self.even, half, self.blank))
 
         def pair(n: Index, backward: _BackwardPass) -> _BackwardPass:
             j = half - 1 - n
             backward = backward.backward_step("odd", j, odd, even, j + 1, emissions, first + 2 * j + 1)
             return backward.backward_step("even", j, even, odd, j, emissions, first + 2 * j)
 
-        return lax.fori_loop(0, half - skipped, pair, self)
+        found = lax.fori_loop(0, half - skipped, pair, initial)
+        return found._replace(blank=of_step(found.even, 0))
 
-    def blank_posteriors(self, *, every_blank: bool) -> tuple[Float[Array, "N 2 K"], Float[Array, "N 2 K W"] | None]:
+    def blank_posteriors(
+        self, *, every_blank: bool
+    ) -> tuple[Float[Array, "*rows K"], Float[Array, "*rows K W"] | None]:
         """Return the posterior of all blanks after each step and, if `every_blank`, that of each blank."""
-        sums = interleaved(*(reductions.sum_of_probabilities(x, (3,)) for x in (self.odd, self.even[:, :, 1:])))
-        return sums, interleaved(self.odd, self.even[:, :, 1:]) if every_blank else None
+        *rows, steps, columns = self.odd.shape
+        half = steps - 1
+        kinds = self.odd, self.even
+        # In one axis: of an inner loop within a short one LLVM makes as many copies as that has elements.
+        flat = (x.reshape(math.prod(rows) * steps, columns) for x in kinds) if len(rows) == 1 else kinds
+        sums = (x.reshape(*rows, steps) for x in reductions.sums(*flat))
 
-    def before_segment(self) -> "_BackwardPass":
-        """Return the backward pass with the blanks before the first step as those after the last one."""
-        return self._replace(even=put(self.even, self.even[:, :, :1], (0, 0, self.odd.shape[2], 0)))
+        def after_each_step(odd: Array, even: Array, *columns: Size) -> Array:
+            axis = len(rows)
+            odd, even = (lax.slice_in_dim(x, i, i + half, axis=axis) for i, x in enumerate((odd, even)))
+            return jnp.stack([odd, even], axis=axis + 1).reshape(*rows, 2 * half, *columns)
+
+        return after_each_step(*sums), after_each_step(*kinds, columns) if every_blank else None
 
     @classmethod
-    def initial(cls, join: "Join", size: int, label: Float[Array, "N 2 R W"]) -> "_BackwardPass":
+    def initial(cls, join: "Join", size: int, label: Float[Array, "*rows M W"]) -> "_BackwardPass":
         """Return a backward pass that holds the posterior after the last step; `label` has the labels' already."""
-        half, columns = size // 2, join.blank.shape[2]
-        even, odd = zero_rows(join.blank, half + 1, columns), zero_rows(join.blank, half, columns)
-        even, margin = write(even, join.blank[:, :, None], (0, 0, half, 0)), zero_rows(join.blank, columns + MARGIN)
+        columns = join.blank.shape[-1]
+        even, margin = zeros(join.blank, size // 2 + 1, columns), zeros(join.blank, columns + MARGIN)
         scratch = scaled.pack(Scaled(margin, margin))
-        return cls(label, even, odd, {"even": scratch, "odd": scratch}, scratch)
+        return cls(label, join.blank, even, even, {"even": scratch, "odd": scratch}, scratch)
 
 
 def likelihood(
@@ -290,16 +299,16 @@ def posterior(
         at, first = emissions.segment(0, size)
         skipped = _skipped(start, 0)
         segment = segment.run_forward(initial, at, first, skipped)
-        join = _joined(segment.even.row(half), emissions)
+        join = _joined(segment.even.at(half), emissions)
         backward = _BackwardPass.initial(join, size, _with_last(at.stored_scores, join)).backward_steps(
             segment, at, first, skipped
         )
-        rows = Posterior(scatter(_with_last(backward.label, join)), *backward.blank_posteriors(every_blank=every_blank))
-    else:
-        segment, checkpoints = _forward_pass(emissions, segment, initial, start, size)
-        join = _joined(checkpoints.row(emissions.steps // size), emissions)
-        rows = _backward_pass(emissions, segment, checkpoints, join, start, size, scatter, every_blank=every_blank)
-    return join.likelihood, rows
+        label = scatter(_with_last(backward.label, join))
+        return join.likelihood, Posterior(label, *backward.blank_posteriors(every_blank=every_blank))
+    segment, checkpoints = _forward_pass(emissions, segment, initial, start, size)
+    join = _joined(checkpoints.at(emissions.steps // size), emissions)
+    found = _backward_pass(emissions, segment, checkpoints, join, start, size, scatter, every_blank=every_blank)
+    return join.likelihood, found
 
 
 def _forward_pass(
@@ -313,8 +322,8 @@ def _forward_pass(
     def segment_forward(s: Index, carry: tuple[_Segment, StateBuffers]) -> tuple[_Segment, StateBuffers]:
         segment, checkpoints = carry
         at, first = emissions.segment(s * size, size)
-        segment = segment.run_forward(checkpoints.row(s), at, first, _skipped(start, s * size))
-        return segment, checkpoints.put(s + 1, segment.even.row(size // 2))
+        segment = segment.run_forward(checkpoints.at(s), at, first, _skipped(start, s * size))
+        return segment, checkpoints.put(s + 1, segment.even.at(size // 2))
 
     first, count = start // size, emissions.steps // size
     checkpoints = empty_states(emissions, count + 1).put(first, initial)
@@ -346,41 +355,42 @@ def _backward_pass(
         )
 
     def back(n: Index, carry: _Back) -> _Back:
-        segment, backward, rows = carry
+        segment, backward, found = carry
         s = count - 1 - n
         skipped = _skipped(start, s * size)
         if recompute:
-            # The additional row before the first one is for the posterior before the first step.
+            # The additional step before the first one is for the posterior before the first step.
             base = jnp.maximum(s * size - 1, 0)
             at, first = emissions.segment(base, size + 1)
             first += s * size - base
         else:
             at, first = emissions._replace(scores=backward.label), s * size
-        segment = recomputed(segment, checkpoints.row(s), at, first, skipped)
+        segment = recomputed(segment, checkpoints.at(s), at, first, skipped)
         # The posterior may have overwritten the last step's scores; the state after that step was stored.
-        segment = segment._replace(even=segment.even.put(half, checkpoints.row(s + 1)))
+        segment = segment._replace(even=segment.even.put(half, checkpoints.at(s + 1)))
         if recompute:
-            backward = backward._replace(label=write(at.stored_scores, backward.label, (0, 0, first + size - 1, 0)))
+            backward = backward._replace(label=put_step(at.stored_scores, first + size - 1, backward.label[..., 0, :]))
         backward = backward.backward_steps(segment, at, first, skipped)
         label = None
         if recompute:
-            shape = (*backward.label.shape[:2], size, backward.label.shape[3])
-            label = scatter(read(backward.label, (0, 0, first, 0), shape))
-            backward = backward._replace(label=backward.label[:, :, :1])
+            label = scatter(lax.dynamic_slice_in_dim(backward.label, first, size, axis=-2))
+            backward = backward._replace(label=backward.label[..., :1, :])
         new = label, *backward.blank_posteriors(every_blank=every_blank)
-        rows = jax.tree.map(lambda x, y: put(x, y, (0, 0, s * size, 0)[: x.ndim]), rows, new)
-        return segment, backward.before_segment(), rows
+        axis = last.ndim - 1
+        found = jax.tree.map(lambda x, y: lax.dynamic_update_slice_in_dim(x, y, s * size, axis), found, new)
+        return segment, backward, found
 
     # The posterior overwrites the scores, if these are stored.
-    last = join.label[:, :, None]
-    backward = _BackwardPass.initial(join, size, last if recompute else _with_last(emissions.stored_scores, join))
-    label = zero_rows(last, emissions.steps, jax.eval_shape(scatter, last).shape[3]) if recompute else None
-    each = zero_rows(last, emissions.steps, last.shape[3]) if every_blank else None
-    carry = segment, backward, (label, zero_rows(last, emissions.steps), each)
+    last, steps = join.label, emissions.steps
+    labels = last[..., None, :] if recompute else _with_last(emissions.stored_scores, join)
+    backward = _BackwardPass.initial(join, size, labels)
+    label = zeros(last, steps, jax.eval_shape(scatter, labels).shape[-1]) if recompute else None
+    each = zeros(last, steps, last.shape[-1]) if every_blank else None
+    carry = segment, backward, (label, zeros(last, steps), each)
     _, backward, (label, *blanks) = lax.fori_loop(0, count - start // size, back, carry)
     return Posterior(scatter(_with_last(backward.label, join)) if label is None else label, *blanks)
 
 
-def _with_last(label: Float[Array, "N 2 R W"], join: Join) -> Float[Array, "N 2 R W"]:
-    """Return `label` with the posterior after the last step in its last row, which had the scores of that step."""
-    return write(label, join.label[:, :, None], (0, 0, label.shape[2] - 1, 0))
+def _with_last(label: Float[Array, "*rows M W"], join: Join) -> Float[Array, "*rows M W"]:
+    """Return `label` with the posterior after the last step in its last place, which had the scores of that step."""
+    return put_step(label, label.shape[-2] - 1, join.label)

@@ -6,6 +6,7 @@ computing it. A few columns of zeros before the first column serve as its left n
 that holds a mantissa and an exponent, so that XLA does not compute twice what both have in common.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -27,42 +28,50 @@ MARGIN = 8
 class StateBuffers(NamedTuple):
     """The packed states after each of K steps, margins included; blanks do not have their own frame's emission yet."""
 
-    blank: Complex[Array, "K N 2 V"]
-    label: Complex[Array, "K N 2 V"]
+    blank: Complex[Array, "K *rows V"]
+    label: Complex[Array, "K *rows V"]
 
     def read(self, name: str, k: Index, shift: int = 0) -> Scaled:
-        rows = getattr(self, name)
-        size = (1, *rows.shape[1:3], rows.shape[3] - MARGIN)
-        return unpack(read(rows, (k, 0, 0, MARGIN + shift), size)[0])
+        states = getattr(self, name)
+        _, *rows, width = states.shape
+        return unpack(read(states, (k, *_zeros(rows), MARGIN + shift), (1, *rows, width - MARGIN))[0])
 
     def write(self, name: str, k: Index, value: Scaled) -> "StateBuffers":
-        return self._replace(**{name: write(getattr(self, name), pack(value)[None], (k, 0, 0, MARGIN))})
+        where = k, *_zeros(value.mantissa.shape[:-1]), MARGIN
+        return self._replace(**{name: write(getattr(self, name), pack(value)[None], where)})
 
-    def row(self, k: Index) -> "StateBuffers":
-        rows = (read(x, (k, 0, 0, 0), (1, *x.shape[1:])) for x in self)
-        return lax.optimization_barrier(StateBuffers(*rows))
+    def at(self, k: Index) -> "StateBuffers":
+        """Return the states after one step."""
+        states = (read(x, (k, *_zeros(x.shape[1:])), (1, *x.shape[1:])) for x in self)
+        return lax.optimization_barrier(StateBuffers(*states))
 
-    def put(self, k: Index, row: "StateBuffers") -> "StateBuffers":
-        return StateBuffers(*(put(x, y, (k, 0, 0, 0)) for x, y in zip(self, row, strict=True)))
+    def put(self, k: Index, states: "StateBuffers") -> "StateBuffers":
+        return StateBuffers(*(put(x, y, (k, *_zeros(x.shape[1:]))) for x, y in zip(self, states, strict=True)))
 
 
 def empty_states(emissions: ScaledEmissions, count: Size) -> StateBuffers:
-    """Return rows in which no state has been reached."""
-    sequences, directions, columns = emissions.skip.shape
-    shape = (count, sequences, directions, MARGIN + columns)
+    """Return buffers in which no state has been reached."""
+    *rows, columns = emissions.skip.shape
+    shape = (count, *rows, MARGIN + columns)
     zero = varying_like(emissions.blank, pack(scaled.zeros(shape, emissions.blank.mantissa.dtype)))
     return StateBuffers(zero, zero)
 
 
 def initial_states(emissions: ScaledEmissions) -> StateBuffers:
-    """Return one row, with the state before the first frame, in which every path is in blank 0."""
+    """Return the states before the first frame, in which every path is in blank 0."""
     empty = empty_states(emissions, 1)
-    here = lax.broadcasted_iota(jnp.int32, empty.blank.shape, 3) == MARGIN
+    here = lax.broadcasted_iota(jnp.int32, empty.blank.shape, empty.blank.ndim - 1) == MARGIN
     return empty._replace(blank=jnp.where(here, 0, empty.blank))
 
 
-def row_of(x: Float[Array, "N 2 M W"], i: Index) -> Float[Array, "N 2 W"]:
-    return read(x, (0, 0, i, 0), (*x.shape[:2], 1, x.shape[3]))[:, :, 0]
+def of_step(x: Float[Array, "*rows M W"], i: Index) -> Float[Array, "*rows W"]:
+    *rows, _, columns = x.shape
+    return jnp.squeeze(read(x, (*_zeros(rows), i, 0), (*rows, 1, columns)), -2)
+
+
+def put_step(x: Float[Array, "*rows M W"], i: Index, value: Float[Array, "*rows W"]) -> Float[Array, "*rows M W"]:
+    """Write the value in the place of step i (see `write`)."""
+    return write(x, value[..., None, :], (*_zeros(value.shape[:-1]), i, 0))
 
 
 def write(buffer: Array, value: Array, where: tuple[Index, ...]) -> Array:
@@ -85,10 +94,10 @@ def _place(where: tuple[Index, ...]) -> tuple[np.int32 | Array, ...]:
     )
 
 
-def zero_rows(like: Float[Array, "N 2 ..."], *shape: Size) -> Float[Array, "N 2 ..."]:
-    return varying_like(like, jnp.zeros((*like.shape[:2], *shape), like.dtype))
+def _zeros(axes: Sequence[Size]) -> tuple[int, ...]:
+    return (0,) * len(axes)
 
 
-def interleaved(even: Float[Array, "N 2 H ..."], odd: Float[Array, "N 2 H ..."]) -> Float[Array, "N 2 K ..."]:
-    sequences, _, half, *rest = even.shape
-    return jnp.stack([even, odd], axis=3).reshape(sequences, 2, 2 * half, *rest)
+def zeros(like: Float[Array, "*rows W"], *shape: Size) -> Float[Array, "..."]:
+    """Return zeros of this shape for each row."""
+    return varying_like(like, jnp.zeros((*like.shape[:-1], *shape), like.dtype))

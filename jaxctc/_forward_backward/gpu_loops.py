@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from jaxctc._forward_backward import equations, scaled
 from jaxctc._forward_backward.bidirectional import Posterior, Scatter, unchanged
-from jaxctc._forward_backward.buffers import row_of
+from jaxctc._forward_backward.buffers import of_step
 from jaxctc._forward_backward.join import flush_negligible, join_directions
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
@@ -152,8 +152,8 @@ def _forward_steps(
         found = []
         for k in range(_STEPS):
             i = first + number * _STEPS + k
-            blank = Scaled(*(row_of(x[..., None], i) for x in emissions.blank))
-            states, fractions = _step(states, blank, row_of(emissions.stored_scores, i), emissions.skip)
+            blank = Scaled(*(of_step(x[..., None], i) for x in emissions.blank))
+            states, fractions = _step(states, blank, of_step(emissions.stored_scores, i), emissions.skip)
             found.append(fractions)
         # Between two barriers XLA makes one kernel of all steps; without them it would make longer ones.
         return lax.optimization_barrier((states, found))
@@ -188,7 +188,7 @@ def _backward_steps(
         for k in reversed(range(_STEPS)):
             # What is stored is a result of this kernel: to store what it was given, XLA would copy that first.
             after = _Occupancy(*map(flush_negligible, occupancy))
-            fractions = _Fractions(*(row_of(x, first + number * _STEPS + k) for x in stored))
+            fractions = _Fractions(*(of_step(x, first + number * _STEPS + k) for x in stored))
             occupancy = _backward_step(after, fractions, skip)
             found.append(after)
         return lax.optimization_barrier((occupancy, found[::-1]))

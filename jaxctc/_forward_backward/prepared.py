@@ -86,7 +86,7 @@ def _start(
 ) -> Index:
     """Return a step before which none reads a frame within the length of any sequence."""
     if max_input_length is not None:
-        return jnp.clip(steps - (max_input_length + 1) // 2, 0, steps)
+        return jnp.clip(steps - ((max_input_length + 1) >> 1), 0, steps)
     if request.layout.runs == "loops":
         return 0  # few steps read no frame (see `segments`)
     start = steps - -(-frames_of(scores, request) // 2)

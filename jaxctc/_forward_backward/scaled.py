@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Complex, Float
 
-from jaxctc._forward_backward import reductions
+from jaxctc._lattice import reductions
 from jaxctc._sizes import Size
 from jaxctc._types import LOG_ZERO
 
@@ -140,13 +140,13 @@ def from_left(a: Scaled) -> Scaled:
     return Scaled(shifted(a.mantissa, 0.0), shifted(a.exponent, LOG_ZERO))
 
 
-def total(a: Scaled, axis: tuple[int, ...]) -> Scaled:
-    """Return the sum over some axes, which stay in the result with size 1."""
-    exponent = lax.expand_dims(reductions.maximum(a.exponent, axis), axis)
+def total(a: Scaled) -> Scaled:
+    """Return the sum over the last axis, which stays in the result with size 1; the axis has an even size."""
+    exponent = reductions.maximum(*jnp.split(a.exponent, 2, axis=-1))[..., None]
     power = _power_of_two(a.exponent - exponent)
     rest = jnp.where(power < 1, (1 + a.mantissa) * power, a.mantissa)
     # Leading ones of the largest power are counted, and all else is added up apart: one of them is not in the mantissa.
-    rest, ones = (lax.expand_dims(x, axis) for x in reductions.sums(rest, jnp.floor(power), axis=axis))
+    rest, ones = (x[..., None] for x in reductions.sums(rest, jnp.floor(power)))
     return renormalized(Scaled(rest + (ones - 1), exponent))
 
 
@@ -172,11 +172,6 @@ def _float_format(dtype: jnp.dtype) -> _FloatFormat:
     return _FloatFormat(52, 1023, jnp.int64) if dtype == jnp.float64 else _FloatFormat(23, 127, jnp.int32)
 
 
-def _max(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Return the larger number. NaN cannot occur, and a CPU needs four instructions to respect it (`jnp.maximum`)."""
-    return lax.select(a < b, b, a)
-
-
 def _min_exponent(a: Scaled) -> int:
     """Return the exponent of the smallest part that still differs from smaller ones where parts are compared."""
     return -_float_format(a.exponent.dtype).bias // 2
@@ -187,7 +182,7 @@ def _min(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def _powers(
-    a: Scaled, b: Scaled, maximum: Callable[[Array, Array], Array] = _max, least: int | None = None
+    a: Scaled, b: Scaled, maximum: Callable[[Array, Array], Array] = reductions.larger, least: int | None = None
 ) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
     """Return the larger of two exponents, and the power of two of each number in units of that of the larger one."""
     exponent = maximum(a.exponent, b.exponent)
@@ -209,7 +204,9 @@ def _sum(
 
 
 def _power_of_two(
-    exponent: Float[Array, "..."], maximum: Callable[[Array, Array], Array] = _max, least: int | None = None
+    exponent: Float[Array, "..."],
+    maximum: Callable[[Array, Array], Array] = reductions.larger,
+    least: int | None = None,
 ) -> Float[Array, "..."]:
     """Return 2**exponent for a whole number that is at most 0; if that is too small, return 0, or 2**least if given.
 

@@ -30,13 +30,16 @@ _LARGE = 1 << 29
 
 
 class ScaledEmissions(NamedTuple):
-    """The emissions of all states. Axes: N sequences, 2 directions (forward, backward), M steps, W columns."""
+    """The emissions of all states. Axes: N sequences, 2 directions (forward, backward), M steps, W columns.
 
-    scores: Float[Array, "N 2 M W"] | None
+    The first two axes of `scores`, `blank` and `skip` may have been made one (see `rows`).
+    """
+
+    scores: Float[Array, "*rows M W"] | None
     """Logarithms to base 2 of each label's probability over the frame's best, if they are stored."""
     blank: Scaled
-    """(N, 2, M + 1): the blank's probability over the frame's best; index i is for the frame before step i."""
-    skip: Bool[Array, "N 2 W"]
+    """(*rows, M + 1): the blank's probability over the frame's best; index i is for the frame before step i."""
+    skip: Bool[Array, "*rows W"]
     """Whether the label of a column differs from the one before it, in each direction's own order."""
     target_lengths: Int[Array, " N"]
     first: Int[Array, "N 2"]
@@ -51,24 +54,24 @@ class ScaledEmissions(NamedTuple):
     """Whether the blank or a label of the target has a NaN or +inf score in some frame inside the frame mask."""
     zero_probability: Bool[Array, " N"]
     """Whether some frame inside the frame mask gives the blank and every label of the target probability zero."""
-    recompute_scores: Callable[[Index, int], Float[Array, "N 2 K W"]] | None = None
+    recompute_scores: Callable[[Index, int], Float[Array, "*rows K W"]] | None = None
     """Computes the scores of K steps from a first one on, if they are not stored."""
 
     @property
-    def stored_scores(self) -> Float[Array, "N 2 M W"]:
+    def stored_scores(self) -> Float[Array, "*rows M W"]:
         """Return the scores, which must be stored."""
         assert self.scores is not None
         return self.scores
 
     @property
     def steps(self) -> Size:
-        return self.blank.exponent.shape[2] - 1
+        return self.blank.exponent.shape[-1] - 1
 
     def cut(self, first: Index, size: int) -> "ScaledEmissions":
         """Return the emissions of these steps alone, with their scores stored."""
-        blank = Scaled(*(lax.dynamic_slice_in_dim(x, first, size + 1, axis=2) for x in self.blank))
+        blank = Scaled(*(lax.dynamic_slice_in_dim(x, first, size + 1, axis=-1) for x in self.blank))
         scores = (
-            lax.dynamic_slice_in_dim(self.stored_scores, first, size, axis=2)
+            lax.dynamic_slice_in_dim(self.stored_scores, first, size, axis=-2)
             if self.recompute_scores is None
             else self.recompute_scores(first, size)
         )

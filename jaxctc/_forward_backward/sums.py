@@ -5,8 +5,8 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxctc._forward_backward import reductions
 from jaxctc._forward_backward.scaled import Scaled
+from jaxctc._lattice import reductions
 from jaxctc._sizes import is_known
 
 _PARTS = 256
@@ -20,7 +20,7 @@ def in_parts(nats: Float[Array, "steps N"], *, gpu: bool = False) -> tuple[Float
     """Return the sum over frames in two parts: whole 256ths of a nat, whose sum is exact, and the remainder."""
     offset = jnp.round(nats * _PARTS) / _PARTS
     if gpu:
-        offset, rest = reductions.sums(offset, nats - offset, axis=(0,))
+        offset, rest = reductions.sums(offset, nats - offset, axis=0)
         return offset, rest
     return _sum(offset), _sum(nats - offset)
 

@@ -67,12 +67,13 @@ def build_frame_map(lattice: Lattice, frames: Size, count: Size) -> FrameMap:
     """Return the frame map of `count` steps."""
     half, _ = lattice.halves
     # All in one shape: XLA makes a kernel of its own of what is smaller.
-    shape = half.shape[0], 2, count
-    half_of, length = (jnp.broadcast_to(x[:, None, None], shape) for x in (half, lattice.input_lengths))
-    forward = lax.broadcasted_iota(jnp.int32, shape, 1) == 0
-    own = lax.broadcasted_iota(jnp.int32, shape, 2) - count + jnp.where(forward, half_of, length - half_of)
+    shape = half.shape[0], 2 * count
+    half_of, length = (jnp.broadcast_to(x[:, None], shape) for x in (half, lattice.input_lengths))
+    place = lax.broadcasted_iota(jnp.int32, shape, 1)
+    forward = place < count
+    own = jnp.where(forward, place + (half_of - count), place + (length - half_of - 2 * count))
     frame = jnp.where(forward, own, length - 1 - own)
-    frame = jnp.clip(frame, 0, larger(frames - 1, 0))
+    frame, own = (x.reshape(shape[0], 2, count) for x in (jnp.clip(frame, 0, larger(frames - 1, 0)), own))
     if lattice.frame_order is None:
         return FrameMap(frame, own >= 0, half)
     frame = jnp.take_along_axis(lattice.frame_order.frame[:, None], frame, axis=2, mode="promise_in_bounds")
@@ -93,7 +94,7 @@ def places_of_frames(lattice: Lattice, frames: Size, count: Size) -> Int[Array, 
     """
     shape = frames, lattice.input_lengths.shape[0]
     length = jnp.broadcast_to(lattice.input_lengths[None], shape)
-    half, frame = length // 2, lax.broadcasted_iota(jnp.int32, shape, 0)
+    half, frame = length >> 1, lax.broadcasted_iota(jnp.int32, shape, 0)
     if lattice.frame_order is not None:
         frame = lattice.frame_order.position.T
     place = jnp.where(frame < half, frame + count - half, length - 1 - frame + 2 * count - (length - half))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
+from jaxctc._lattice import reductions
 from jaxctc._sizes import Size, is_at_most
 from jaxctc._types import Layout, Problem, Request
 
@@ -43,7 +44,7 @@ class Lattice(NamedTuple):
     @property
     def halves(self) -> tuple[Int[Array, " N"], Int[Array, " N"]]:
         """Return how many frames the forward direction reads, and how many the backward direction reads."""
-        half = self.input_lengths // 2
+        half = self.input_lengths >> 1  # a floor division is ten operations
         return half, self.input_lengths - half
 
 
@@ -95,10 +96,9 @@ def build_lattice(problem: Problem, request: Request, frame_mask: Bool[Array, "N
 
     inside = row_of_indices(longest) < target_lengths[:, None]
     labels = jnp.where(inside & allowed, targets, request.blank).astype(jnp.int32)
-    # One sum says how many labels repeat the one before, and whether all are legal: every reduction has to be compiled.
-    repeats = (inside & ~skip(labels)).astype(jnp.float32)
-    repeats = jnp.where(allowed, repeats, jnp.inf).sum(axis=1)
-    legal = legal_lengths & (repeats < jnp.inf)
+    counts = ((inside & ~skip(labels)).astype(jnp.float32), (~allowed).astype(jnp.float32))
+    repeats, illegal = reductions.sums(*counts)
+    legal = legal_lengths & (illegal == 0)
 
     columns = column_count(longest, frames, request.layout)
     reachable = _reachable(longest, frames)
