@@ -88,12 +88,13 @@ def _batched(
     def mapped(function: Callable[..., Any], places: tuple[Any, ...]) -> Callable[..., Any]:
         return jax.vmap(function, places, axis_size=axis.size, spmd_axis_name=axis.spmd_name)
 
+    if all(place is None for place in places):
+        found = _own_derivative.bind(*operands, jaxpr=jaxpr, rule=rule)
+        return found, [None] * len(found)
     places = tuple(places)
-    if any(place is not None for place in places):
-        jaxpr = jax.make_jaxpr(mapped(jaxpr_as_fun(jaxpr), places))(*operands)
-        rule = mapped(rule, (places[0], *places))
-    found = _own_derivative.bind(*operands, jaxpr=jaxpr, rule=rule)
-    return found, [0 if any(place is not None for place in places) else None] * len(found)
+    each = jax.make_jaxpr(mapped(jaxpr_as_fun(jaxpr), places))(*operands)
+    found = _own_derivative.bind(*operands, jaxpr=each, rule=mapped(rule, (places[0], *places)))
+    return found, [0] * len(found)
 
 
 batching.fancy_primitive_batchers[_own_derivative] = _batched

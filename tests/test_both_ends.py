@@ -124,7 +124,7 @@ def test_long_recordings_take_little_memory(function):
     """The scores of all labels at all frames, 0.8 GB, are nowhere kept; nor are the states."""
     problem = jax.ShapeDtypeStruct((20_000, 1, 32), jnp.float32), jax.ShapeDtypeStruct((1, 10_000), jnp.int32)
     compiled = jax.jit(function).lower(*problem, *[jax.ShapeDtypeStruct((1,), jnp.int32)] * 2).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 0.11e9
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.1e9
 
 
 @pytest.mark.usefixtures("x64")

@@ -86,14 +86,14 @@ def test_other_platforms_have_no_such_kernel(platforms):
     assert "xla_cpu_small_call" not in text
 
 
-@pytest.mark.parametrize("shape", [(3, 40), (70, 8), (2, 3, 900)])
+@pytest.mark.parametrize("shape", [(3, 40), (70, 8), (2, 3, 400)])
 def test_reductions(shape):
     x, y = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
     np.testing.assert_array_equal(reductions.maximum(jnp.asarray(x), jnp.asarray(y)), np.maximum(x, y).max(-1))
     for axis in (0, -1):
         both = reductions.sums(jnp.asarray(x), jnp.asarray(y), axis=axis)
         for found, wanted in zip(both, (x, y), strict=True):
-            np.testing.assert_allclose(found, wanted.sum(axis), rtol=1e-5, atol=2e-5)
+            np.testing.assert_allclose(found, wanted.sum(axis), rtol=1e-5, atol=1e-5)
 
 
 def test_a_reduction_of_two_arrays_is_not_divided_into_windows():

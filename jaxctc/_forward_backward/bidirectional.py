@@ -43,8 +43,8 @@ Scatter: TypeAlias = Callable[..., Float[Array, "N 2 K X"]]
 _Back: TypeAlias = tuple["_Segment", "_BackwardPass", tuple[Array | None, Array, Array | None]]
 
 
-def unchanged(label: Float[Array, "N 2 K W"], *_: Any) -> Float[Array, "N 2 K W"]:
-    """Return the labels' posterior itself: a `Scatter`."""
+def unchanged(label: Float[Array, "*rows K W"], *_: Any) -> Float[Array, "*rows K W"]:
+    """Return the labels' posterior itself, in rows or not: a `Scatter`."""
     return label
 
 
@@ -203,7 +203,8 @@ class _BackwardPass(NamedTuple):
         *rows, steps, columns = self.odd.shape
         half = steps - 1
         kinds = self.odd, self.even
-        # In one axis: of an inner loop within a short one LLVM makes as many copies as that has elements.
+        # In one axis: of an inner loop within a short one LLVM makes as many copies as that has elements. Where the
+        # directions are an axis, a TPU would copy the blanks.
         flat = (x.reshape(math.prod(rows) * steps, columns) for x in kinds) if len(rows) == 1 else kinds
         sums = (x.reshape(*rows, steps) for x in reductions.sums(*flat))
 

@@ -68,6 +68,7 @@ def _across(states: Scaled, target_lengths: Int[Array, " N"]) -> Scaled:
     """
     shape = states.mantissa.shape
     sequences, size = shape[0] // 2, 4 * shape[2]
+    # Where the sequences are sharded, a row's number depends on the device, which one kernel cannot ask for.
     whole_shape = sequences, 2, *shape[1:]
     direction, kind, column = (lax.broadcasted_iota(jnp.int32, whole_shape, axis) for axis in (1, 2, 3))
     there = in_rows(target_lengths[:, None, None, None] - kind - column)

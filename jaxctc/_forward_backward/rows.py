@@ -1,13 +1,13 @@
 """Take the two directions of all sequences as R = 2 N rows: those of each sequence one after the other.
 
-Of an inner loop within an axis of size 2, LLVM makes two copies; of rows it makes none. A TPU would copy the scores.
+Of an inner loop within an axis of size 2, LLVM makes two copies; of rows it makes none. A TPU would copy the scores,
+and where they are recomputed, a CPU would not compute them in the place of what was gathered for them.
 """
 
 from jaxtyping import Array, Shaped
 
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
-from jaxctc._lattice.frame_map import Index
 
 
 def in_rows(x: Shaped[Array, "N 2 ..."]) -> Shaped[Array, "R ..."]:
@@ -19,16 +19,9 @@ def by_direction(x: Shaped[Array, "R ..."]) -> Shaped[Array, "N 2 ..."]:
 
 
 def emissions_in_rows(emissions: ScaledEmissions) -> ScaledEmissions:
-    """Return the emissions with what the loops read of them in rows."""
-    scores, recompute = emissions.scores, emissions.recompute_scores
-
-    def recomputed(first: Index, size: int) -> Shaped[Array, "R K W"]:
-        assert recompute is not None
-        return in_rows(recompute(first, size))
-
+    """Return the emissions with what the loops and the join read of them in rows; the loops need stored scores."""
     return emissions._replace(
-        scores=None if scores is None else in_rows(scores),
+        scores=None if emissions.scores is None else in_rows(emissions.scores),
         blank=Scaled(*map(in_rows, emissions.blank)),
         skip=in_rows(emissions.skip),
-        recompute_scores=None if recompute is None else recomputed,
     )

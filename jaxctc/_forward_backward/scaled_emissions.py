@@ -54,7 +54,7 @@ class ScaledEmissions(NamedTuple):
     """Whether the blank or a label of the target has a NaN or +inf score in some frame inside the frame mask."""
     zero_probability: Bool[Array, " N"]
     """Whether some frame inside the frame mask gives the blank and every label of the target probability zero."""
-    recompute_scores: Callable[[Index, int], Float[Array, "*rows K W"]] | None = None
+    recompute_scores: Callable[[Index, int], Float[Array, "N 2 K W"]] | None = None
     """Computes the scores of K steps from a first one on, if they are not stored."""
 
     @property

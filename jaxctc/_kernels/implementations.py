@@ -9,9 +9,8 @@ from jaxtyping import Array
 from jaxctc import _platforms
 from jaxctc._forward_backward import bidirectional, gpu_loops
 from jaxctc._forward_backward.bidirectional import Posterior, Scatter, unchanged
-from jaxctc._forward_backward.buffers import StateBuffers
 from jaxctc._forward_backward.prepared import PreparedBatch
-from jaxctc._forward_backward.rows import by_direction, emissions_in_rows, in_rows
+from jaxctc._forward_backward.rows import by_direction, emissions_in_rows
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
 from jaxctc._lattice import indexing
@@ -41,8 +40,8 @@ class Loops:
     """The loops that XLA compiles for every platform, as a CPU runs them fastest."""
 
     def likelihood(self, batch: PreparedBatch) -> Scaled:
-        def run(emissions: ScaledEmissions, start: Index, initial: StateBuffers | None) -> Scaled:
-            return bidirectional.likelihood(emissions, start, batch.segment, initial)
+        def run(emissions: ScaledEmissions, start: Index) -> Scaled:
+            return bidirectional.likelihood(emissions, start, batch.segment, batch.initial)
 
         return self._run(run, batch)
 
@@ -53,40 +52,33 @@ class Loops:
         stored = batch.emissions.scores is not None
         inside, outside = (unchanged, scatter) if stored else (scatter, unchanged)
 
-        def run(emissions: ScaledEmissions, start: Index, initial: StateBuffers | None) -> tuple[Scaled, Posterior]:
-            scatter = inside if emissions.skip.ndim == 3 else lambda label: in_rows(inside(by_direction(label)))
+        def run(emissions: ScaledEmissions, start: Index) -> tuple[Scaled, Posterior]:
             return bidirectional.posterior(
-                emissions, batch.segment, start, initial, every_blank=every_blank, scatter=scatter
+                emissions, batch.segment, start, batch.initial, every_blank=every_blank, scatter=inside
             )
 
         value, found = self._run(run, batch)
         return value, found._replace(label=outside(found.label))
 
     @staticmethod
-    def _run(run: Callable[[ScaledEmissions, Index, StateBuffers | None], _T], batch: PreparedBatch) -> _T:
-        """Return what `run` returns, which computes in rows but on a TPU.
+    def _run(run: Callable[[ScaledEmissions, Index], _T], batch: PreparedBatch) -> _T:
+        """Return what `run` returns; where the scores are stored, and so nothing is gathered, it is one kernel."""
+        emissions, start = batch.emissions, batch.start
+        if emissions.scores is None or batch.initial is not None:
+            return run(emissions, start)
+        known = isinstance(start, int)
 
-        Where it recomputes no scores, and so gathers nothing, it is one kernel.
-        """
+        def loops(scores: Array, blank: Scaled, skip: Array, target_lengths: Array, start: Index = start) -> _T:
+            same = emissions._replace(scores=scores, blank=blank, skip=skip, target_lengths=target_lengths)
+            return run(same, start)
 
         def by_rows() -> _T:
-            emissions, start, initial = emissions_in_rows(batch.emissions), batch.start, batch.initial
-            if initial is not None:
-                initial = StateBuffers(*(x.reshape(1, *in_rows(x[0]).shape) for x in initial))
-            if emissions.scores is None:
-                found = run(emissions, start, initial)
-            else:
-                known = isinstance(start, int)
-
-                def loops(scores: Array, blank: Scaled, skip: Array, lengths: Array, start: Index = start) -> _T:
-                    same = emissions._replace(scores=scores, blank=blank, skip=skip, target_lengths=lengths)
-                    return run(same, start, initial)
-
-                used = emissions.scores, emissions.blank, emissions.skip, emissions.target_lengths
-                found = _platforms.in_one_kernel(loops)(*used, *(() if known else (start,)))
+            rows = emissions_in_rows(emissions)
+            used = rows.scores, rows.blank, rows.skip, rows.target_lengths
+            found = _platforms.in_one_kernel(loops)(*used, *(() if known else (start,)))
             return jax.tree.map(lambda x: x if x.ndim == 1 else by_direction(x), found)
 
-        return indexing.on_tpu(lambda: run(batch.emissions, batch.start, batch.initial), by_rows)
+        return indexing.on_tpu(lambda: run(emissions, start), by_rows)
 
 
 class GpuLoops:
