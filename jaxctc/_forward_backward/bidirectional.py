@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Complex, Float
+from jaxtyping import Array, Bool, Complex, Float
 
 from jaxctc._forward_backward import equations, scaled
 from jaxctc._forward_backward.buffers import (
@@ -48,9 +48,17 @@ def unchanged(label: Float[Array, "*rows K W"], *_: Any) -> Float[Array, "*rows 
     return label
 
 
-def _with_emission(emissions: ScaledEmissions, blank: Scaled, i: Index) -> Scaled:
-    """Return the blanks' states before step i with the emission of the frame before."""
-    return blank * Scaled(*(of_step(x[..., None], i) for x in emissions.blank))
+class _Read(NamedTuple):
+    """What the steps read of the emissions."""
+
+    blank: Scaled
+    skip: Bool[Array, "*rows W"]
+    scores: Float[Array, "*rows M W"] | None = None
+    """None in the backward pass, which writes where they were: XLA would copy a buffer that is read and written."""
+
+    def with_blank_emission(self, blank: Scaled, i: Index) -> Scaled:
+        """Return the blanks' states before step i with the emission of the frame before."""
+        return blank * Scaled(*(of_step(x[..., None], i) for x in self.blank))
 
 
 def _step(
@@ -58,7 +66,7 @@ def _step(
     k: Index,
     target: StateBuffers,
     j: Index,
-    emissions: ScaledEmissions,
+    read: _Read,
     i: Index,
     finish: Callable[[Scaled], Scaled],
 ) -> StateBuffers:
@@ -66,14 +74,17 @@ def _step(
 
     A number becomes at most eight times as large in one step.
     """
-    prev_blank = _with_emission(emissions, source.read("blank", k), i)
+    scores = read.scores
+    assert scores is not None
+    prev_blank = read.with_blank_emission(source.read("blank", k), i)
     into_blank = equations.into_blank(prev_blank, source.read("label", k, -1))
     target = target.write("blank", j, finish(into_blank))
-    entering = equations.entering_label(prev_blank, target.read("blank", j), emissions.skip)
-    label = equations.into_label(source.read("label", k), entering) * scaled.exp2(of_step(emissions.stored_scores, i))
+    entering = equations.entering_label(prev_blank, target.read("blank", j), read.skip)
+    label = equations.into_label(source.read("label", k), entering) * scaled.exp2(of_step(scores, i))
     return target.write("label", j, finish(label))
 
 
+@jax.jit  # traced and lowered once, however often it is called
 def _two_steps(
     source: StateBuffers,
     k: Index,
@@ -81,12 +92,12 @@ def _two_steps(
     b: Index,
     target: StateBuffers,
     j: Index,
-    emissions: ScaledEmissions,
+    read: _Read,
     i: Index,
 ) -> tuple[StateBuffers, StateBuffers]:
     """Run steps i and i + 1; the states between the two become states b of `between`."""
-    between = _step(source, k, between, b, emissions, i, lambda x: x)
-    return between, _step(between, b, target, j, emissions, i + 1, scaled.renormalized)
+    between = _step(source, k, between, b, read, i, lambda x: x)
+    return between, _step(between, b, target, j, read, i + 1, scaled.renormalized)
 
 
 class _Segment(NamedTuple):
@@ -106,8 +117,10 @@ class _Segment(NamedTuple):
 
         def pair(j: Index, segment: _Segment) -> _Segment:
             even, odd = segment
-            odd, even = _two_steps(even, j, odd, j, even, j + 1, emissions, first + 2 * j)
+            odd, even = _two_steps(even, j, odd, j, even, j + 1, read, first + 2 * j)
             return _Segment(even, odd)
+
+        read = _Read(emissions.blank, emissions.skip, emissions.stored_scores)
 
         return lax.fori_loop(skipped, len(self.odd.blank) - 1, pair, self._replace(even=self.even.put(skipped, state)))
 
@@ -135,39 +148,38 @@ class _BackwardPass(NamedTuple):
     """The blanks' posterior for the even states of a `_Segment`: before the first step, ..., after the last one."""
     odd: Float[Array, "*rows H+1 W"]
     """The same for the odd states, and one place that is not used."""
-    of_label: dict[str, Complex[Array, "*rows V"]]
+    of_label: tuple[Complex[Array, "*rows V"], Complex[Array, "*rows V"]]
     """Two numbers packed in one: each label's posterior after the step that is being undone, and the `smaller_part` of
     it (see `scaled.split`). Even and odd steps have separate buffers, since the previous one may still be read.
     """
     of_blank: Complex[Array, "*rows V"]
     """The same for all that came into each blank, including what went on to the label after it."""
 
+    def swapped(self) -> "_BackwardPass":
+        """Return the same with odd states in the place of even ones, and even ones in the place of odd ones."""
+        return self._replace(even=self.odd, odd=self.even, of_label=self.of_label[::-1])
+
+    @jax.jit  # traced and lowered once, however often it is called
     def backward_step(
-        self,
-        name: str,
-        j: Index,
-        before: StateBuffers,
-        after: StateBuffers,
-        a: Index,
-        emissions: ScaledEmissions,
-        k: Index,
+        self, j: Index, before: StateBuffers, after: StateBuffers, a: Index, read: _Read, k: Index
     ) -> "_BackwardPass":
-        """Return the posterior before step k, with its blanks written as number j of the buffer called `name`.
+        """Return the posterior before step k, with its blanks written as number j of the even states.
 
         The states before step k are number j of `before`, and those after it number a of `after`. For each sum of two
         states, a product gives the part of the smaller one, and a subtraction the part of the larger one: both keep
         their digits.
         """
         columns, steps = self.label.shape[-1], self.label.shape[-2]
-        blank = of_step(self.odd if name == "even" else self.even, a)
+        blank = of_step(self.odd, a)
         label = of_step(self.label, k)
-        prev_label, prev_blank = before.read("label", j, -1), _with_emission(emissions, before.read("blank", j), k)
-        entering = equations.entering_label(prev_blank, after.read("blank", a), emissions.skip)
+        prev_label = before.read("label", j, -1)
+        prev_blank = read.with_blank_emission(before.read("blank", j), k)
+        entering = equations.entering_label(prev_blank, after.read("blank", a), read.skip)
         smaller_part = label * scaled.smaller_fraction(before.read("label", j), entering)
-        of_label = write(self.of_label[name], lax.complex(label, smaller_part), (0,) * label.ndim)
+        of_label = write(self.of_label[0], lax.complex(label, smaller_part), (0,) * label.ndim)
         self_loop, entered = scaled.split(lax.real(x := of_label[..., :columns]), lax.imag(x))
 
-        into_blank = equations.back_into_blank(blank, entered, emissions.skip)
+        into_blank = equations.back_into_blank(blank, entered, read.skip)
         smaller_part = into_blank * scaled.smaller_fraction(prev_blank, prev_label)
         of_blank = write(self.of_blank, lax.complex(into_blank, smaller_part), (0,) * label.ndim)
         staying, _ = scaled.split(lax.real(x := of_blank[..., :columns]), lax.imag(x))
@@ -175,10 +187,9 @@ class _BackwardPass(NamedTuple):
 
         where = jnp.where(k == 0, steps - 1, k - 1)
         labels = put_step(self.label, where, flush_negligible(self_loop + arriving))
-        before_step = flush_negligible(equations.back_in_blank(staying, entered, emissions.skip))
-        blanks = put_step(getattr(self, name), j, before_step)
-        both = {**self.of_label, name: of_label}
-        return self._replace(label=labels, of_label=both, of_blank=of_blank, **{name: blanks})
+        before_step = flush_negligible(equations.back_in_blank(staying, entered, read.skip))
+        even = put_step(self.even, j, before_step)
+        return self._replace(label=labels, even=even, of_label=(of_label, self.of_label[1]), of_blank=of_blank)
 
     def backward_steps(
         self, segment: _Segment, emissions: ScaledEmissions, first: Index, skipped: Index
@@ -187,11 +198,12 @@ class _BackwardPass(NamedTuple):
         even, odd = segment
         half = self.odd.shape[-2] - 1
         initial = self._replace(even=put_step(self.even, half, self.blank))
+        read = _Read(emissions.blank, emissions.skip)
 
         def pair(n: Index, backward: _BackwardPass) -> _BackwardPass:
             j = half - 1 - n
-            backward = backward.backward_step("odd", j, odd, even, j + 1, emissions, first + 2 * j + 1)
-            return backward.backward_step("even", j, even, odd, j, emissions, first + 2 * j)
+            backward = backward.swapped().backward_step(j, odd, even, j + 1, read, first + 2 * j + 1).swapped()
+            return backward.backward_step(j, even, odd, j, read, first + 2 * j)
 
         found = lax.fori_loop(0, half - skipped, pair, initial)
         return found._replace(blank=of_step(found.even, 0))
@@ -221,7 +233,7 @@ class _BackwardPass(NamedTuple):
         columns = join.blank.shape[-1]
         even, margin = zeros(join.blank, size // 2 + 1, columns), zeros(join.blank, columns + MARGIN)
         scratch = scaled.pack(Scaled(margin, margin))
-        return cls(label, join.blank, even, even, {"even": scratch, "odd": scratch}, scratch)
+        return cls(label, join.blank, even, even, (scratch, scratch), scratch)
 
 
 def likelihood(
@@ -241,7 +253,8 @@ def likelihood(
 def states_after(emissions: ScaledEmissions, initial: StateBuffers, start: Index, size: int) -> StateBuffers:
     """Return the states with which the recursion over the frames that come next begins."""
     end = _last_states(emissions, initial, start, size)
-    return end.write("blank", 0, _with_emission(emissions, end.read("blank", 0), emissions.steps))
+    blank = end.read("blank", 0) * Scaled(*(x[..., -1:] for x in emissions.blank))
+    return end.write("blank", 0, blank)
 
 
 def _last_states(emissions: ScaledEmissions, initial: StateBuffers, start: Index, size: int | None) -> StateBuffers:
@@ -253,8 +266,10 @@ def _last_states(emissions: ScaledEmissions, initial: StateBuffers, start: Index
 
         def pair(j: Index, states: tuple[StateBuffers, StateBuffers]) -> tuple[StateBuffers, StateBuffers]:
             even, odd = states
-            odd, even = _two_steps(even, 0, odd, 0, even, 0, at, first + 2 * j)
+            odd, even = _two_steps(even, 0, odd, 0, even, 0, read, first + 2 * j)
             return even, odd
+
+        read = _Read(at.blank, at.skip, at.stored_scores)
 
         return lax.fori_loop(_skipped(start, s * size), size // 2, pair, states)
 

@@ -4,13 +4,16 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Inexact, Int
 
+from jaxctc import _platforms
 from jaxctc._forward_backward import equations, scaled
+from jaxctc._forward_backward.buffers import MARGIN, write
 from jaxctc._forward_backward.rows import by_direction, emissions_in_rows, in_rows
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
 from jaxctc._lattice import indexing, products
+from jaxctc._mesh import varying_like
 
 
 def flush_negligible(probability: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -48,11 +51,28 @@ def join_directions(
     before, after = (_together(*both) for both in ((blank, label), (into_blank, into_label)))
     joint = lax.optimization_barrier(before * _across(after, emissions.target_lengths))
     rows, kinds, columns = joint.mantissa.shape
-    joint = Scaled(*(x.reshape(rows, kinds * columns) for x in joint))
-    whole = scaled.total(joint)
-    posterior = flush_negligible(scaled.fraction(scaled.renormalized(joint), whole))
+    joint = _computed_once(Scaled(*(x.reshape(rows, kinds * columns) for x in joint)))
+    whole = _computed_once(scaled.total(joint))
+    found = flush_negligible(scaled.fraction(scaled.renormalized(joint), whole))
+    posterior = _platforms.form(lambda: found, cpu=lambda: _in_a_buffer(found))
     likelihood = Scaled(*(by_direction(x)[:, 0, 0] for x in whole))
     return Join(likelihood, posterior[:, :columns], posterior[:, columns:])
+
+
+def _computed_once(x: Scaled) -> Scaled:
+    """Return the number itself, of which XLA on a CPU computes both parts at once, and once for all its readers."""
+    return _platforms.form(lambda: x, cpu=lambda: scaled.unpack(_in_a_buffer(scaled.pack(x))))
+
+
+def _in_a_buffer(x: Inexact[Array, "R X"]) -> Inexact[Array, "R X"]:
+    """Return the array itself, written into a buffer.
+
+    Without it, XLA would compute the array again for each array that is computed from it, and LLVM would compile each
+    of these computations.
+    """
+    rows, columns = x.shape
+    buffer = varying_like(x, jnp.zeros((rows, columns + MARGIN), x.dtype))
+    return write(buffer, x, (0, MARGIN))[:, MARGIN:]
 
 
 def _together(blank: Scaled, label: Scaled) -> Scaled:
