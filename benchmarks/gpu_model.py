@@ -334,7 +334,7 @@ class Compiler:
         size = segments.segment_size(T, lattice, jnp.dtype(jnp.float32)) if recomputes else step.RENORMALIZE_EVERY
         steps = segments.step_count(T, size)
         emissions = jax.eval_shape(
-            lambda x, y: scaled_emissions.build_emissions(x, y, request, frame_map.build_frame_map(y, T, steps)),
+            lambda x, y: scaled_emissions.build_emissions(x, y, request, frame_map.build_frame_map(y, steps)),
             problem.scores,
             lattice,
         )

@@ -131,7 +131,7 @@ def _arguments(shape: Shape, sharding: Any) -> tuple[tuple[Any, ...], int]:
     size = segments.segment_size(T, lattice, jnp.dtype(jnp.float32))
     M, W = segments.step_count(T, size), lattice.labels.shape[1]
     blank, counts = Scaled(*[of(N, 2, M + 1)] * 2), [lengths, of(N, 2, dtype=jnp.int32)]
-    rest = ScaledEmissions(None, blank, of(N, 2, W, dtype=bool), *counts, *[of(N, 2, M)] * 2, *[of(N)] * 2)
+    rest = ScaledEmissions(None, blank, of(N, 2, W, dtype=bool), *counts, *[of(N, 2, M)] * 2)
     return (of(N, 2, M, 1), of(N, 2, 1, W), rest), size
 
 

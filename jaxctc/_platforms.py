@@ -37,6 +37,8 @@ class _Lowering(NamedTuple):
     """The platform, if it is one."""
     one_kernel: bool = False
     """Whether `in_one_kernel` may do what it says."""
+    one_device: bool = False
+    """Whether the program is known to run on one device."""
 
 
 _lowering: contextvars.ContextVar[_Lowering] = contextvars.ContextVar("lowering", default=_Lowering())  # noqa: B039
@@ -81,6 +83,11 @@ def form(default: Callable[[], _T], **others: Callable[[], _T]) -> _T:
     return others.get(platform, default)()
 
 
+def is_for_one_device() -> bool:
+    """Return whether the program is known to be lowered for one device: there XLA divides no array."""
+    return _lowering.get().one_device
+
+
 def apart(function: Callable[..., _T]) -> Callable[..., _T]:
     """Return a function that does the same and, on a CPU, is a call in XLA's program: nothing is fused with it."""
     called = _called(function)
@@ -108,12 +115,12 @@ def _called(function: Callable[..., _T], **attributes: str) -> Callable[..., _T]
 
 
 @contextlib.contextmanager
-def _lowering_for(platforms: Sequence[str], operands: Sequence[jax.Array]) -> Iterator[None]:
+def _lowering_for(platforms: Sequence[str], devices: int | None, operands: Sequence[jax.Array]) -> Iterator[None]:
     platform = platforms[0] if len(platforms) == 1 else None
     sizes = [size for x in operands for size in x.shape]
     # Where an array is empty, XLA removes what uses it, and finds operands that are not used.
     one_kernel = ONE_KERNEL and platform == "cpu" and is_known(*sizes) and 0 not in sizes
-    token = _lowering.set(_Lowering(platform, one_kernel))
+    token = _lowering.set(_Lowering(platform, one_kernel, one_device=devices == 1))
     try:
         yield
     finally:
@@ -163,9 +170,10 @@ batching.fancy_primitive_batchers[_by_platform] = _batched
 def _lowered(context: mlir.LoweringRuleContext, *operands: Any, forms: _Forms, results: ClosedJaxpr) -> Any:  # noqa: ARG001
     platforms = context.platforms or context.module_context.platforms
     mine = {name: form for name, form in forms if name in (_DEFAULT, *platforms)}
+    devices = getattr(context.module_context.axis_context, "num_devices", None)
 
     def run(*operands: jax.Array) -> list[jax.Array]:
-        with _lowering_for(platforms, operands):
+        with _lowering_for(platforms, devices, operands):
             if len(platforms) > 1:
                 return lax.platform_dependent(*operands, **mine)
             return mine.get(platforms[0], mine[_DEFAULT])(*operands)

@@ -12,6 +12,9 @@ import numpy as np
 Size: TypeAlias = int | Any
 """A number, or the symbolic size of `jax.export`, whose type is private to JAX."""
 
+LARGEST_INDEX = 2**31 - 1
+"""The largest number that an index of int32 can be."""
+
 
 def is_known(*sizes: Size) -> bool:
     """Return whether all these sizes are numbers, and none is symbolic."""

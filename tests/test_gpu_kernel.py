@@ -54,7 +54,7 @@ def problem(frames, input_lengths, target_lengths, seed=0):
 def emissions_of(batch):
     steps = segments.step_count(len(batch.scores))
     lattice = lattices.build_lattice(batch, Request())
-    plan = frame_map.build_frame_map(lattice, len(batch.scores), steps)
+    plan = frame_map.build_frame_map(lattice, steps)
     return scaled_emissions.build_emissions(batch.scores, lattice, Request(), plan)
 
 
@@ -141,7 +141,7 @@ def test_posteriors_are_those_of_xla_and_of_an_oracle(monkeypatch, tiles):
     lattice = lattices.build_lattice(batch, Request())
     scatter = occupancy.class_scatter(lattice, C)
     found = found._replace(label=scatter.to_classes(found.label))
-    classes = occupancy.class_posterior(found, scatter, ToFrames(lattice, 27), Request())
+    classes = occupancy.class_posterior(found, scatter, ToFrames.of(lattice, 27, found.label.shape[2]), Request())
     live = np.arange(27)[:, None] < np.asarray(batch.input_lengths)
     # Where a score is -inf PyTorch's gradient is NaN.
     np.testing.assert_allclose(np.where(live[:, :, None], classes, 0), np.nan_to_num(wanted), atol=2e-6)

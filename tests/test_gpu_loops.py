@@ -37,7 +37,7 @@ def by_both(batch, size):
     """Return likelihoods without and with a posterior, and posteriors: by the loops for CPUs, and by those for GPUs."""
     frames = len(batch.scores)
     lattice = lattices.build_lattice(batch, Request())
-    steps = frame_map.build_frame_map(lattice, frames, segments.step_count(frames, size))
+    steps = frame_map.build_frame_map(lattice, segments.step_count(frames, size))
     emissions = scaled_emissions.build_emissions(batch.scores, lattice, Request(), steps)
     return [
         (alone, *posterior)
@@ -114,7 +114,7 @@ def test_gpus_and_other_platforms_read_the_same_frames():
     """The two forms of the inverse of the frame map give the same, which is its inverse."""
     batch = problem(13, jnp.float32)
     lattice = lattices.build_lattice(batch, Request())
-    frames = frame_map.build_frame_map(lattice, 13, 8)
+    frames = frame_map.build_frame_map(lattice, 8)
     direction, step = frame_map.steps_of_frames(lattice, 13, 8)
     mask = np.asarray(lattices.frame_mask(lattice.input_lengths, 13))
     places = frame_map.places_of_frames(lattice, 13, 8)

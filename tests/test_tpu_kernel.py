@@ -40,7 +40,7 @@ def problem(frames, longest, input_lengths, target_lengths, seed=0):
 @functools.partial(jax.jit, static_argnums=1)
 def emissions_of(problem, steps):
     lattice = lattices.build_lattice(problem, Request())
-    plan = frame_map.build_frame_map(lattice, len(problem.scores), steps)
+    plan = frame_map.build_frame_map(lattice, steps)
     return scaled_emissions.build_emissions(problem.scores, lattice, Request(), plan)
 
 
@@ -165,7 +165,7 @@ def abstract(sharding, shape):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     blank, counts = Scaled(*[of(N, 2, M + 1)] * 2), [of(N, dtype=jnp.int32), of(N, 2, dtype=jnp.int32)]
-    rest = ScaledEmissions(None, blank, of(N, 2, W, dtype=bool), *counts, *[of(N, 2, M)] * 2, *[of(N)] * 2)
+    rest = ScaledEmissions(None, blank, of(N, 2, W, dtype=bool), *counts, *[of(N, 2, M)] * 2)
     return of(N, 2, M, 1), of(N, 2, 1, W), rest
 
 

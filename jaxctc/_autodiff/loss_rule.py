@@ -18,8 +18,7 @@ from jaxctc._forward_backward import occupancy, prepared
 from jaxctc._forward_backward.prepared import PreparedBatch
 from jaxctc._kernels import dispatch
 from jaxctc._lattice import lattices, outcome
-from jaxctc._lattice.lattices import Lattice, accumulation_dtype, frames_first, frames_of
-from jaxctc._lattice.to_frames import ToFrames
+from jaxctc._lattice.lattices import Lattice, accumulation_dtype, frames_first
 from jaxctc._mesh import sharded_like_scores
 from jaxctc._own_derivative import differentiated_by
 from jaxctc._parallel import frame_blocks
@@ -150,16 +149,14 @@ def _losses_and_gradient(
         frame_mask: Bool[Array, "N T"] | None,
     ) -> tuple[Array, Array, Array]:
         def chunk(scores: Array, lattice: Lattice, prepare: Callable[..., PreparedBatch]) -> tuple[Array, Array, Array]:
-            frames = frames_of(scores, request)
             batch = prepare(scores, lattice, request, max_input_length, backward=True)
             class_scatter = occupancy.class_scatter(lattice, scores.shape[2], gpu=request.layout.gpu)
             passes = dispatch.implementation(request)
             likelihood, posterior = passes.posterior(batch, scatter=class_scatter.to_classes)
-            to_frames = ToFrames(batch.lattice, frames)
-            found = occupancy.class_posterior(posterior, class_scatter, to_frames, request)
+            found = occupancy.class_posterior(posterior, class_scatter, batch.to_frames, request)
             rest = None
             if request.from_logits:
-                rest = occupancy.all_but_best(posterior, class_scatter, batch.emissions.best, to_frames, request)
+                rest = occupancy.all_but_best(posterior, class_scatter, batch.emissions.best, batch.to_frames, request)
             value = prepared.losses_of(likelihood, batch, scores.dtype, request)
             return value, *_gradient(scores, found, rest, value, batch, request)
 

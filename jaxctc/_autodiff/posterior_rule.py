@@ -18,7 +18,6 @@ from jaxctc._kernels import dispatch
 from jaxctc._lattice import indexing, lattices, outcome, products
 from jaxctc._lattice.frame_map import steps_of_frames
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, frames_first, frames_of, row_of_indices
-from jaxctc._lattice.to_frames import ToFrames
 from jaxctc._mesh import sharded_like_scores
 from jaxctc._own_derivative import differentiated_by
 from jaxctc._reference import log_emissions, recursion
@@ -82,7 +81,7 @@ def _posteriors(
             likelihood, to_classes = passes.posterior(batch, scatter=class_scatter.to_classes)
         value = prepared.losses_of(likelihood, batch, scores.dtype, request)
 
-        classes = occupancy.class_posterior(to_classes, class_scatter, ToFrames(lattice, frames), request)
+        classes = occupancy.class_posterior(to_classes, class_scatter, batch.to_frames, request)
         states = _by_frame(posterior, lattice, frames, problem.targets.shape[1], request)
         return _masked((states, classes), value, lattice, request)
 

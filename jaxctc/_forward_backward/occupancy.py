@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Integer
 
+from jaxctc import _platforms
 from jaxctc._forward_backward.bidirectional import Posterior
 from jaxctc._forward_backward.scaled_emissions import is_other
 from jaxctc._lattice import indexing, products
 from jaxctc._lattice.lattices import Lattice, frames_first, has_label, row_of_indices
 from jaxctc._lattice.to_frames import ToFrames
-from jaxctc._sizes import Size, is_at_most
+from jaxctc._sizes import LARGEST_INDEX, Size, is_at_most
 from jaxctc._types import Request
 
 
@@ -129,7 +130,15 @@ def _compared_bins(lattice: Lattice, classes: Size) -> Integer[Array, "N C"]:
 
 def _bins_of_classes(lattice: Lattice, first_column: Int[Array, "N W"], classes: Size) -> Int[Array, "N C"]:
     """Return the bin of each class; for classes that do not occur it is the last column, which no target reaches."""
-    nowhere = jnp.full(classes, first_column.shape[1] - 1, jnp.int32)
+    sequences, columns = first_column.shape
+    nowhere = columns - 1
+    if _platforms.is_for_one_device() and is_at_most(sequences * classes, LARGEST_INDEX):
+        # An index of two numbers needs a kernel of its own, with long code.
+        row = lax.broadcasted_iota(jnp.int32, first_column.shape, 0)
+        aim = jnp.where(has_label(lattice), row * classes + lattice.labels, sequences * classes)
+        bins = jnp.full(sequences * classes, nowhere, jnp.int32).at[aim].set(first_column, mode="drop")
+        return bins.reshape(sequences, classes)
     aim = jnp.where(has_label(lattice), lattice.labels, classes)
     # Under `vmap`: a scatter with indices of sequences would not stay on the devices that hold the sequences.
-    return jax.vmap(lambda aim, first_column: nowhere.at[aim].set(first_column, mode="drop"))(aim, first_column)
+    empty = jnp.full(classes, nowhere, jnp.int32)
+    return jax.vmap(lambda aim, first_column: empty.at[aim].set(first_column, mode="drop"))(aim, first_column)

@@ -24,7 +24,7 @@ class Normalizer(NamedTuple):
     """The log-sum-exp of each frame in two parts: their sum would lose digits where the peak is large."""
 
     peak: Float[Array, "A B"]
-    """The largest logit; 0 where all are -inf."""
+    """The largest logit; the lowest number of its type where all are -inf."""
     excess: Float[Array, "A B"]
     """How far the log-sum-exp is above it."""
     best: Float[Array, "A B"]
@@ -42,10 +42,10 @@ def _normalizer(
     others' exponentials keeps all its digits, however small it is. Where `score` is no more than `LOG_ZERO`, the frame
     has no normalizer: there the excess is a finite number, or NaN if any logit of the frame is NaN or +inf.
     """
-    peak = logits.max(axis=2).astype(score.dtype)
-    # The barrier has XLA compute once what all classes have in common: on a CPU it would do so for each class.
-    peak = jnp.where(jnp.isneginf(peak), 0, peak)
+    lowest = jnp.finfo(logits.dtype).min.astype(logits.dtype)  # it can be subtracted from -inf, as -inf cannot
+    peak = lax.reduce(logits, lowest, lax.max, (2,)).astype(score.dtype)
     if not gpu:
+        # With the barrier XLA computes once what all classes have in common: on a CPU it would do so for each class.
         peak, best = lax.optimization_barrier((peak, best))
     is_other = scaled_emissions.is_other(jnp.arange(logits.shape[2], dtype=score.dtype)[None, None], best[:, :, None])
     others = (jnp.exp(logits.astype(score.dtype) - peak[:, :, None]) * is_other).sum(axis=2)
@@ -59,6 +59,7 @@ class PreparedBatch(NamedTuple):
     lattice: Lattice
     """Its input lengths are those of the frames that the recursion runs over."""
     emissions: ScaledEmissions
+    to_frames: ToFrames
     normalizer: Normalizer | None
     """The normalizer of logits; None for log probabilities."""
     log_scale: tuple[Float[Array, " N"], Float[Array, " N"]]
@@ -114,18 +115,17 @@ def prepare(
     start = _start(steps, scores, max_input_length, request)
     lengths = lattice.input_lengths
     if first is None:
-        frame_map = build_frame_map(lattice, frames, steps)
+        frame_map = build_frame_map(lattice, steps)
     else:
         lattice = lattice._replace(input_lengths=jnp.full_like(lengths, frames))
         lengths = lengths - first
-        frame_map = build_frame_map(lattice, frames, steps).until(lengths)
+        frame_map = build_frame_map(lattice, steps).until(lengths)
     frame_mask = frames_first(lattices.frame_mask(lengths, frames, lattice.frame_order), request)
     # Where a kernel runs the steps, a loop over blocks of scores would be the only loop: there are no blocks.
     block = size if request.layout.runs == "loops" else None
     emissions = scaled_emissions.build_emissions(scores, lattice, request, frame_map, block, start, keep=keep)
-    normalizer, non_finite, log_scale = None, emissions.non_finite, scaled_emissions.peaks(emissions)
+    normalizer, to_frames = None, ToFrames.of(lattice, frames, steps)
     if request.from_logits:
-        to_frames = ToFrames(lattice, frames)
         peak, best = (frames_first(to_frames.numbers(x), request) for x in (emissions.peak, emissions.best))
         score = jnp.where(frame_mask & scaled_emissions.is_usable(peak), peak, LOG_ZERO)
         if not request.layout.gpu:
@@ -133,22 +133,23 @@ def prepare(
             # reads a mask.
             score = lax.optimization_barrier(score)
         normalizer = _normalizer(scores, best, score, gpu=request.layout.gpu)
-        # Zero times NaN is NaN: the sum over frames says whether there is any, and no other reduction is needed.
-        normalized_peak = jnp.where(
-            score > LOG_ZERO, (score - normalizer.peak) - normalizer.excess, 0 * normalizer.excess
+        # Where the excess is NaN, so is this, whatever the score.
+        normalized = jnp.where(
+            score > LOG_ZERO, (score - normalizer.peak) - normalizer.excess, 0 * normalizer.excess - jnp.inf
         )
-        log_scale = frames_first(jnp.where(frame_mask, normalized_peak, 0), request)
+        log_scale = frames_first(jnp.where(frame_mask, normalized, 0), request)
+    else:
+        log_scale = scaled_emissions.peaks(emissions)
     parts = sums.in_parts(log_scale, gpu=request.layout.gpu)
-    if request.from_logits:
-        non_finite = non_finite | jnp.isnan(parts[1])
     return PreparedBatch(
         lattice,
         emissions,
+        to_frames,
         normalizer,
         parts,
         frame_mask,
-        invalid=~lattice.legal | (lattice.feasible & non_finite),
-        infeasible=~lattice.feasible | emissions.zero_probability,
+        invalid=~lattice.legal | (lattice.feasible & jnp.isnan(parts[1])),
+        infeasible=~lattice.feasible | jnp.isneginf(parts[0]),
         frames=frames,
         segment=size,
         start=start,

@@ -46,14 +46,10 @@ class ScaledEmissions(NamedTuple):
     """The first step of each direction that reads a frame of the sequence."""
     peak: Float[Array, "N 2 M"]
     """The best score of each frame among the blank and the target's labels, to which all scores are relative where it
-    counts; 0 in steps outside the frame mask.
+    counts: NaN or +inf if any of them is; 0 in steps outside the frame mask.
     """
     best: Float[Array, "N 2 M"]
     """The class that has this best score."""
-    non_finite: Bool[Array, " N"]
-    """Whether the blank or a label of the target has a NaN or +inf score in some frame inside the frame mask."""
-    zero_probability: Bool[Array, " N"]
-    """Whether some frame inside the frame mask gives the blank and every label of the target probability zero."""
     recompute_scores: Callable[[Index, int], Float[Array, "N 2 K W"]] | None = None
     """Computes the scores of K steps from a first one on, if they are not stored."""
 
@@ -88,12 +84,14 @@ def stores_scores(frames: Size, columns: Size, dtype: jnp.dtype) -> bool:
 
 
 class _PerFrame(NamedTuple):
-    """The fields of `ScaledEmissions` that K steps' frames give beside their scores, before any sum over steps."""
+    """What K steps' frames give beside their scores, be they inside the frame mask or not."""
 
     blank: Float[Array, "N 2 K"]
-    """The logarithm to base 2."""
-    peak: Float[Array, "N 2 K"]
-    best: Float[Array, "N 2 K"]
+    """The score of the blank."""
+    top: Float[Array, "N 2 K"]
+    """The best score among the blank and the target's labels; it may leave out NaN."""
+    label: Float[Array, "N 2 K"]
+    """The best class among the target's labels, if that has the best score; +inf or NaN if some label's score is."""
 
 
 def build_emissions(
@@ -117,7 +115,7 @@ def build_emissions(
     label_scores = LabelScores(scores, labels, lattice, request)
 
     def compute(fetch: Callable[[FrameMap], Fetched], frame_map: FrameMap) -> tuple[Array | None, _PerFrame]:
-        log2_ratio, per_frame = _scale_rows(fetch(frame_map), class_of_column, frame_map, request.blank)
+        log2_ratio, per_frame = _scale_rows(fetch(frame_map), class_of_column, lattice.target_lengths, frame_map)
         return (log2_ratio if keep else None), per_frame
 
     if block in (None, count) or is_at_most(frame_map.frame.size * labels.shape[2] * dtype.itemsize, _SMALL):
@@ -133,28 +131,26 @@ def build_emissions(
 
     def recomputed_scores(first: Index, size: int) -> Float[Array, "N 2 K W"]:
         part = frame_map.part(first, size)
-        return _scale_rows(label_scores.fetch(part), class_of_column, part, request.blank)[0]
+        return _scale_rows(label_scores.fetch(part), class_of_column, lattice.target_lengths, part)[0]
 
+    blank, top, label = per_frame
+    usable = frame_map.in_length & is_usable(top)
+    blank_score = jnp.where(usable, jnp.maximum(blank - top, LOG_ZERO), 0) * LOG2_E
     return ScaledEmissions(
         scores=kept,
-        blank=Scaled(*(jnp.pad(x, ((0, 0), (0, 0), (1, 0))) for x in scaled.exp2(per_frame.blank))),
+        blank=Scaled(*(jnp.pad(x, ((0, 0), (0, 0), (1, 0))) for x in scaled.exp2(blank_score))),
         skip=lattices.skip(labels),
         target_lengths=lattice.target_lengths,
         first=count - jnp.stack(lattice.halves, axis=1),
-        peak=per_frame.peak,
-        best=per_frame.best,
-        # Outside of the frame mask the peak is 0; zero times anything that is not finite is a NaN.
-        non_finite=jnp.isnan(jnp.where(per_frame.peak <= LOG_ZERO, 0, 0 * per_frame.peak).sum(axis=(1, 2))),
-        zero_probability=per_frame.peak.min(axis=(1, 2)) <= LOG_ZERO,
+        # XLA on a CPU leaves NaN out of a maximum of many numbers: each has made `label` infinite.
+        peak=jnp.where(frame_map.in_length, jnp.where(label < jnp.inf, top, jnp.inf), 0),
+        best=jnp.where(usable & (blank < top), label, request.blank),
         recompute_scores=None if keep else recomputed_scores,
     )
 
 
 def _scale_rows(
-    fetched: Fetched,
-    class_of_column: Float[Array, "N 2 W"],
-    frame_map: FrameMap,
-    blank_class: int,
+    fetched: Fetched, class_of_column: Float[Array, "N 2 W"], target_lengths: Int[Array, " N"], frame_map: FrameMap
 ) -> tuple[Float[Array, "N 2 K W"], _PerFrame]:
     """Return the scores of these steps; `class_of_column` is -1 where a column has no label."""
     used, best, blank = (x.astype(class_of_column.dtype) for x in fetched)
@@ -163,20 +159,16 @@ def _scale_rows(
     # A column without a label has a score too: that of another label of the target, or of the blank.
     top = jnp.maximum(best, blank)
     usable = frame_map.in_length & is_usable(top)
-    peak = jnp.where(usable, top, 0)
-
-    blank_relative = jnp.where(usable, jnp.maximum(blank - peak, LOG_ZERO), 0) * LOG2_E
     # Where the frame is not usable, what follows may be NaN until a `where` replaces it.
-    log_ratio = used - peak[..., None]
+    log_ratio = used - jnp.where(usable, top, 0)[..., None]
     log_ratio = jnp.where(log_ratio < jnp.inf, jnp.maximum(log_ratio, LOG_ZERO), jnp.inf)
     # No path can enter a label in a frame that does not count, or in a column without a label.
-    log2_ratio = jnp.where(usable[..., None] & (class_of_column >= 0), log_ratio * LOG2_E, LOG_ZERO)
+    columns = jnp.where(usable, target_lengths[:, None, None], 0)
+    column = lax.broadcasted_iota(jnp.int32, used.shape, 3)
+    log2_ratio = jnp.where(column < columns[..., None], log_ratio * LOG2_E, LOG_ZERO)
     # The class of the best label, without a comparison: a CPU adds eight numbers at a time, but selects one.
     label = (class_of_column + log_ratio * float(2.0**100)).max(axis=3)
-    best_class = jnp.where(usable & (blank < peak), label, blank_class)
-    # XLA on a CPU leaves NaN out of a maximum of many numbers: there is an infinity for each, which `label` becomes.
-    peak = jnp.where(frame_map.in_length, jnp.where(label < jnp.inf, top, jnp.inf), 0)
-    return log2_ratio, _PerFrame(blank_relative, peak, best_class)
+    return log2_ratio, _PerFrame(blank, top, label)
 
 
 def is_usable(peak: Float[Array, "..."]) -> Bool[Array, "..."]:
@@ -193,8 +185,14 @@ def is_other(label: Float[Array, "..."], best: Float[Array, "..."]) -> Float[Arr
     return jnp.minimum(distance * distance, 1)
 
 
+def taken_out(peak: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return what was taken out of each score of a frame with this peak.
+
+    That is -inf where every path has probability zero, and NaN where the peak is NaN or +inf.
+    """
+    return jnp.where(is_usable(peak), peak, peak - jnp.inf)
+
+
 def peaks(emissions: ScaledEmissions) -> Float[Array, "steps N"]:
     """Return what was taken out of the scores of each step, in no particular order of the steps."""
-    return (
-        jnp.where(is_usable(emissions.peak), emissions.peak, 0).reshape(emissions.peak.shape[0], 2 * emissions.steps).T
-    )
+    return taken_out(emissions.peak).reshape(emissions.peak.shape[0], 2 * emissions.steps).T

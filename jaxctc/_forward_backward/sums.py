@@ -17,12 +17,17 @@ _ROWS_OF_UNKNOWN = 32
 
 
 def in_parts(nats: Float[Array, "steps N"], *, gpu: bool = False) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
-    """Return the sum over frames in two parts: whole 256ths of a nat, whose sum is exact, and the remainder."""
+    """Return the sum over frames in two parts: whole 256ths of a nat, whose sum is exact, and the remainder.
+
+    Where a number is -inf, so is the first part; where one is NaN, both are.
+    """
     offset = jnp.round(nats * _PARTS) / _PARTS
+    least = float(jnp.finfo(nats.dtype).min)  # of -inf, nothing remains
+    rest = jnp.maximum(nats, least) - jnp.maximum(offset, least)
     if gpu:
-        offset, rest = reductions.sums(offset, nats - offset, axis=0)
+        offset, rest = reductions.sums(offset, rest, axis=0)
         return offset, rest
-    return _sum(offset), _sum(nats - offset)
+    return _sum(offset), _sum(rest)
 
 
 def log_likelihood(likelihood: Scaled, log_scale: tuple[Float[Array, " N"], Float[Array, " N"]]) -> Float[Array, " N"]:
@@ -35,7 +40,20 @@ def log_likelihood(likelihood: Scaled, log_scale: tuple[Float[Array, " N"], Floa
     halved = likelihood.mantissa > math.sqrt(2) - 1
     mantissa = jnp.where(halved, (likelihood.mantissa - 1) / 2, likelihood.mantissa)
     exponent = likelihood.exponent + jnp.where(halved, 1, 0)
-    return (offset + exponent * _LOG_2) + (rest + exponent * (math.log(2) - _LOG_2) + jnp.log1p(mantissa))
+    return (offset + exponent * _LOG_2) + (rest + exponent * (math.log(2) - _LOG_2) + _log1p(mantissa))
+
+
+def _log1p(x: Float[Array, " N"]) -> Float[Array, " N"]:
+    """Return log(1 + x) for -0.15 < x < 0.42.
+
+    Of `jnp.log1p` LLVM makes code that it takes 40 ms to compile, be it for 16 numbers. In float32, five terms of the
+    series of 2 artanh(x / (2 + x)) have an error of 2e-9 of the result.
+    """
+    if x.dtype == jnp.float64:
+        return jnp.log1p(x)
+    z = x / (2 + x)
+    square = z * z
+    return 2 * z * (1 + square * (1 / 3 + square * (1 / 5 + square * (1 / 7 + square * (1 / 9)))))
 
 
 def _sum(x: Float[Array, "steps N"]) -> Float[Array, " N"]:

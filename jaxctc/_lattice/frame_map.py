@@ -25,23 +25,31 @@ _Steps = TypeVar("_Steps")
 class FrameMap(NamedTuple):
     """Which frame each step of each direction reads."""
 
-    frame: Int[Array, "N 2 M"]
-    in_length: Bool[Array, "N 2 M"]
+    frame_or_none: Int[Array, "N 2 M"]
+    """The frame, or -1 in steps outside the frame mask."""
     middle: Int[Array, " N"] | None = None
     """The frame that the backward direction reads last, and that the forward direction would read next. It is given for
     the map of all steps only, and only if the frames of each direction follow one another, without a gap.
     """
 
+    @property
+    def frame(self) -> Int[Array, "N 2 M"]:
+        """Return the frame, and some frame in steps outside the frame mask."""
+        return jnp.maximum(self.frame_or_none, 0)
+
+    @property
+    def in_length(self) -> Bool[Array, "N 2 M"]:
+        return self.frame_or_none >= 0
+
     def part(self, first: Index, size: int) -> "FrameMap":
-        frame, in_length = (lax.dynamic_slice_in_dim(x, first, size, axis=2) for x in self[:2])
-        return FrameMap(frame, in_length)
+        return FrameMap(lax.dynamic_slice_in_dim(self.frame_or_none, first, size, axis=2))
 
     def in_blocks(self, function: Callable[["FrameMap"], _Steps], block: int, start: Index) -> _Steps:
         """Return what `function` returns for this map, computed for `block` steps at a time.
 
         The third axis of its results is that of the steps. Those of blocks before step `start` are 0.
         """
-        count = self.frame.shape[2]
+        count = self.frame_or_none.shape[2]
 
         def fill(number: Int[Array, ""], found: _Steps) -> _Steps:
             first = number * block
@@ -49,21 +57,22 @@ class FrameMap(NamedTuple):
             return jax.tree.map(lambda x, y: lax.dynamic_update_slice_in_dim(x, y, first, axis=2), found, part)
 
         def room(x: jax.ShapeDtypeStruct) -> Array:
-            return varying_like(self.frame, lax.full((*x.shape[:2], count, *x.shape[3:]), 0, x.dtype))
+            return varying_like(self.frame_or_none, lax.full((*x.shape[:2], count, *x.shape[3:]), 0, x.dtype))
 
         nothing = jax.tree.map(room, jax.eval_shape(function, self))
         return lax.fori_loop(start // block, count // block, fill, nothing)
 
     def moved(self, by: Int[Array, "1 2 1"]) -> "FrameMap":
         """Return a map in which each direction reads frames that are `by` later."""
-        return FrameMap(self.frame + by, self.in_length)
+        return FrameMap(jnp.where(self.in_length, self.frame_or_none + by, -1))
 
     def until(self, lengths: Int[Array, " N"]) -> "FrameMap":
         """Return a map in which no frame at or beyond these lengths counts."""
-        return self._replace(in_length=self.in_length & (self.frame < lengths[:, None, None]))
+        inside = self.frame_or_none < lengths[:, None, None]
+        return self._replace(frame_or_none=jnp.where(inside, self.frame_or_none, -1))
 
 
-def build_frame_map(lattice: Lattice, frames: Size, count: Size) -> FrameMap:
+def build_frame_map(lattice: Lattice, count: Size) -> FrameMap:
     """Return the frame map of `count` steps."""
     half, _ = lattice.halves
     # All in one shape: XLA makes a kernel of its own of what is smaller.
@@ -72,12 +81,12 @@ def build_frame_map(lattice: Lattice, frames: Size, count: Size) -> FrameMap:
     place = lax.broadcasted_iota(jnp.int32, shape, 1)
     forward = place < count
     own = jnp.where(forward, place + (half_of - count), place + (length - half_of - 2 * count))
-    frame = jnp.where(forward, own, length - 1 - own)
-    frame, own = (x.reshape(shape[0], 2, count) for x in (jnp.clip(frame, 0, larger(frames - 1, 0)), own))
+    frame = jnp.where(own >= 0, jnp.where(forward, own, length - 1 - own), -1).reshape(shape[0], 2, count)
     if lattice.frame_order is None:
-        return FrameMap(frame, own >= 0, half)
-    frame = jnp.take_along_axis(lattice.frame_order.frame[:, None], frame, axis=2, mode="promise_in_bounds")
-    return FrameMap(frame, own >= 0)
+        return FrameMap(frame, half)
+    order = lattice.frame_order.frame[:, None]
+    ordered = jnp.take_along_axis(order, jnp.maximum(frame, 0), axis=2, mode="promise_in_bounds")
+    return FrameMap(jnp.where(frame >= 0, ordered, -1))
 
 
 def steps_of_frames(lattice: Lattice, frames: Size, count: Size) -> tuple[Int[Array, "N T"], Int[Array, "N T"]]:

@@ -17,6 +17,7 @@ from jaxctc._lattice import products
 from jaxctc._lattice.lattices import Lattice
 from jaxctc._mesh import is_xlas_to_divide
 from jaxctc._own_derivative import differentiated_by
+from jaxctc._sizes import LARGEST_INDEX, is_at_most
 
 _T = TypeVar("_T")
 
@@ -77,10 +78,11 @@ def own_values(x: Array, place: Int[Array, "X N Y"]) -> Array:
         return jnp.take_along_axis(x[None], place, axis=2, mode="promise_in_bounds")
 
     def flat() -> Array:
-        # An index of one number needs no kernel of its own. Where XLA divides the sequences, devices would communicate.
+        # An index of two numbers needs a kernel of its own, with long code. This index would have devices communicate
+        # where XLA divides the sequences.
         index = place + x.shape[1] * lax.broadcasted_iota(jnp.int32, place.shape, 1)
         return x.reshape(-1).at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
-    if is_xlas_to_divide(x) or is_xlas_to_divide(place):
+    if is_xlas_to_divide(x) or is_xlas_to_divide(place) or not is_at_most(x.size, LARGEST_INDEX):
         return by_row()
-    return _platforms.form(by_row, cuda=flat, rocm=flat)
+    return flat() if _platforms.is_for_one_device() else _platforms.form(by_row, cuda=flat, rocm=flat)

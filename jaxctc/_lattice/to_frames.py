@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Float, Int, Integer
 
 from jaxctc._lattice import indexing, products
 from jaxctc._lattice.frame_map import places_of_frames
@@ -19,19 +19,24 @@ class ToFrames(NamedTuple):
     """The way from the steps of both directions to the frames. What comes of it is unspecified beyond a length."""
 
     lattice: Lattice
-    frames: Size
+    place: Int[Array, "T N"]
+    """The place of each frame among the steps (see `places_of_frames`), which has the same number of steps."""
+
+    @classmethod
+    def of(cls, lattice: Lattice, frames: Size, count: Size) -> "ToFrames":
+        """Return the way from `count` steps of each direction."""
+        return cls(lattice, places_of_frames(lattice, frames, count))
 
     def numbers(self, x: Float[Array, "N 2 M"]) -> Float[Array, "T N"]:
         """Return the number that the step has that reads each frame."""
-        sequences, _, count = x.shape
+        (sequences, _, count), frames = x.shape, self.place.shape[0]
 
         def gathered() -> Array:
-            place = places_of_frames(self.lattice, self.frames, count)[:, :, None]
-            return indexing.own_values(x.reshape(sequences, 2 * count), place)[:, :, 0]
+            return indexing.own_values(x.reshape(sequences, 2 * count), self.place[:, :, None])[:, :, 0]
 
         if x.size == 0:
-            return jnp.zeros((self.frames, sequences), x.dtype)
-        return self._form(lambda: products.by_frame(x, self.lattice, self.frames).T, gathered)
+            return jnp.zeros((frames, sequences), x.dtype)
+        return self._form(lambda: products.by_frame(x, self.lattice, frames).T, gathered)
 
     def classes(self, x: Float[Array, "N 2 M K"], bin_of_class: Integer[Array, "N C"]) -> Float[Array, "T N C"]:
         """Return the number of each class that the step has that reads each frame.
@@ -39,16 +44,16 @@ class ToFrames(NamedTuple):
         `x` has the numbers of the classes in K bins: one for each class, or one for each column of the lattice, where
         only the first column that holds a class has a number other than 0.
         """
-        (sequences, classes), (count, bins) = bin_of_class.shape, x.shape[2:]
-        shape = self.frames, sequences, classes
+        (sequences, classes), (count, bins), frames = bin_of_class.shape, x.shape[2:], self.place.shape[0]
+        shape = frames, sequences, classes
 
         def gathered() -> Array:
-            row = jnp.broadcast_to(places_of_frames(self.lattice, self.frames, count)[:, :, None], shape)
+            row = jnp.broadcast_to(self.place[:, :, None], shape)
             place = row * bins + jnp.broadcast_to(bin_of_class[None], shape).astype(jnp.int32)
             return indexing.own_values(x.reshape(sequences, 2 * count * bins), place)
 
         def multiplied() -> Array:
-            found = products.by_frame(x, self.lattice, self.frames)
+            found = products.by_frame(x, self.lattice, frames)
             if bins != classes:
                 found = products.product("ntw,nwc->ntc", found, products.one_hot(self.lattice.labels, classes))
             return jnp.swapaxes(found, 0, 1)

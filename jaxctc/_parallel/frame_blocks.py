@@ -70,7 +70,7 @@ def _prepare_block(
     near = prepared.prepare(scores, lattice, request, backward=backward, first=index * frames)
     size, keep = near.segment, near.emissions.scores is not None
     # The half of the block that each direction reads after its own half.
-    frame_map = build_frame_map(near.lattice, frames, near.emissions.steps)
+    frame_map = build_frame_map(near.lattice, near.emissions.steps)
     half = jnp.array([frames // 2, -(frames // 2)], jnp.int32)[None, :, None]
     frame_map = frame_map.moved(half).until(lattice.input_lengths - index * frames)
     far = scaled_emissions.build_emissions(scores, near.lattice, request, frame_map, size, near.start, keep=keep)

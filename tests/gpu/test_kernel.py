@@ -33,7 +33,7 @@ def _on_a_gpu_that_they_are_for():
 def emissions_of(problem):
     frames = len(problem.scores)
     lattice = lattices.build_lattice(problem, REQUEST)
-    plan = frame_map.build_frame_map(lattice, frames, segments.step_count(frames, 16))
+    plan = frame_map.build_frame_map(lattice, segments.step_count(frames, 16))
     return scaled_emissions.build_emissions(problem.scores, lattice, REQUEST, plan)
 
 
