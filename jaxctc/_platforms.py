@@ -115,12 +115,12 @@ def _called(function: Callable[..., _T], **attributes: str) -> Callable[..., _T]
 
 
 @contextlib.contextmanager
-def _lowering_for(platforms: Sequence[str], devices: int | None, operands: Sequence[jax.Array]) -> Iterator[None]:
+def _lowering_for(platforms: Sequence[str], operands: Sequence[jax.Array], *, one_device: bool) -> Iterator[None]:
     platform = platforms[0] if len(platforms) == 1 else None
     sizes = [size for x in operands for size in x.shape]
     # Where an array is empty, XLA removes what uses it, and finds operands that are not used.
     one_kernel = ONE_KERNEL and platform == "cpu" and is_known(*sizes) and 0 not in sizes
-    token = _lowering.set(_Lowering(platform, one_kernel, one_device=devices == 1))
+    token = _lowering.set(_Lowering(platform, one_kernel, one_device))
     try:
         yield
     finally:
@@ -168,12 +168,15 @@ batching.fancy_primitive_batchers[_by_platform] = _batched
 
 
 def _lowered(context: mlir.LoweringRuleContext, *operands: Any, forms: _Forms, results: ClosedJaxpr) -> Any:  # noqa: ARG001
-    platforms = context.platforms or context.module_context.platforms
+    module = context.module_context
+    platforms = context.platforms or module.platforms
     mine = {name: form for name, form in forms if name in (_DEFAULT, *platforms)}
-    devices = getattr(context.module_context.axis_context, "num_devices", None)
+    # A program that is exported for one device may be called on a batch that is sharded over several.
+    exported = module.lowering_parameters.for_export
+    one_device = getattr(module.axis_context, "num_devices", None) == 1 and not exported
 
     def run(*operands: jax.Array) -> list[jax.Array]:
-        with _lowering_for(platforms, devices, operands):
+        with _lowering_for(platforms, operands, one_device=one_device):
             if len(platforms) > 1:
                 return lax.platform_dependent(*operands, **mine)
             return mine.get(platforms[0], mine[_DEFAULT])(*operands)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from meshes import collectives, mesh_of
@@ -208,6 +209,21 @@ def test_nothing_is_said_where_the_compiler_alone_knows_the_mesh(function, class
     shardings = [NamedSharding(mesh, spec) for spec in specs]
     gradient = jax.jit(jax.grad(functools.partial(function, reduction="sum")), in_shardings=shardings)
     assert collectives(gradient.lower(*shapes).compile()) == []
+
+
+@pytest.mark.parametrize("classes", [8, 256])
+def test_a_program_that_was_exported_for_one_device_serves_a_sharded_batch(classes):
+    mesh = mesh_of(AxisType.Auto, data=8)
+    problem = PROBLEM[0][:, :, :classes], *PROBLEM[1:]
+    gradient = jax.jit(jax.grad(functools.partial(jaxctc.ctc_loss_with_logits, reduction="sum")))
+    want = gradient(*problem)
+    exported = export.export(gradient)(*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in problem))
+    assert exported.nr_devices == 1
+    specs = P(None, "data"), P("data"), P("data"), P("data")
+    sharded = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(problem, specs, strict=True)]
+    compiled = jax.jit(exported.call).lower(*sharded).compile()
+    assert collectives(compiled) == []
+    np.testing.assert_allclose(compiled(*sharded), want, rtol=1e-6, atol=1e-7)
 
 
 @every_type
