@@ -52,8 +52,9 @@ def _log1p(x: Float[Array, " N"]) -> Float[Array, " N"]:
     if x.dtype == jnp.float64:
         return jnp.log1p(x)
     z = x / (2 + x)
-    square = z * z
-    return 2 * z * (1 + square * (1 / 3 + square * (1 / 5 + square * (1 / 7 + square * (1 / 9)))))
+    square, twice = z * z, 2 * z
+    # A sum, for a product that a caller adds to something is rounded with the sum in some programs and not in others.
+    return twice + twice * square * (1 / 3 + square * (1 / 5 + square * (1 / 7 + square * (1 / 9))))
 
 
 def _sum(x: Float[Array, "steps N"]) -> Float[Array, " N"]:
