@@ -114,13 +114,12 @@ class _Segment(NamedTuple):
 
         The first `skipped` pairs of steps change nothing and are left out.
         """
+        read = _Read(emissions.blank, emissions.skip, emissions.stored_scores)
 
         def pair(j: Index, segment: _Segment) -> _Segment:
             even, odd = segment
             odd, even = _two_steps(even, j, odd, j, even, j + 1, read, first + 2 * j)
             return _Segment(even, odd)
-
-        read = _Read(emissions.blank, emissions.skip, emissions.stored_scores)
 
         return lax.fori_loop(skipped, len(self.odd.blank) - 1, pair, self._replace(even=self.even.put(skipped, state)))
 
@@ -253,8 +252,8 @@ def likelihood(
 def states_after(emissions: ScaledEmissions, initial: StateBuffers, start: Index, size: int) -> StateBuffers:
     """Return the states with which the recursion over the frames that come next begins."""
     end = _last_states(emissions, initial, start, size)
-    blank = end.read("blank", 0) * Scaled(*(x[..., -1:] for x in emissions.blank))
-    return end.write("blank", 0, blank)
+    read = _Read(emissions.blank, emissions.skip)
+    return end.write("blank", 0, read.with_blank_emission(end.read("blank", 0), emissions.steps))
 
 
 def _last_states(emissions: ScaledEmissions, initial: StateBuffers, start: Index, size: int | None) -> StateBuffers:

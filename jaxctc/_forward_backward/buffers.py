@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Complex, Float
+from jaxtyping import Array, Complex, Float, Inexact
 
 from jaxctc._forward_backward import scaled
 from jaxctc._forward_backward.scaled import Scaled, pack, unpack
@@ -98,6 +98,6 @@ def _zeros(axes: Sequence[Size]) -> tuple[int, ...]:
     return (0,) * len(axes)
 
 
-def zeros(like: Float[Array, "*rows W"], *shape: Size) -> Float[Array, "..."]:
+def zeros(like: Inexact[Array, "*rows W"], *shape: Size) -> Inexact[Array, "..."]:
     """Return zeros of this shape for each row."""
     return varying_like(like, jnp.zeros((*like.shape[:-1], *shape), like.dtype))

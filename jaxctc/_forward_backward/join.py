@@ -8,12 +8,11 @@ from jaxtyping import Array, Float, Inexact, Int
 
 from jaxctc import _platforms
 from jaxctc._forward_backward import equations, scaled
-from jaxctc._forward_backward.buffers import MARGIN, write
+from jaxctc._forward_backward.buffers import MARGIN, write, zeros
 from jaxctc._forward_backward.rows import by_direction, emissions_in_rows, in_rows
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
 from jaxctc._lattice import indexing, products
-from jaxctc._mesh import varying_like
 
 
 def flush_negligible(probability: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -70,9 +69,7 @@ def _in_a_buffer(x: Inexact[Array, "R X"]) -> Inexact[Array, "R X"]:
     Without it, XLA would compute the array again for each array that is computed from it, and LLVM would compile each
     of these computations.
     """
-    rows, columns = x.shape
-    buffer = varying_like(x, jnp.zeros((rows, columns + MARGIN), x.dtype))
-    return write(buffer, x, (0, MARGIN))[:, MARGIN:]
+    return write(zeros(x, x.shape[1] + MARGIN), x, (0, MARGIN))[:, MARGIN:]
 
 
 def _together(blank: Scaled, label: Scaled) -> Scaled:

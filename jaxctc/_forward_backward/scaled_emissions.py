@@ -185,14 +185,10 @@ def is_other(label: Float[Array, "..."], best: Float[Array, "..."]) -> Float[Arr
     return jnp.minimum(distance * distance, 1)
 
 
-def taken_out(peak: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Return what was taken out of each score of a frame with this peak.
+def peaks(emissions: ScaledEmissions) -> Float[Array, "steps N"]:
+    """Return what was taken out of the scores of each step, in no particular order of the steps.
 
     That is -inf where every path has probability zero, and NaN where the peak is NaN or +inf.
     """
-    return jnp.where(is_usable(peak), peak, peak - jnp.inf)
-
-
-def peaks(emissions: ScaledEmissions) -> Float[Array, "steps N"]:
-    """Return what was taken out of the scores of each step, in no particular order of the steps."""
-    return taken_out(emissions.peak).reshape(emissions.peak.shape[0], 2 * emissions.steps).T
+    peak = emissions.peak
+    return jnp.where(is_usable(peak), peak, peak - jnp.inf).reshape(peak.shape[0], 2 * emissions.steps).T
