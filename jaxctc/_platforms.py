@@ -19,6 +19,7 @@ from jax.interpreters import batching, mlir
 from jax.sharding import AxisType
 
 from jaxctc._sizes import is_known
+from jaxctc._tracing import in_place, jit
 
 _T = TypeVar("_T")
 _Form = Callable[..., list[jax.Array]]
@@ -111,7 +112,7 @@ def in_one_kernel(function: Callable[..., _T]) -> Callable[..., _T]:
 
 def _called(function: Callable[..., _T], **attributes: str) -> Callable[..., _T]:
     # Attributes of its results become those of the call. Without them XLA would inline it.
-    return lambda *operands: set_xla_metadata(jax.jit(function)(*operands), inlineable="false", **attributes)
+    return lambda *operands: set_xla_metadata(jit(function)(*operands), inlineable="false", **attributes)
 
 
 @contextlib.contextmanager
@@ -122,7 +123,8 @@ def _lowering_for(platforms: Sequence[str], operands: Sequence[jax.Array], *, on
     one_kernel = ONE_KERNEL and platform == "cpu" and is_known(*sizes) and 0 not in sizes
     token = _lowering.set(_Lowering(platform, one_kernel, one_device))
     try:
-        yield
+        with in_place():
+            yield
     finally:
         _lowering.reset(token)
 

@@ -7,10 +7,15 @@ not known. The program of known sizes is the same as without this module.
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jaxtyping import Array, Int
 
 Size: TypeAlias = int | Any
 """A number, or the symbolic size of `jax.export`, whose type is private to JAX."""
+Index: TypeAlias = Size | Int[Array, ""]
+"""A number that says where in an axis, which may be known when the program runs."""
 
 LARGEST_INDEX = 2**31 - 1
 """The largest number that an index of int32 can be."""
@@ -37,3 +42,8 @@ def smaller(size: Size, other: Size) -> Size:
 def larger(size: Size, other: Size) -> Size:
     """Return the larger size, which is symbolic where the two cannot be compared."""
     return max(size, other) if is_known(size, other) else jax.core.max_dim(size, other)
+
+
+def as_int32(index: Index) -> np.int32 | Int[Array, ""]:
+    """Return the index in the one type that all have, whatever type a caller or a loop has given it."""
+    return np.int32(index) if isinstance(index, int) else lax.convert_element_type(jnp.asarray(index), jnp.int32)

@@ -35,8 +35,9 @@ from jaxctc._forward_backward.join import Join, flush_negligible, join_direction
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
 from jaxctc._lattice import indexing, reductions
-from jaxctc._lattice.frame_map import Index
-from jaxctc._sizes import Size
+from jaxctc._sizes import Index, Size
+from jaxctc._slices import put_in_axis, read_in_axis
+from jaxctc._tracing import fori_loop, jit
 
 Scatter: TypeAlias = Callable[..., Float[Array, "N 2 K X"]]
 """A function of the labels' posterior (N, 2, K, W) and, where there is a choice, of the precision of a product."""
@@ -84,7 +85,7 @@ def _step(
     return target.write("label", j, finish(label))
 
 
-@jax.jit  # traced and lowered once, however often it is called
+@jit  # traced and lowered once, however often it is called
 def _two_steps(
     source: StateBuffers,
     k: Index,
@@ -121,7 +122,7 @@ class _Segment(NamedTuple):
             odd, even = _two_steps(even, j, odd, j, even, j + 1, read, first + 2 * j)
             return _Segment(even, odd)
 
-        return lax.fori_loop(skipped, len(self.odd.blank) - 1, pair, self._replace(even=self.even.put(skipped, state)))
+        return fori_loop(skipped, len(self.odd.blank) - 1, pair, self._replace(even=self.even.put(skipped, state)))
 
 
 class Posterior(NamedTuple):
@@ -158,7 +159,7 @@ class _BackwardPass(NamedTuple):
         """Return the same with odd states in the place of even ones, and even ones in the place of odd ones."""
         return self._replace(even=self.odd, odd=self.even, of_label=self.of_label[::-1])
 
-    @jax.jit  # traced and lowered once, however often it is called
+    @jit  # traced and lowered once, however often it is called
     def backward_step(
         self, j: Index, before: StateBuffers, after: StateBuffers, a: Index, read: _Read, k: Index
     ) -> "_BackwardPass":
@@ -184,7 +185,7 @@ class _BackwardPass(NamedTuple):
         staying, _ = scaled.split(lax.real(x := of_blank[..., :columns]), lax.imag(x))
         _, arriving = scaled.split(lax.real(x := of_blank[..., 1 : columns + 1]), lax.imag(x))
 
-        where = jnp.where(k == 0, steps - 1, k - 1)
+        where = jnp.where(k == 0, steps - 1, k + -1)
         labels = put_step(self.label, where, flush_negligible(self_loop + arriving))
         before_step = flush_negligible(equations.back_in_blank(staying, entered, read.skip))
         even = put_step(self.even, j, before_step)
@@ -204,7 +205,7 @@ class _BackwardPass(NamedTuple):
             backward = backward.swapped().backward_step(j, odd, even, j + 1, read, first + 2 * j + 1).swapped()
             return backward.backward_step(j, even, odd, j, read, first + 2 * j)
 
-        found = lax.fori_loop(0, half - skipped, pair, initial)
+        found = fori_loop(0, half - skipped, pair, initial)
         return found._replace(blank=of_step(found.even, 0))
 
     def blank_posteriors(
@@ -270,12 +271,12 @@ def _last_states(emissions: ScaledEmissions, initial: StateBuffers, start: Index
 
         read = _Read(at.blank, at.skip, at.stored_scores)
 
-        return lax.fori_loop(_skipped(start, s * size), size // 2, pair, states)
+        return fori_loop(_skipped(start, s * size), size // 2, pair, states)
 
     states = initial, empty_states(emissions, 1)
     if size == emissions.steps:
         return segment(0, states)[0]
-    return lax.fori_loop(start // size, emissions.steps // size, segment, states)[0]
+    return fori_loop(start // size, emissions.steps // size, segment, states)[0]
 
 
 def _joined(end: StateBuffers, emissions: ScaledEmissions) -> Join:
@@ -342,7 +343,7 @@ def _forward_pass(
 
     first, count = start // size, emissions.steps // size
     checkpoints = empty_states(emissions, count + 1).put(first, initial)
-    return lax.fori_loop(first, count, segment_forward, (segment, checkpoints))
+    return fori_loop(first, count, segment_forward, (segment, checkpoints))
 
 
 def _backward_pass(
@@ -388,11 +389,11 @@ def _backward_pass(
         backward = backward.backward_steps(segment, at, first, skipped)
         label = None
         if recompute:
-            label = scatter(lax.dynamic_slice_in_dim(backward.label, first, size, axis=-2))
+            label = scatter(read_in_axis(backward.label, first, size, axis=-2))
             backward = backward._replace(label=backward.label[..., :1, :])
         new = label, *backward.blank_posteriors(every_blank=every_blank)
         axis = last.ndim - 1
-        found = jax.tree.map(lambda x, y: lax.dynamic_update_slice_in_dim(x, y, s * size, axis), found, new)
+        found = jax.tree.map(lambda x, y: put_in_axis(x, y, s * size, axis), found, new)
         return segment, backward, found
 
     # The posterior overwrites the scores, if these are stored.
@@ -402,8 +403,8 @@ def _backward_pass(
     label = zeros(last, steps, jax.eval_shape(scatter, labels).shape[-1]) if recompute else None
     each = zeros(last, steps, last.shape[-1]) if every_blank else None
     carry = segment, backward, (label, zeros(last, steps), each)
-    _, backward, (label, *blanks) = lax.fori_loop(0, count - start // size, back, carry)
-    return Posterior(scatter(_with_last(backward.label, join)) if label is None else label, *blanks)
+    _, backward, (label, blank, each) = fori_loop(0, count - start // size, back, carry)
+    return Posterior(scatter(_with_last(backward.label, join)) if label is None else label, blank, each)
 
 
 def _with_last(label: Float[Array, "*rows M W"], join: Join) -> Float[Array, "*rows M W"]:

@@ -10,16 +10,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Complex, Float, Inexact
 
 from jaxctc._forward_backward import scaled
 from jaxctc._forward_backward.scaled import Scaled, pack, unpack
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
-from jaxctc._lattice.frame_map import Index
 from jaxctc._mesh import varying_like
-from jaxctc._sizes import Size
+from jaxctc._sizes import Index, Size
+from jaxctc._slices import put, read
 
 MARGIN = 8
 """Columns of zeros before the first one; as many as a vector register holds, so that the other columns stay aligned."""
@@ -77,21 +76,6 @@ def put_step(x: Float[Array, "*rows M W"], i: Index, value: Float[Array, "*rows 
 def write(buffer: Array, value: Array, where: tuple[Index, ...]) -> Array:
     """Write the value in place. The barrier keeps XLA from computing the value again for each of its readers."""
     return lax.optimization_barrier(put(buffer, value, where))
-
-
-def put(buffer: Array, value: Array, where: tuple[Index, ...]) -> Array:
-    return lax.dynamic_update_slice(buffer, value, _place(where), allow_negative_indices=False)
-
-
-def read(buffer: Array, where: tuple[Index, ...], size: tuple[Size, ...]) -> Array:
-    return lax.dynamic_slice(buffer, _place(where), size, allow_negative_indices=False)
-
-
-def _place(where: tuple[Index, ...]) -> tuple[np.int32 | Array, ...]:
-    """Return the indices in one type, whatever type the loops have given to each."""
-    return tuple(
-        np.int32(i) if isinstance(i, int) else lax.convert_element_type(jnp.asarray(i), jnp.int32) for i in where
-    )
 
 
 def _zeros(axes: Sequence[Size]) -> tuple[int, ...]:

@@ -27,8 +27,10 @@ from jaxctc._forward_backward.join import flush_negligible, join_directions
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
 from jaxctc._forward_backward.segments import step_count
-from jaxctc._lattice.frame_map import Index
 from jaxctc._mesh import varying_like
+from jaxctc._sizes import Index
+from jaxctc._slices import put_in_axis
+from jaxctc._tracing import fori_loop, scan
 from jaxctc._types import LOG_ZERO
 
 _STEPS = 2
@@ -79,7 +81,7 @@ class _Stored(NamedTuple):
     def write(self, first: Index, found: Sequence[tuple[Array, Array]]) -> "_Stored":
         """Return a copy in which `found` replaces what is stored of the steps from `first` on."""
         rows = (jnp.stack(x, axis=2) for x in zip(*found, strict=True))
-        return _Stored(*(lax.dynamic_update_slice_in_dim(x, y, first, axis=2) for x, y in zip(self, rows, strict=True)))
+        return _Stored(*(put_in_axis(x, y, first, axis=2) for x, y in zip(self, rows, strict=True)))
 
 
 def turn_size(frames: int) -> int:
@@ -101,7 +103,7 @@ def likelihood(emissions: ScaledEmissions, size: int) -> Scaled:
     def turn(i: Index, states: _States) -> _States:
         return _forward_steps(emissions, i * size, size, states)[0]
 
-    states = lax.fori_loop(0, emissions.steps // size, turn, _initial_states(emissions))
+    states = fori_loop(0, emissions.steps // size, turn, _initial_states(emissions))
     return join_directions(states.blank, states.label, emissions).likelihood
 
 
@@ -117,7 +119,7 @@ def posterior(
         states, fractions = _forward_steps(emissions._replace(scores=stored.label), i * size, size, states)
         return states, stored.write(i * size, fractions)
 
-    states, stored = lax.fori_loop(0, turns, onward, (_initial_states(emissions), stored))
+    states, stored = fori_loop(0, turns, onward, (_initial_states(emissions), stored))
     join = join_directions(states.blank, states.label, emissions)
 
     def back(n: Index, carry: tuple[_Occupancy, _Stored]) -> tuple[_Occupancy, _Stored]:
@@ -126,7 +128,7 @@ def posterior(
         occupancy, found = _backward_steps(emissions.skip, stored, first, size, occupancy)
         return occupancy, stored.write(first, found)
 
-    _, (label, blank) = lax.fori_loop(0, turns, back, (_Occupancy(join.label, join.blank), stored))
+    _, (label, blank) = fori_loop(0, turns, back, (_Occupancy(join.label, join.blank), stored))
     # The blanks are added up before the scatter, whose result then takes their memory if nobody asks for each blank.
     label, of_blanks = lax.optimization_barrier((label, blank.sum(axis=3)))
     return join.likelihood, Posterior(scatter(label), of_blanks, blank if every_blank else None)
@@ -159,7 +161,7 @@ def _forward_steps(
         return lax.optimization_barrier((states, found))
 
     numbers = jnp.arange(count // _STEPS, dtype=jnp.int32)
-    states, found = lax.scan(kernel, states, numbers, unroll=True)
+    states, found = scan(kernel, states, numbers, unroll=True)
     return states, _one_by_one(found)
 
 
@@ -194,7 +196,7 @@ def _backward_steps(
         return lax.optimization_barrier((occupancy, found[::-1]))
 
     numbers = jnp.arange(count // _STEPS, dtype=jnp.int32)
-    occupancy, found = lax.scan(kernel, occupancy, numbers, reverse=True, unroll=True)
+    occupancy, found = scan(kernel, occupancy, numbers, reverse=True, unroll=True)
     return occupancy, _one_by_one(found)
 
 

@@ -13,10 +13,10 @@ from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
 from jaxctc._forward_backward.segments import segment_size, step_count
 from jaxctc._lattice import lattices, outcome
-from jaxctc._lattice.frame_map import Index, build_frame_map
+from jaxctc._lattice.frame_map import build_frame_map
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, frames_first, frames_of
 from jaxctc._lattice.to_frames import ToFrames
-from jaxctc._sizes import Size, is_known
+from jaxctc._sizes import Index, Size, is_known
 from jaxctc._types import LOG_ZERO, Request
 
 

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Complex, Float
 
@@ -82,8 +83,9 @@ def renormalized(a: Scaled) -> Scaled:
     digits, bias, integer = _float_format(a.mantissa.dtype)
     power = lax.bitcast_convert_type(1 + a.mantissa, integer) & ~((1 << digits) - 1)
     scale = lax.bitcast_convert_type((2 * bias << digits) - power, a.mantissa.dtype)  # 1 over the power
-    shift = (power >> digits) - bias
-    return Scaled(a.mantissa * scale + (scale - 1), a.exponent + shift.astype(a.exponent.dtype))
+    # XLA would make additions of subtractions, in another run of its simplifications.
+    shift = (power >> digits) + -bias
+    return Scaled(a.mantissa * scale + (scale + -1), a.exponent + shift.astype(a.exponent.dtype))
 
 
 def fraction(part: Scaled, whole: Scaled) -> Float[Array, "..."]:
@@ -165,11 +167,11 @@ class _FloatFormat(NamedTuple):
     digits: int
     bias: int
     integer: type
-    """The integer type of the same width."""
+    """The integer type of the same width, NumPy's."""
 
 
 def _float_format(dtype: jnp.dtype) -> _FloatFormat:
-    return _FloatFormat(52, 1023, jnp.int64) if dtype == jnp.float64 else _FloatFormat(23, 127, jnp.int32)
+    return _FloatFormat(52, 1023, np.int64) if dtype == jnp.float64 else _FloatFormat(23, 127, np.int32)
 
 
 def _min_exponent(a: Scaled) -> int:
@@ -178,7 +180,7 @@ def _min_exponent(a: Scaled) -> int:
 
 
 def _min(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
-    return lax.select(a < b, a, b)
+    return lax.select(lax.lt(a, b), a, b)
 
 
 def _powers(
@@ -186,7 +188,7 @@ def _powers(
 ) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
     """Return the larger of two exponents, and the power of two of each number in units of that of the larger one."""
     exponent = maximum(a.exponent, b.exponent)
-    mine, others = (_power_of_two(x.exponent - exponent, maximum, least) for x in (a, b))
+    mine, others = (_power_of_two(lax.sub(x.exponent, exponent), maximum, least) for x in (a, b))
     return exponent, mine, others
 
 
@@ -199,8 +201,8 @@ def _sum(
     minimum: Callable[[Array, Array], Array] = _min,
 ) -> Scaled:
     """Return a + b. Of their two powers the larger one is 1, which is the leading one of the sum."""
-    smaller = b.mantissa * power_of_b + minimum(power_of_a, power_of_b)
-    return Scaled(a.mantissa * power_of_a + smaller, exponent)
+    smaller = lax.add(lax.mul(b.mantissa, power_of_b), minimum(power_of_a, power_of_b))
+    return Scaled(lax.add(lax.mul(a.mantissa, power_of_a), smaller), exponent)
 
 
 def _power_of_two(
@@ -213,6 +215,6 @@ def _power_of_two(
     Adding 1.5 * 2**digits leaves the whole number in the lowest bits, where it is shifted into place.
     """
     digits, bias, integer = _float_format(exponent.dtype)
-    exponent = maximum(exponent, jnp.full_like(exponent, -bias if least is None else least))
-    bits = lax.bitcast_convert_type(exponent + (1.5 * 2**digits + bias), integer)
-    return lax.bitcast_convert_type(bits << digits, exponent.dtype)
+    exponent = maximum(exponent, lax.full_like(exponent, -bias if least is None else least))
+    bits = lax.bitcast_convert_type(lax.add(exponent, exponent.dtype.type(1.5 * 2**digits + bias)), integer)
+    return lax.bitcast_convert_type(lax.shift_left(bits, integer(digits)), exponent.dtype)

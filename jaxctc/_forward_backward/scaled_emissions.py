@@ -16,10 +16,11 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxctc._forward_backward import scaled
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._lattice import indexing, lattices
-from jaxctc._lattice.frame_map import FrameMap, Index
+from jaxctc._lattice.frame_map import FrameMap
 from jaxctc._lattice.label_scores import Fetched, LabelScores
 from jaxctc._lattice.lattices import Lattice, accumulation_dtype, has_label
-from jaxctc._sizes import Size, is_at_most
+from jaxctc._sizes import Index, Size, is_at_most
+from jaxctc._slices import read_in_axis
 from jaxctc._types import LOG_ZERO, Request
 
 LOG2_E = 1.4426950408889634
@@ -65,9 +66,9 @@ class ScaledEmissions(NamedTuple):
 
     def cut(self, first: Index, size: int) -> "ScaledEmissions":
         """Return the emissions of these steps alone, with their scores stored."""
-        blank = Scaled(*(lax.dynamic_slice_in_dim(x, first, size + 1, axis=-1) for x in self.blank))
+        blank = Scaled(*(read_in_axis(x, first, size + 1, axis=-1) for x in self.blank))
         scores = (
-            lax.dynamic_slice_in_dim(self.stored_scores, first, size, axis=-2)
+            read_in_axis(self.stored_scores, first, size, axis=-2)
             if self.recompute_scores is None
             else self.recompute_scores(first, size)
         )
@@ -118,16 +119,21 @@ def build_emissions(
         log2_ratio, per_frame = _scale_rows(fetch(frame_map), class_of_column, lattice.target_lengths, frame_map)
         return (log2_ratio if keep else None), per_frame
 
+    def nothing() -> tuple[Array | None, _PerFrame]:
+        none, columns = jnp.zeros(frame_map.frame_or_none.shape, dtype), labels.shape[2]
+        scores = jnp.zeros((*none.shape, columns), dtype) if keep else None
+        return scores, _PerFrame(none, none, none)
+
     if block in (None, count) or is_at_most(frame_map.frame.size * labels.shape[2] * dtype.itemsize, _SMALL):
         kept, per_frame = compute(label_scores.fetch, frame_map)
     elif keep:
         # A TPU reads all frames at once, because it can then take slices.
         kept, per_frame = indexing.on_tpu(
             lambda: compute(label_scores.multiplied, frame_map),
-            lambda: frame_map.in_blocks(functools.partial(compute, label_scores.gathered), block, start),
+            lambda: frame_map.in_blocks(functools.partial(compute, label_scores.gathered), nothing(), block, start),
         )
     else:
-        kept, per_frame = frame_map.in_blocks(functools.partial(compute, label_scores.fetch), block, start)
+        kept, per_frame = frame_map.in_blocks(functools.partial(compute, label_scores.fetch), nothing(), block, start)
 
     def recomputed_scores(first: Index, size: int) -> Float[Array, "N 2 K W"]:
         part = frame_map.part(first, size)

@@ -32,8 +32,8 @@ from jaxctc._kernels import gpu_passes, warpgroup
 from jaxctc._kernels.gpu_direction import Direction
 from jaxctc._kernels.gpu_layout import Cut, KernelInputs, MemoryOf, kernel_inputs
 from jaxctc._kernels.warpgroup import Ref, Warpgroup
-from jaxctc._lattice.frame_map import Index
 from jaxctc._mesh import on_each_device
+from jaxctc._sizes import Index
 
 PRECISION = lax.DotAlgorithmPreset.BF16_BF16_F32_X6
 """The precision of products with a matrix of ones and zeros that select values: three numbers of 8 bits hold all 24 of

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
 from jaxctc._kernels import warpgroup
 from jaxctc._kernels.step import RENORMALIZE_EVERY
-from jaxctc._lattice.frame_map import Index
+from jaxctc._sizes import Index
 from jaxctc._types import LOG_ZERO
 
 SHARED_BYTES = 224 << 10

@@ -14,8 +14,8 @@ from jaxctc._forward_backward.rows import by_direction, emissions_in_rows
 from jaxctc._forward_backward.scaled import Scaled
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
 from jaxctc._lattice import indexing
-from jaxctc._lattice.frame_map import Index
 from jaxctc._mesh import mapped_over
+from jaxctc._sizes import Index
 
 _T = TypeVar("_T")
 

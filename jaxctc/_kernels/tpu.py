@@ -27,7 +27,7 @@ from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
 from jaxctc._kernels import tpu_layout, tpu_passes
 from jaxctc._kernels.step import Occupancy, States
 from jaxctc._kernels.tpu_layout import OCCUPANCY_ARRAYS, STATE_ARRAYS, Cut, Operands, block_specs
-from jaxctc._lattice.frame_map import Index
+from jaxctc._sizes import Index
 
 PRECISION = lax.Precision.HIGHEST
 """The precision of products with a matrix of ones and zeros that select values: all bits of a value count."""

@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
 from jaxctc._forward_backward.scaled_emissions import ScaledEmissions
-from jaxctc._lattice.frame_map import Index
+from jaxctc._sizes import Index
 
 SUBLANES, LANES = 8, 128
 """The shape of a register."""

@@ -7,7 +7,7 @@ short sequence starts late.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,10 @@ from jaxtyping import Array, Bool, Int
 
 from jaxctc._lattice.lattices import Lattice
 from jaxctc._mesh import varying_like
-from jaxctc._sizes import Size, larger
+from jaxctc._sizes import Index, Size, larger
+from jaxctc._slices import put_in_axis, read_in_axis
+from jaxctc._tracing import fori_loop
 
-Index: TypeAlias = Size | Int[Array, ""]
 _Steps = TypeVar("_Steps")
 
 
@@ -42,25 +43,23 @@ class FrameMap(NamedTuple):
         return self.frame_or_none >= 0
 
     def part(self, first: Index, size: int) -> "FrameMap":
-        return FrameMap(lax.dynamic_slice_in_dim(self.frame_or_none, first, size, axis=2))
+        return FrameMap(read_in_axis(self.frame_or_none, first, size, axis=2))
 
-    def in_blocks(self, function: Callable[["FrameMap"], _Steps], block: int, start: Index) -> _Steps:
+    def in_blocks(self, function: Callable[["FrameMap"], _Steps], nothing: _Steps, block: int, start: Index) -> _Steps:
         """Return what `function` returns for this map, computed for `block` steps at a time.
 
-        The third axis of its results is that of the steps. Those of blocks before step `start` are 0.
+        The third axis of its results is that of the steps. Blocks before step `start` are left as they are in
+        `nothing`, which has the shapes and types of the results.
         """
         count = self.frame_or_none.shape[2]
 
         def fill(number: Int[Array, ""], found: _Steps) -> _Steps:
             first = number * block
             part = function(self.part(first, block))
-            return jax.tree.map(lambda x, y: lax.dynamic_update_slice_in_dim(x, y, first, axis=2), found, part)
+            return jax.tree.map(lambda x, y: put_in_axis(x, y, first, axis=2), found, part)
 
-        def room(x: jax.ShapeDtypeStruct) -> Array:
-            return varying_like(self.frame_or_none, lax.full((*x.shape[:2], count, *x.shape[3:]), 0, x.dtype))
-
-        nothing = jax.tree.map(room, jax.eval_shape(function, self))
-        return lax.fori_loop(start // block, count // block, fill, nothing)
+        nothing = varying_like(self.frame_or_none, nothing)
+        return fori_loop(start // block, count // block, fill, nothing)
 
     def moved(self, by: Int[Array, "1 2 1"]) -> "FrameMap":
         """Return a map in which each direction reads frames that are `by` later."""

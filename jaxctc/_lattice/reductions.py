@@ -20,7 +20,7 @@ def maximum(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "...
 
 def larger(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return the larger number. NaN cannot occur, and a CPU needs four instructions to respect it (`jnp.maximum`)."""
-    return lax.select(a < b, b, a)
+    return lax.select(lax.lt(a, b), b, a)
 
 
 def sums(*arrays: Float[Array, "..."], axis: int = -1) -> tuple[Float[Array, "..."], ...]:

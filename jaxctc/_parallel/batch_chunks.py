@@ -10,13 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Int
 
 from jaxctc._lattice import indexing
 from jaxctc._lattice.lattices import Lattice
 from jaxctc._mesh import varying_like
 from jaxctc._sizes import is_at_most, smaller
+from jaxctc._slices import put_in_axis, read_in_axis
+from jaxctc._tracing import fori_loop
 from jaxctc._types import Request
 
 
@@ -36,10 +37,10 @@ def in_chunks(function: Callable[..., Any], request: Request) -> Callable[..., A
         most = smaller(sequences, request.sequences_at_once)
 
         def chunk_of(x: jax.Array, first: Int[Array, ""]) -> jax.Array:
-            return lax.dynamic_slice_in_dim(x, first, most, axis)
+            return read_in_axis(x, first, most, axis)
 
         def part(first: Int[Array, ""]) -> Any:
-            some = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, most), lattice)
+            some = jax.tree.map(lambda x: read_in_axis(x, first, most, 0), lattice)
             return function(indexing.taken(chunk_of, scores, first), some, *rest)
 
         def along(x: Any) -> int:
@@ -52,11 +53,11 @@ def in_chunks(function: Callable[..., Any], request: Request) -> Callable[..., A
 
         def put(i: Int[Array, ""], found: Any) -> Any:
             def into(x: Array, y: Array) -> Array:
-                return lax.dynamic_update_slice_in_dim(x, y, i * most, along(x))
+                return put_in_axis(x, y, i * most, along(x))
 
             return jax.tree.map(into, found, part(i * most))
 
         found = jax.tree.map(room, jax.eval_shape(part, jnp.int32(0)))
-        return lax.fori_loop(0, -(-sequences // most), put, found)
+        return fori_loop(0, -(-sequences // most), put, found)
 
     return call

@@ -20,9 +20,11 @@ from jaxtyping import Array, Float, Int
 from jaxctc._forward_backward import bidirectional, prepared, scaled_emissions
 from jaxctc._forward_backward.buffers import StateBuffers, initial_states
 from jaxctc._forward_backward.prepared import PreparedBatch
-from jaxctc._lattice.frame_map import Index, build_frame_map
+from jaxctc._lattice.frame_map import build_frame_map
 from jaxctc._lattice.lattices import Lattice, frames_of
 from jaxctc._mesh import varying_like
+from jaxctc._sizes import Index
+from jaxctc._tracing import fori_loop
 from jaxctc._types import Request
 
 
@@ -115,4 +117,4 @@ def _passed_on(
         backward = jnp.where(k + 1 == mirrored, lax.ppermute(end[..., 1, :], axis, back), had[..., 1, :])
         return StateBuffers(*jnp.stack([forward, backward], axis=-2))
 
-    return lax.fori_loop(0, turns, turn, initial_states(near.emissions))
+    return fori_loop(0, turns, turn, initial_states(near.emissions))
