@@ -40,6 +40,17 @@ def test_the_recursion_is_one_kernel(function, frames):
     assert len(kernels(text)) == 1
 
 
+@pytest.mark.parametrize(("classes", "loops"), [(32, 5), (2000, 2)])
+def test_states_are_stored_where_they_take_little_memory_beside_the_scores(classes, loops):
+    """Those of 400 frames, 1.6 MB: scores of 32 classes take 0.4 MB, and of 2,000 classes 26."""
+    problem = jax.ShapeDtypeStruct((400, 8, classes), jnp.float32), jax.ShapeDtypeStruct((8, 20), jnp.int32)
+    lengths = [jax.ShapeDtypeStruct((8,), jnp.int32)] * 2
+    lowered = jax.jit(jax.grad(jaxctc.ctc_loss_with_logits)).lower(*problem, *lengths)
+    text = lowered.as_text()
+    assert text[text.index("func private @loops(") :].count("stablehlo.while") == loops
+    assert lowered.compile().memory_analysis().temp_size_in_bytes < 4e6
+
+
 def test_the_gathered_scores_are_a_call():
     """Else what jax 0.10 reshapes them by is fused with what scales them, which takes three times as long."""
     text = jax.jit(jaxctc.ctc_loss).lower(*problem(30)).as_text()

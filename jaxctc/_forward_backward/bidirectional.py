@@ -161,15 +161,15 @@ class _BackwardPass(NamedTuple):
 
     @jit  # traced and lowered once, however often it is called
     def backward_step(
-        self, j: Index, before: StateBuffers, after: StateBuffers, a: Index, read: _Read, k: Index
+        self, j: Index, before: StateBuffers, after: StateBuffers, a: Index, read: _Read, k: Index, place: Index
     ) -> "_BackwardPass":
         """Return the posterior before step k, with its blanks written as number j of the even states.
 
-        The states before step k are number j of `before`, and those after it number a of `after`. For each sum of two
-        states, a product gives the part of the smaller one, and a subtraction the part of the larger one: both keep
-        their digits.
+        The states before step k are number j of `before`, and those after it number a of `after`; the labels' posterior
+        is written at `place`. For each sum of two states, a product gives the part of the smaller one, and a
+        subtraction the part of the larger one: both keep their digits.
         """
-        columns, steps = self.label.shape[-1], self.label.shape[-2]
+        columns = self.label.shape[-1]
         blank = of_step(self.odd, a)
         label = of_step(self.label, k)
         prev_label = before.read("label", j, -1)
@@ -185,8 +185,7 @@ class _BackwardPass(NamedTuple):
         staying, _ = scaled.split(lax.real(x := of_blank[..., :columns]), lax.imag(x))
         _, arriving = scaled.split(lax.real(x := of_blank[..., 1 : columns + 1]), lax.imag(x))
 
-        where = jnp.where(k == 0, steps - 1, k + -1)
-        labels = put_step(self.label, where, flush_negligible(self_loop + arriving))
+        labels = put_step(self.label, place, flush_negligible(self_loop + arriving))
         before_step = flush_negligible(equations.back_in_blank(staying, entered, read.skip))
         even = put_step(self.even, j, before_step)
         return self._replace(label=labels, even=even, of_label=(of_label, self.of_label[1]), of_blank=of_blank)
@@ -196,14 +195,16 @@ class _BackwardPass(NamedTuple):
     ) -> "_BackwardPass":
         """Run the backward pass to the state before step `first`; the first `skipped` pairs of steps are left out."""
         even, odd = segment
-        half = self.odd.shape[-2] - 1
+        half, steps = self.odd.shape[-2] - 1, self.label.shape[-2]
         initial = self._replace(even=put_step(self.even, half, self.blank))
         read = _Read(emissions.blank, emissions.skip)
 
         def pair(n: Index, backward: _BackwardPass) -> _BackwardPass:
-            j = half - 1 - n
-            backward = backward.swapped().backward_step(j, odd, even, j + 1, read, first + 2 * j + 1).swapped()
-            return backward.backward_step(j, even, odd, j, read, first + 2 * j)
+            j, after = half - 1 - n, half - n
+            k = first + 2 * j
+            backward = backward.swapped().backward_step(j, odd, even, after, read, k + 1, k).swapped()
+            # Of a subtraction XLA would make an addition, in another run of its simplifications.
+            return backward.backward_step(j, even, odd, j, read, k, jnp.where(k == 0, steps - 1, k + -1))
 
         found = fori_loop(0, half - skipped, pair, initial)
         return found._replace(blank=of_step(found.even, 0))
@@ -372,7 +373,7 @@ def _backward_pass(
 
     def back(n: Index, carry: _Back) -> _Back:
         segment, backward, found = carry
-        s = count - 1 - n
+        s, after = count - 1 - n, count - n
         skipped = _skipped(start, s * size)
         if recompute:
             # The additional step before the first one is for the posterior before the first step.
@@ -383,7 +384,7 @@ def _backward_pass(
             at, first = emissions._replace(scores=backward.label), s * size
         segment = recomputed(segment, checkpoints.at(s), at, first, skipped)
         # The posterior may have overwritten the last step's scores; the state after that step was stored.
-        segment = segment._replace(even=segment.even.put(half, checkpoints.at(s + 1)))
+        segment = segment._replace(even=segment.even.put(half, checkpoints.at(after)))
         if recompute:
             backward = backward._replace(label=put_step(at.stored_scores, first + size - 1, backward.label[..., 0, :]))
         backward = backward.backward_steps(segment, at, first, skipped)

@@ -109,7 +109,7 @@ def prepare(
     from `first` on of longer sequences, and the recursion runs over all frames that they hold.
     """
     frames, dtype = frames_of(scores, request), accumulation_dtype(scores.dtype)
-    size = request.layout.segment_steps or segment_size(frames, lattice, dtype, backward=backward)
+    size = request.layout.segment_steps or segment_size(frames, lattice, dtype, scores.shape[2], backward=backward)
     keep = request.layout.runs == "gpu_loops" or scaled_emissions.stores_scores(frames, lattice.labels.size, dtype)
     steps = step_count(frames, size)
     start = _start(steps, scores, max_input_length, request)

@@ -73,7 +73,7 @@ def exp2(x: Float[Array, "..."], floor: Callable[[Array], Array] = jnp.floor) ->
     f = x - whole
     if x.dtype == jnp.float64:
         return Scaled(jnp.expm1(f * math.log(2)), whole)
-    c1, c2, c3, c4, c5, c6 = (jnp.asarray(c, x.dtype) for c in _EXP2)
+    c1, c2, c3, c4, c5, c6 = _EXP2
     square = f * f
     return Scaled(c1 * f + square * ((c2 + c3 * f) + square * (c4 + c5 * f + square * c6)), whole)
 
