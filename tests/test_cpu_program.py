@@ -46,8 +46,7 @@ def test_states_are_stored_where_they_take_little_memory_beside_the_scores(class
     problem = jax.ShapeDtypeStruct((400, 8, classes), jnp.float32), jax.ShapeDtypeStruct((8, 20), jnp.int32)
     lengths = [jax.ShapeDtypeStruct((8,), jnp.int32)] * 2
     lowered = jax.jit(jax.grad(jaxctc.ctc_loss_with_logits)).lower(*problem, *lengths)
-    text = lowered.as_text()
-    assert text[text.index("func private @loops(") :].count("stablehlo.while") == loops
+    assert lowered.as_text().count("stablehlo.while") == loops
     assert lowered.compile().memory_analysis().temp_size_in_bytes < 4e6
 
 
